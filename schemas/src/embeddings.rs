@@ -1,0 +1,29 @@
+//! Embedding tables: one per recipe, a fixed-size vector per cell.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema};
+
+/// SQL schema that holds the embedding tables, one per recipe.
+pub const SCHEMA: &str = "embeddings";
+
+/// Row of `cells`.
+pub const CELL_ID: &str = "cell_id";
+/// The embedding; NULL where the cell could not be embedded.
+pub const VECTOR: &str = "vector";
+/// Vocabulary genes expressed in the cell: how much of it the model saw.
+pub const GENES_SEEN: &str = "genes_seen";
+
+/// Type of a vector of `dim` f32.
+pub fn vector_type(dim: usize) -> DataType {
+    DataType::FixedSizeList(Arc::new(Field::new("item", DataType::Float32, true)), dim as i32)
+}
+
+/// The table of a recipe whose vectors have `dim` numbers.
+pub fn schema(dim: usize) -> Schema {
+    Schema::new(vec![
+        Field::new(CELL_ID, DataType::UInt64, false),
+        Field::new(VECTOR, vector_type(dim), true),
+        Field::new(GENES_SEEN, DataType::UInt32, false),
+    ])
+}

@@ -1,0 +1,240 @@
+//! `expr`, the expression of one cell: `Struct<gene_id: List<UInt32>, value: List<Float32>>`.
+//!
+//! `gene_id` ascends strictly within a cell and zeros are absent, so the length of either list is the number of
+//! expressed genes. [`Profiles`] reads such a column without copying, [`ProfileBuilder`] writes one.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, StructArray};
+use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::datatypes::{DataType, Field, Fields, Float32Type, UInt32Type};
+
+/// List of gene ids inside `expr`.
+pub const GENE_ID: &str = "gene_id";
+/// List of values inside `expr`, parallel to the gene ids.
+pub const VALUE: &str = "value";
+
+/// Why a column could not be read as `expr`.
+#[derive(Debug, thiserror::Error)]
+pub enum ExprError {
+    /// The column has another type.
+    #[error("expected an expression column ({expected}) but found {found}; pass the column `expr` of `cells`")]
+    Type {
+        /// The type of `expr`.
+        expected: DataType,
+        /// What was there.
+        found: DataType,
+    },
+    /// The two lists of a cell differ in length.
+    #[error("row {row}: {genes} gene ids but {values} values in one expression")]
+    Ragged {
+        /// Row in the batch.
+        row: usize,
+        /// Length of its gene list.
+        genes: usize,
+        /// Length of its value list.
+        values: usize,
+    },
+}
+
+fn item(data_type: DataType) -> Arc<Field> {
+    Arc::new(Field::new("item", data_type, false))
+}
+
+fn struct_fields() -> Fields {
+    Fields::from(vec![
+        Field::new(GENE_ID, DataType::List(item(DataType::UInt32)), false),
+        Field::new(VALUE, DataType::List(item(DataType::Float32)), false),
+    ])
+}
+
+/// The arrow type of `expr`.
+pub fn data_type() -> DataType {
+    DataType::Struct(struct_fields())
+}
+
+/// True for every type that [`Profiles::new`] reads: nullability of the parts does not matter.
+pub fn is_expr(data_type: &DataType) -> bool {
+    let DataType::Struct(fields) = data_type else {
+        return false;
+    };
+    let part = |name: &str, of: DataType| {
+        fields.find(name).is_some_and(|(_, f)| matches!(f.data_type(), DataType::List(i) if *i.data_type() == of))
+    };
+    fields.len() == 2 && part(GENE_ID, DataType::UInt32) && part(VALUE, DataType::Float32)
+}
+
+/// One cell's expression: parallel slices, gene ids ascending.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Profile<'a> {
+    /// Genes with a value above zero.
+    pub gene_ids: &'a [u32],
+    /// Their values.
+    pub values: &'a [f32],
+}
+
+impl Profile<'_> {
+    /// The value of a gene; 0 where it is not expressed.
+    pub fn value_of(&self, gene_id: u32) -> f32 {
+        self.gene_ids.binary_search(&gene_id).map_or(0.0, |i| self.values[i])
+    }
+
+    /// Sum of all values, in f64.
+    pub fn total(&self) -> f64 {
+        self.values.iter().map(|&v| f64::from(v)).sum()
+    }
+}
+
+/// A column of expressions, read in place.
+#[derive(Debug, Clone)]
+pub struct Profiles {
+    genes: ListArray,
+    values: ListArray,
+    gene_values: ScalarBuffer<u32>,
+    value_values: ScalarBuffer<f32>,
+    nulls: Option<NullBuffer>,
+}
+
+impl Profiles {
+    /// Reads a column of type [`data_type`].
+    ///
+    /// # Errors
+    /// Another type, or lists of different lengths in one row.
+    pub fn new(column: &ArrayRef) -> Result<Self, ExprError> {
+        let wrong = || ExprError::Type { expected: data_type(), found: column.data_type().clone() };
+        if !is_expr(column.data_type()) {
+            return Err(wrong());
+        }
+        let parts = column.as_struct_opt().ok_or_else(wrong)?;
+        let list = |name: &str| parts.column_by_name(name).and_then(|c| c.as_list_opt::<i32>()).cloned();
+        let genes = list(GENE_ID).ok_or_else(wrong)?;
+        let values = list(VALUE).ok_or_else(wrong)?;
+        for row in 0..parts.len() {
+            let (g, v) = (genes.value_length(row), values.value_length(row));
+            if g != v {
+                return Err(ExprError::Ragged { row, genes: g as usize, values: v as usize });
+            }
+        }
+        let gene_values = genes.values().as_primitive_opt::<UInt32Type>().ok_or_else(wrong)?.values().clone();
+        let value_values = values.values().as_primitive_opt::<Float32Type>().ok_or_else(wrong)?.values().clone();
+        Ok(Self { gene_values, value_values, nulls: parts.logical_nulls(), genes, values })
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.genes.len()
+    }
+
+    /// True without rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The cell at a row, or `None` where the expression is NULL.
+    pub fn get(&self, row: usize) -> Option<Profile<'_>> {
+        if self.nulls.as_ref().is_some_and(|n| n.is_null(row)) {
+            return None;
+        }
+        let span = |list: &ListArray| {
+            let offsets = list.value_offsets();
+            offsets[row] as usize..offsets[row + 1] as usize
+        };
+        Some(Profile { gene_ids: &self.gene_values[span(&self.genes)], values: &self.value_values[span(&self.values)] })
+    }
+
+    /// All rows in order.
+    pub fn iter(&self) -> impl Iterator<Item = Option<Profile<'_>>> {
+        (0..self.len()).map(|row| self.get(row))
+    }
+}
+
+/// Writes a column of expressions, a cell at a time.
+#[derive(Debug)]
+pub struct ProfileBuilder {
+    offsets: Vec<i32>,
+    gene_ids: Vec<u32>,
+    values: Vec<f32>,
+    present: Vec<bool>,
+}
+
+impl Default for ProfileBuilder {
+    fn default() -> Self {
+        Self { offsets: vec![0], gene_ids: Vec::new(), values: Vec::new(), present: Vec::new() }
+    }
+}
+
+impl ProfileBuilder {
+    /// Adds a cell. The caller gives ascending gene ids without zeros.
+    pub fn push(&mut self, gene_ids: &[u32], values: &[f32]) {
+        debug_assert!(gene_ids.windows(2).all(|w| w[0] < w[1]));
+        self.gene_ids.extend_from_slice(gene_ids);
+        self.values.extend_from_slice(values);
+        self.close(true);
+    }
+
+    /// Adds a row without expression.
+    pub fn push_null(&mut self) {
+        self.close(false);
+    }
+
+    fn close(&mut self, present: bool) {
+        self.offsets.push(self.gene_ids.len() as i32);
+        self.present.push(present);
+    }
+
+    /// Number of rows so far.
+    pub fn len(&self) -> usize {
+        self.present.len()
+    }
+
+    /// True without rows.
+    pub fn is_empty(&self) -> bool {
+        self.present.is_empty()
+    }
+
+    /// Number of values so far: the size of the batch that matters for memory.
+    pub fn n_values(&self) -> usize {
+        self.values.len()
+    }
+
+    /// The column; the builder is empty again.
+    pub fn finish(&mut self) -> StructArray {
+        let done = std::mem::take(self);
+        let offsets = OffsetBuffer::new(ScalarBuffer::from(done.offsets));
+        let list = |of: DataType, values: ArrayRef| -> ArrayRef {
+            Arc::new(ListArray::new(item(of), offsets.clone(), values, None))
+        };
+        let genes = list(DataType::UInt32, Arc::new(arrow::array::UInt32Array::from(done.gene_ids)));
+        let values = list(DataType::Float32, Arc::new(arrow::array::Float32Array::from(done.values)));
+        let nulls = done.present.contains(&false).then(|| NullBuffer::from(done.present));
+        StructArray::new(struct_fields(), vec![genes, values], nulls)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_pushed_is_read_back_also_from_a_slice() {
+        let mut builder = ProfileBuilder::default();
+        builder.push(&[1, 5], &[2.0, 3.0]);
+        builder.push_null();
+        builder.push(&[], &[]);
+        builder.push(&[7], &[1.5]);
+        let column: ArrayRef = Arc::new(builder.finish());
+        let all = Profiles::new(&column).unwrap();
+        assert_eq!(all.get(0).unwrap().value_of(5), 3.0);
+        assert_eq!(all.get(0).unwrap().value_of(4), 0.0);
+        assert!(all.get(1).is_none());
+        assert_eq!(all.get(2).unwrap().total(), 0.0);
+        let tail = Profiles::new(&column.slice(2, 2)).unwrap();
+        assert_eq!(tail.get(1).unwrap(), Profile { gene_ids: &[7], values: &[1.5] });
+    }
+
+    #[test]
+    fn another_type_is_refused_by_name() {
+        let column: ArrayRef = Arc::new(arrow::array::Float32Array::from(vec![1.0]));
+        assert!(Profiles::new(&column).unwrap_err().to_string().contains("Float32"));
+    }
+}

@@ -1,0 +1,41 @@
+//! The `indexes` table: nearest-neighbour indexes and the vectors they rest on.
+
+use arrow::datatypes::{DataType, Field, Schema};
+
+/// Name of the table.
+pub const TABLE: &str = "indexes";
+
+/// Key.
+pub const NAME: &str = "name";
+/// Embedding table it was built from.
+pub const RECIPE: &str = "recipe";
+/// Version of that table.
+pub const TABLE_VERSION: &str = "table_version";
+/// `hnsw`.
+pub const KIND: &str = "kind";
+/// `cosine`.
+pub const METRIC: &str = "metric";
+/// Vectors in it.
+pub const N_VECTORS: &str = "n_vectors";
+/// Folder of its files, relative to the store.
+pub const PATH: &str = "path";
+/// SHA-256 of its manifest file.
+pub const SHA256: &str = "sha256";
+/// When it was built, UTC.
+pub const CREATED_AT: &str = "created_at";
+
+/// The table.
+pub fn schema() -> Schema {
+    let text = |name: &str| Field::new(name, DataType::Utf8, false);
+    Schema::new(vec![
+        text(NAME),
+        text(RECIPE),
+        Field::new(TABLE_VERSION, DataType::UInt64, false),
+        text(KIND),
+        text(METRIC),
+        Field::new(N_VECTORS, DataType::UInt64, false),
+        text(PATH),
+        text(SHA256),
+        text(CREATED_AT),
+    ])
+}

@@ -1,0 +1,17 @@
+//! What a cellql store is made of: its tables, the nomenclature that gives genes their identity, and the
+//! vocabularies of models.
+//!
+//! Depends on arrow alone. Knows nothing of files, storage engines, models or SQL: every other part of cellql
+//! reads names and types from here, and none is read back.
+
+pub mod cells;
+pub mod datasets;
+pub mod embeddings;
+pub mod expr;
+pub mod genes;
+pub mod indexes;
+pub mod models;
+pub mod nomenclature;
+pub mod recipe;
+pub mod suggest;
+pub mod vocabulary;

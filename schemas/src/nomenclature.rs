@@ -1,0 +1,267 @@
+//! The HGNC nomenclature: from any name of a human gene to the gene.
+//!
+//! The table is compiled in (`assets/hgnc.tsv.gz`, made by `scripts/make-nomenclature.py`), so that resolution
+//! needs no network and is the same for everyone who runs the same version.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::sync::OnceLock;
+
+const ASSET: &[u8] = include_bytes!("../assets/hgnc.tsv.gz");
+
+/// An approved gene.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gene {
+    /// Number behind `HGNC:`.
+    pub hgnc: u32,
+    /// Approved symbol.
+    pub symbol: String,
+    /// `ENSG…` without version, where HGNC gives one.
+    pub ensembl_id: Option<String>,
+    /// `protein_coding`, `lncRNA`, `tRNA`, …
+    pub biotype: String,
+    previous: Vec<String>,
+    alias: Vec<String>,
+}
+
+impl Gene {
+    /// `HGNC:5`.
+    pub fn hgnc_id(&self) -> String {
+        format!("HGNC:{}", self.hgnc)
+    }
+
+    /// True for genes of the mitochondrial genome (not for its control regions, which are no genes).
+    pub fn is_mitochondrial(&self) -> bool {
+        self.symbol.starts_with("MT-") && self.biotype != "other"
+    }
+}
+
+/// By what a name was recognised. In this order names are tried, so an approved symbol always wins over the same
+/// word as another gene's previous symbol, and that over an alias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Evidence {
+    /// Ensembl gene id, with or without version.
+    Ensembl,
+    /// Approved symbol.
+    Approved,
+    /// A symbol the gene had before.
+    Previous,
+    /// Another name in use.
+    Alias,
+}
+
+impl Evidence {
+    /// All kinds, strongest first.
+    pub const ALL: [Evidence; 4] = [Evidence::Ensembl, Evidence::Approved, Evidence::Previous, Evidence::Alias];
+
+    /// The word used in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Evidence::Ensembl => "ensembl",
+            Evidence::Approved => "approved",
+            Evidence::Previous => "previous",
+            Evidence::Alias => "alias",
+        }
+    }
+}
+
+/// What became of a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolution {
+    /// One gene: its index in [`Nomenclature::genes`].
+    Gene(usize, Evidence),
+    /// Several genes had or have this name; none is guessed.
+    Ambiguous(Vec<usize>),
+    /// No gene has or had this name.
+    Unknown,
+}
+
+#[derive(Debug, Default)]
+struct Names(HashMap<String, Vec<usize>>);
+
+impl Names {
+    fn add(&mut self, name: &str, gene: usize) {
+        let genes = self.0.entry(name.to_owned()).or_default();
+        if !genes.contains(&gene) {
+            genes.push(gene);
+        }
+    }
+
+    fn resolve(&self, name: &str, evidence: Evidence) -> Option<Resolution> {
+        let genes = self.0.get(name)?;
+        Some(match genes.as_slice() {
+            [one] => Resolution::Gene(*one, evidence),
+            many => Resolution::Ambiguous(many.to_vec()),
+        })
+    }
+}
+
+/// All approved human genes and their names.
+#[derive(Debug)]
+pub struct Nomenclature {
+    genes: Vec<Gene>,
+    date: String,
+    by_ensembl: Names,
+    by_symbol: Names,
+    by_previous: Names,
+    by_alias: Names,
+}
+
+impl Nomenclature {
+    /// The compiled-in table.
+    #[allow(clippy::expect_used, reason = "the asset is part of the program and read by its tests")]
+    pub fn hgnc() -> &'static Nomenclature {
+        static TABLE: OnceLock<Nomenclature> = OnceLock::new();
+        TABLE.get_or_init(|| {
+            let mut text = String::new();
+            flate2::read::GzDecoder::new(ASSET).read_to_string(&mut text).expect("hgnc.tsv.gz is gzip");
+            Self::parse(&text).expect("hgnc.tsv.gz has six columns")
+        })
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut date = String::new();
+        let mut genes = Vec::new();
+        for line in text.lines() {
+            if let Some(note) = line.strip_prefix('#') {
+                if let Some(day) = note.strip_prefix("date\t") {
+                    date = day.to_owned();
+                }
+                continue;
+            }
+            if line.starts_with("hgnc_id\t") {
+                continue;
+            }
+            genes.push(Self::parse_gene(line)?);
+        }
+        Some(Self::index(genes, date))
+    }
+
+    fn parse_gene(line: &str) -> Option<Gene> {
+        let mut fields = line.split('\t');
+        let hgnc = fields.next()?.parse().ok()?;
+        let mut text = || fields.next().map(str::to_owned);
+        let (symbol, ensembl, biotype, previous, alias) = (text()?, text()?, text()?, text()?, text()?);
+        let names = |list: String| list.split('|').filter(|n| !n.is_empty()).map(str::to_owned).collect();
+        Some(Gene {
+            hgnc,
+            symbol,
+            ensembl_id: (!ensembl.is_empty()).then_some(ensembl),
+            biotype,
+            previous: names(previous),
+            alias: names(alias),
+        })
+    }
+
+    fn index(genes: Vec<Gene>, date: String) -> Self {
+        let mut table = Self {
+            date,
+            by_ensembl: Names::default(),
+            by_symbol: Names::default(),
+            by_previous: Names::default(),
+            by_alias: Names::default(),
+            genes: Vec::new(),
+        };
+        for (i, gene) in genes.iter().enumerate() {
+            if let Some(id) = &gene.ensembl_id {
+                table.by_ensembl.add(id, i);
+            }
+            table.by_symbol.add(&gene.symbol, i);
+            gene.previous.iter().for_each(|n| table.by_previous.add(n, i));
+            gene.alias.iter().for_each(|n| table.by_alias.add(n, i));
+        }
+        table.genes = genes;
+        table
+    }
+
+    /// Every gene, by HGNC number.
+    pub fn genes(&self) -> &[Gene] {
+        &self.genes
+    }
+
+    /// Day the names were taken from HGNC, `2026-06-25`.
+    pub fn date(&self) -> &str {
+        &self.date
+    }
+
+    /// Resolves what a file says of a feature: an Ensembl id if it has one, then its name.
+    pub fn resolve_feature(&self, name: &str, ensembl_id: Option<&str>) -> Resolution {
+        if let Some(found) = ensembl_id.and_then(|id| self.resolve_ensembl(id)) {
+            return found;
+        }
+        self.resolve(name)
+    }
+
+    /// Resolves one name: Ensembl id, approved symbol, previous symbol, alias. Letters' case counts, since it tells
+    /// human symbols from mouse ones.
+    pub fn resolve(&self, name: &str) -> Resolution {
+        self.resolve_ensembl(name)
+            .or_else(|| self.by_symbol.resolve(name, Evidence::Approved))
+            .or_else(|| self.by_previous.resolve(name, Evidence::Previous))
+            .or_else(|| self.by_alias.resolve(name, Evidence::Alias))
+            .unwrap_or(Resolution::Unknown)
+    }
+
+    fn resolve_ensembl(&self, id: &str) -> Option<Resolution> {
+        if !id.starts_with("ENSG") {
+            return None;
+        }
+        // `ENSG00000124107.5` and Ensembl's `ENSG00000002586.20_PAR_Y`: the version and what follows is no identity.
+        let stem = id.split('.').next().unwrap_or(id);
+        self.by_ensembl.resolve(stem, Evidence::Ensembl)
+    }
+}
+
+/// True for the way other vertebrates' symbols are written (`Gad1`, `Sst`): a capital and then no further one.
+pub fn is_title_case(name: &str) -> bool {
+    let letters: Vec<char> = name.chars().filter(|c| c.is_alphabetic()).collect();
+    // Human open reading frames are the exception: C1orf43.
+    !name.contains("orf")
+        && letters.len() > 1
+        && letters[0].is_uppercase()
+        && letters[1..].iter().all(|c| c.is_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn symbol(name: &str) -> Option<(&'static str, Evidence)> {
+        let table = Nomenclature::hgnc();
+        match table.resolve(name) {
+            Resolution::Gene(i, evidence) => Some((&table.genes()[i].symbol, evidence)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn every_kind_of_name_finds_its_gene() {
+        assert_eq!(Nomenclature::hgnc().genes().len(), 44_997);
+        assert_eq!(Nomenclature::hgnc().date(), "2026-06-25");
+        assert_eq!(symbol("CXCL8"), Some(("CXCL8", Evidence::Approved)));
+        assert_eq!(symbol("IL8"), Some(("CXCL8", Evidence::Previous)));
+        assert_eq!(symbol("ENSG00000121410"), Some(("A1BG", Evidence::Ensembl)));
+        assert_eq!(symbol("ENSG00000121410.12"), Some(("A1BG", Evidence::Ensembl)));
+        assert_eq!(symbol("Sst"), None);
+        assert_eq!(symbol("no such gene"), None);
+    }
+
+    #[test]
+    fn approved_wins_over_previous_and_alias_for_every_gene() {
+        let table = Nomenclature::hgnc();
+        for (i, gene) in table.genes().iter().enumerate() {
+            assert_eq!(table.resolve(&gene.symbol), Resolution::Gene(i, Evidence::Approved));
+        }
+    }
+
+    #[test]
+    fn a_name_of_two_genes_is_not_guessed() {
+        assert!(matches!(Nomenclature::hgnc().resolve("C18orf21"), Resolution::Ambiguous(genes) if genes.len() > 1));
+    }
+
+    #[test]
+    fn mouse_case_is_recognised() {
+        assert!(is_title_case("Gad1") && is_title_case("Sst"));
+        assert!(!is_title_case("GAD1") && !is_title_case("C1orf43") && !is_title_case("A"));
+    }
+}

@@ -1,0 +1,175 @@
+//! From the features of one file to the genes of the store.
+
+use std::collections::HashMap;
+
+use cellql_schemas::nomenclature::{Evidence, Nomenclature, Resolution, is_title_case};
+
+use super::{Catalogue, Gene, GeneReport, Renamed};
+
+/// A feature as a file names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Feature {
+    /// Symbol, or whatever stands in its place.
+    pub name: String,
+    /// Ensembl gene id, where the file gives one beside the name.
+    pub ensembl_id: Option<String>,
+}
+
+impl Catalogue {
+    /// The gene of each feature, in the features' order and each used once, and the report of how it was found.
+    ///
+    /// Two features of one file never become one gene: the one that bears the approved symbol takes it, else the
+    /// one with the stronger evidence, else the first; the others keep rows of their own.
+    pub fn register(&mut self, features: &[Feature]) -> (Vec<u32>, GeneReport) {
+        let nomenclature = Nomenclature::hgnc();
+        let mut report = GeneReport { features: features.len(), ..GeneReport::default() };
+        report.title_case = features.iter().filter(|f| is_title_case(&f.name)).count();
+        let resolved: Vec<Resolution> =
+            features.iter().map(|f| nomenclature.resolve_feature(&f.name, f.ensembl_id.as_deref())).collect();
+        let winners = winners(nomenclature, features, &resolved);
+        let mut used: HashMap<(String, Option<String>), usize> = HashMap::new();
+        let ids = features
+            .iter()
+            .zip(&resolved)
+            .enumerate()
+            .map(|(i, (feature, resolution))| match resolution {
+                Resolution::Gene(gene, evidence) if winners[gene] == i => {
+                    report.found(feature, &nomenclature.genes()[*gene].symbol, *evidence);
+                    self.take_identified(nomenclature, *gene, &feature.name)
+                }
+                other => {
+                    report.not_found(nomenclature, feature, other);
+                    self.take_unidentified(feature, &mut used)
+                }
+            })
+            .collect();
+        (ids, report)
+    }
+
+    fn take_identified(&mut self, nomenclature: &Nomenclature, gene: usize, name: &str) -> u32 {
+        let id = self.identified(nomenclature, gene).unwrap_or_else(|| {
+            let new = &nomenclature.genes()[gene];
+            self.push(Gene {
+                symbol: new.symbol.clone(),
+                hgnc_id: Some(new.hgnc_id()),
+                ensembl_id: new.ensembl_id.clone(),
+                biotype: Some(new.biotype.clone()),
+                source_names: Vec::new(),
+            })
+        });
+        let names = &mut self.genes[id as usize].source_names;
+        if !names.iter().any(|n| n == name) {
+            names.push(name.to_owned());
+            self.by_source_name.entry(name.to_owned()).or_default().push(id);
+        }
+        id
+    }
+
+    /// The row of a feature without identity: the one an earlier file made for the same name, or a new one. The
+    /// second feature of the same name in one file takes the second such row.
+    fn take_unidentified(&mut self, feature: &Feature, used: &mut HashMap<(String, Option<String>), usize>) -> u32 {
+        let key = (feature.name.clone(), feature.ensembl_id.clone());
+        let nth = used.entry(key.clone()).or_insert(0);
+        let existing = self.unidentified.get(&key).and_then(|rows| rows.get(*nth)).copied();
+        *nth += 1;
+        existing.unwrap_or_else(|| {
+            self.push(Gene {
+                symbol: feature.name.clone(),
+                hgnc_id: None,
+                ensembl_id: feature.ensembl_id.clone(),
+                biotype: None,
+                source_names: vec![feature.name.clone()],
+            })
+        })
+    }
+}
+
+/// For each gene that features resolve to, the feature that takes it.
+fn winners(nomenclature: &Nomenclature, features: &[Feature], resolved: &[Resolution]) -> HashMap<usize, usize> {
+    let rank = |i: usize, gene: usize, evidence: Evidence| {
+        (features[i].name != nomenclature.genes()[gene].symbol, evidence, i)
+    };
+    let mut best: HashMap<usize, (bool, Evidence, usize)> = HashMap::new();
+    for (i, resolution) in resolved.iter().enumerate() {
+        if let Resolution::Gene(gene, evidence) = resolution {
+            let this = rank(i, *gene, *evidence);
+            let held = best.entry(*gene).or_insert(this);
+            *held = (*held).min(this);
+        }
+    }
+    best.into_iter().map(|(gene, (_, _, i))| (gene, i)).collect()
+}
+
+impl GeneReport {
+    fn found(&mut self, feature: &Feature, symbol: &str, evidence: Evidence) {
+        let renamed = || Renamed { name: feature.name.clone(), symbol: symbol.to_owned() };
+        match evidence {
+            Evidence::Ensembl => self.ensembl += 1,
+            Evidence::Approved => self.approved += 1,
+            Evidence::Previous => self.previous.push(renamed()),
+            Evidence::Alias => self.alias.push(renamed()),
+        }
+    }
+
+    fn not_found(&mut self, nomenclature: &Nomenclature, feature: &Feature, resolution: &Resolution) {
+        let symbol = |gene: usize| nomenclature.genes()[gene].symbol.clone();
+        match resolution {
+            Resolution::Gene(gene, _) => {
+                self.second.push(Renamed { name: feature.name.clone(), symbol: symbol(*gene) });
+            }
+            Resolution::Ambiguous(genes) => {
+                let symbols: Vec<String> = genes.iter().map(|g| symbol(*g)).collect();
+                self.ambiguous.push(Renamed { name: feature.name.clone(), symbol: symbols.join(", ") });
+            }
+            Resolution::Unknown => self.unknown.push(feature.name.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn features(names: &[&str]) -> Vec<Feature> {
+        names.iter().map(|n| Feature { name: (*n).to_owned(), ensembl_id: None }).collect()
+    }
+
+    #[test]
+    fn the_approved_name_takes_the_gene_and_the_other_keeps_its_own_row() {
+        let mut catalogue = Catalogue::from_nomenclature();
+        let (ids, report) = catalogue.register(&features(&["IL8", "CXCL8"]));
+        assert_eq!(catalogue.symbol(ids[1]), Some("CXCL8"));
+        assert_eq!(catalogue.symbol(ids[0]), Some("IL8"));
+        assert_ne!(ids[0], ids[1]);
+        assert_eq!(report.second, [Renamed { name: "IL8".into(), symbol: "CXCL8".into() }]);
+        assert_eq!(report.resolved(), 1);
+    }
+
+    #[test]
+    fn an_old_name_alone_is_the_gene() {
+        let mut catalogue = Catalogue::from_nomenclature();
+        let (ids, report) = catalogue.register(&features(&["IL8"]));
+        assert_eq!(ids[0], catalogue.find("CXCL8").unwrap());
+        assert_eq!(report.previous.len(), 1);
+    }
+
+    #[test]
+    fn unknown_names_are_kept_and_found_again_by_the_next_file() {
+        let mut catalogue = Catalogue::from_nomenclature();
+        let before = catalogue.len();
+        let (first, _) = catalogue.register(&features(&["x?", "x?", "y?"]));
+        let (second, _) = catalogue.register(&features(&["y?", "x?"]));
+        assert_eq!(catalogue.len(), before + 3);
+        assert_eq!(second, [first[2], first[0]]);
+        assert_ne!(first[0], first[1]);
+    }
+
+    #[test]
+    fn an_ensembl_id_decides_before_the_name() {
+        let mut catalogue = Catalogue::from_nomenclature();
+        let feature = Feature { name: "no such".into(), ensembl_id: Some("ENSG00000121410.3".into()) };
+        let (ids, report) = catalogue.register(&[feature]);
+        assert_eq!(catalogue.symbol(ids[0]), Some("A1BG"));
+        assert_eq!(report.ensembl, 1);
+    }
+}

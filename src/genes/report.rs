@@ -1,0 +1,65 @@
+//! What became of a file's gene names.
+
+use serde::{Deserialize, Serialize};
+
+/// A name and the approved symbol (or several) it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renamed {
+    /// As in the file.
+    pub name: String,
+    /// Approved.
+    pub symbol: String,
+}
+
+/// Every feature of a file is counted here exactly once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GeneReport {
+    /// Features in the file.
+    pub features: usize,
+    /// Known by Ensembl id.
+    pub ensembl: usize,
+    /// Known by approved symbol.
+    pub approved: usize,
+    /// Known by a previous symbol.
+    pub previous: Vec<Renamed>,
+    /// Known by an alias.
+    pub alias: Vec<Renamed>,
+    /// Names of a gene that another feature of the file took; each keeps a row of its own.
+    pub second: Vec<Renamed>,
+    /// Names of several genes; not guessed.
+    pub ambiguous: Vec<Renamed>,
+    /// Names of no gene.
+    pub unknown: Vec<String>,
+    /// Names written as other vertebrates' symbols are (`Gad1`).
+    pub title_case: usize,
+}
+
+impl GeneReport {
+    /// Features that became a gene.
+    pub fn resolved(&self) -> usize {
+        self.ensembl + self.approved + self.previous.len() + self.alias.len()
+    }
+
+    /// Rows of a table: what, how many, and some names.
+    pub fn rows(&self) -> Vec<(&'static str, usize, String)> {
+        let names = |list: &[Renamed]| sample(list.iter().map(|r| format!("{} → {}", r.name, r.symbol)), list.len());
+        vec![
+            ("Ensembl id", self.ensembl, String::new()),
+            ("approved symbol", self.approved, String::new()),
+            ("previous symbol", self.previous.len(), names(&self.previous)),
+            ("alias", self.alias.len(), names(&self.alias)),
+            ("second name of a gene in the file", self.second.len(), names(&self.second)),
+            ("ambiguous", self.ambiguous.len(), names(&self.ambiguous)),
+            ("unknown", self.unknown.len(), sample(self.unknown.iter().cloned(), self.unknown.len())),
+        ]
+    }
+}
+
+fn sample(names: impl Iterator<Item = String>, of: usize) -> String {
+    const SHOWN: usize = 3;
+    let mut text = names.take(SHOWN).collect::<Vec<_>>().join("; ");
+    if of > SHOWN {
+        text.push_str("; …");
+    }
+    text
+}

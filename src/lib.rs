@@ -1,0 +1,9 @@
+//! cellql: a store for single-cell transcriptomes, a foundation model inside it, and SQL over both.
+//!
+//! Data flows one way: file → block → genes → table ([`ingest`], [`genes`], [`store`]); table → batch → model →
+//! column ([`model`], [`query`]); column → index → neighbours ([`index`], [`query`]). `ARCHITECTURE.md` walks through.
+
+pub mod error;
+pub mod genes;
+pub mod ingest;
+pub mod store;

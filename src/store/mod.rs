@@ -1,0 +1,179 @@
+//! A store: a directory or object-store URI of Lance tables and files, read at one version.
+//!
+//! Lance commits one table at a time, but an ingest changes three. So the store has versions of its own: small
+//! immutable files under `_versions/`, each naming a version of every table. A reader opens the newest and sees
+//! exactly the tables it names; a writer prepares new table versions that nobody sees and then publishes one new
+//! file, which either exists whole or does not. A writer that dies leaves table versions no file names; the next
+//! writer starts again from the named ones.
+//!
+//! Depends on lance and on `schemas` for what the tables are. Knows nothing of file formats, models or SQL.
+
+mod transaction;
+mod version;
+
+pub use transaction::Transaction;
+pub use version::StoreVersion;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
+use cellql_schemas as schemas;
+use futures::TryStreamExt;
+use lance::Dataset;
+use lance::dataset::builder::DatasetBuilder;
+use lance::io::ObjectStore;
+use lance::session::Session;
+use object_store::path::Path;
+
+use crate::error::{Error, Result};
+use crate::genes::Catalogue;
+
+/// A store, open at one version.
+#[derive(Debug, Clone)]
+pub struct Store {
+    uri: String,
+    objects: Arc<ObjectStore>,
+    base: Path,
+    session: Arc<Session>,
+    version: StoreVersion,
+}
+
+impl Store {
+    /// Makes an empty store: the tables, and in `genes` every gene of the nomenclature.
+    ///
+    /// # Errors
+    /// The place already holds a store, or cannot be written.
+    pub async fn init(uri: &str) -> Result<Self> {
+        let store = Self::connect(uri).await?;
+        if version::latest(&store.objects, &store.base).await?.is_some() {
+            return Err(Error::Request(format!("{uri} already holds a cellql store")));
+        }
+        let mut transaction = store.begin("init").await?;
+        transaction.replace(schemas::genes::TABLE, Catalogue::from_nomenclature().to_batch()?).await?;
+        transaction.create(schemas::cells::TABLE, schemas::cells::schema()).await?;
+        transaction.create(schemas::datasets::TABLE, schemas::datasets::schema()).await?;
+        transaction.create(schemas::models::TABLE, schemas::models::schema()).await?;
+        transaction.create(schemas::indexes::TABLE, schemas::indexes::schema()).await?;
+        transaction.publish().await
+    }
+
+    /// Opens a store at its newest version.
+    ///
+    /// # Errors
+    /// There is no store, or a newer cellql wrote it.
+    pub async fn open(uri: &str) -> Result<Self> {
+        let mut store = Self::connect(uri).await?;
+        store.version = version::latest(&store.objects, &store.base)
+            .await?
+            .ok_or_else(|| Error::Request(format!("{uri} holds no cellql store; make one with: cellql init {uri}")))?;
+        Ok(store)
+    }
+
+    async fn connect(uri: &str) -> Result<Self> {
+        let (objects, base) = ObjectStore::from_uri(uri)
+            .await
+            .map_err(|e| Error::Request(format!("{uri} is not a place for a store: {e}")))?;
+        Ok(Self {
+            uri: uri.trim_end_matches('/').to_owned(),
+            objects,
+            base,
+            session: Arc::new(Session::default()),
+            version: StoreVersion::empty(),
+        })
+    }
+
+    /// Where it is.
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// The version it is open at.
+    pub fn version(&self) -> &StoreVersion {
+        &self.version
+    }
+
+    /// Names of its tables.
+    pub fn tables(&self) -> impl Iterator<Item = &str> {
+        self.version.tables.keys().map(String::as_str)
+    }
+
+    /// A table, at the version the store is open at.
+    ///
+    /// # Errors
+    /// No such table, or it cannot be read.
+    pub async fn table(&self, name: &str) -> Result<Arc<Dataset>> {
+        let version = *self
+            .version
+            .tables
+            .get(name)
+            .ok_or_else(|| Error::Request(format!("{}: there is no table '{name}'", self.uri)))?;
+        let table = DatasetBuilder::from_uri(self.table_uri(name))
+            .with_version(version)
+            .with_session(Arc::clone(&self.session))
+            .load()
+            .await
+            .map_err(Error::store(format!("opening table {name} of {}", self.uri)))?;
+        Ok(Arc::new(table))
+    }
+
+    /// Rows of a table that satisfy a filter, with the named columns (all where none are named).
+    ///
+    /// # Errors
+    /// The table cannot be read or the filter does not fit it.
+    pub async fn read(&self, name: &str, columns: &[&str], filter: Option<&str>) -> Result<Vec<RecordBatch>> {
+        let doing = || format!("reading table {name} of {}", self.uri);
+        let table = self.table(name).await?;
+        let mut scan = table.scan();
+        if !columns.is_empty() {
+            scan.project(columns).map_err(Error::store(doing()))?;
+        }
+        if let Some(filter) = filter {
+            scan.filter(filter).map_err(Error::store(doing()))?;
+        }
+        let stream = scan.try_into_stream().await.map_err(Error::store(doing()))?;
+        stream.try_collect().await.map_err(Error::store(doing()))
+    }
+
+    /// Every gene the store knows, by all its names.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub async fn genes(&self) -> Result<Catalogue> {
+        let batches = self.read(schemas::genes::TABLE, &[], None).await?;
+        Catalogue::from_batches(&batches)
+    }
+
+    /// Starts a change. `doing` names it in errors and in the version file.
+    ///
+    /// # Errors
+    /// Another process on this machine is writing to the store.
+    pub async fn begin(&self, doing: &str) -> Result<Transaction> {
+        Transaction::begin(self.clone(), doing).await
+    }
+
+    /// Reads a file of the store.
+    ///
+    /// # Errors
+    /// It is missing or unreadable.
+    pub async fn read_file(&self, path: &str) -> Result<Bytes> {
+        self.objects
+            .read_one_all(&self.path(path))
+            .await
+            .map_err(Error::store(format!("reading {path} of {}", self.uri)))
+    }
+
+    /// The path of a file of the store on this machine, where the store is on it.
+    pub fn local_path(&self, path: &str) -> Option<PathBuf> {
+        self.objects.is_local().then(|| PathBuf::from(format!("/{}", self.path(path))))
+    }
+
+    fn path(&self, relative: &str) -> Path {
+        relative.split('/').fold(self.base.clone(), |path, part| path.join(part))
+    }
+
+    fn table_uri(&self, name: &str) -> String {
+        format!("{}/{name}.lance", self.uri)
+    }
+}

@@ -1,0 +1,244 @@
+//! A change to a store: any number of tables and files, published as one.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::new_null_array;
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use chrono::Utc;
+use datafusion::error::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::{StreamExt, stream};
+use lance::Dataset;
+use lance::dataset::{InsertBuilder, NewColumnTransform, WriteMode, WriteParams};
+
+use super::{Store, StoreVersion, version};
+use crate::error::{Error, Result};
+
+/// A change that is being prepared. Dropped without [`Transaction::publish`], it never happened.
+#[derive(Debug)]
+pub struct Transaction {
+    store: Store,
+    doing: String,
+    next: StoreVersion,
+    // Held, not read: the lock goes with the process, however that ends.
+    _lock: Option<File>,
+}
+
+impl Transaction {
+    pub(super) async fn begin(store: Store, doing: &str) -> Result<Self> {
+        let lock = lock(&store)?;
+        // What the store was opened at may be old by now; a change starts from the newest.
+        let base = version::latest(&store.objects, &store.base).await?.unwrap_or_else(StoreVersion::empty);
+        let mut next = base.clone();
+        next.version += 1;
+        next.made_by = format!("{doing}, cellql {}", env!("CARGO_PKG_VERSION"));
+        Ok(Self { store: Store { version: base, ..store }, doing: doing.to_owned(), next, _lock: lock })
+    }
+
+    /// The store as it was when the change began.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Takes the next data set id.
+    pub fn take_dataset_id(&mut self) -> u32 {
+        let id = self.next.next_dataset_id;
+        self.next.next_dataset_id += 1;
+        id
+    }
+
+    /// First cell id that is free.
+    pub fn next_cell_id(&self) -> u64 {
+        self.next.next_cell_id
+    }
+
+    /// Takes cell ids up to, not including, `end`.
+    pub fn take_cell_ids(&mut self, end: u64) {
+        self.next.next_cell_id = self.next.next_cell_id.max(end);
+    }
+
+    /// Makes an empty table.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn create(&mut self, table: &str, schema: Schema) -> Result<()> {
+        self.replace(table, RecordBatch::new_empty(Arc::new(schema))).await
+    }
+
+    /// Writes a table anew.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn replace(&mut self, table: &str, rows: RecordBatch) -> Result<()> {
+        let schema = rows.schema();
+        let rows = RecordBatchStreamAdapter::new(schema, stream::iter([Ok(rows)]));
+        self.write(table, WriteMode::Overwrite, Box::pin(rows)).await
+    }
+
+    /// Adds rows to a table. Columns it lacks are added to it; columns the rows lack become NULL.
+    ///
+    /// # Errors
+    /// The rows' stream fails, a column has another type than in the table, or the table cannot be written.
+    pub async fn append(&mut self, table: &str, rows: SendableRecordBatchStream) -> Result<()> {
+        let rows = match self.restored(table).await? {
+            None => rows,
+            Some(mut current) => {
+                let existing = Arc::new(Schema::from(current.schema()));
+                let new: Vec<Field> = missing(&rows.schema(), &existing);
+                if !new.is_empty() {
+                    let before = current.version().version;
+                    let nulls = NewColumnTransform::AllNulls(Arc::new(Schema::new(new)));
+                    current.add_columns(nulls, None, None).await.map_err(Error::store(self.about(table)))?;
+                    self.record(table, before, &current)?;
+                }
+                conform(rows, Arc::new(Schema::from(current.schema())))
+            }
+        };
+        self.write(table, WriteMode::Append, rows).await
+    }
+
+    /// Writes a file. It must have a name of its own for every content: files are never changed.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn put_file(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let doing = Error::store(format!("writing {path} of {}", self.store.uri));
+        self.store.objects.put(&self.store.path(path), bytes).await.map_err(doing)?;
+        Ok(())
+    }
+
+    /// Makes the change visible, whole, and durable.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] where another writer published first.
+    pub async fn publish(mut self) -> Result<Store> {
+        self.next.made_at = Utc::now().to_rfc3339();
+        sync(&self.store)?;
+        if !version::publish(&self.store.objects, &self.store.base, &self.next).await? {
+            return Err(self.conflict());
+        }
+        sync(&self.store)?;
+        Ok(Store { version: self.next, ..self.store })
+    }
+
+    async fn write(&mut self, table: &str, mode: WriteMode, rows: SendableRecordBatchStream) -> Result<()> {
+        let current = self.restored(table).await?;
+        let before = current.as_ref().map_or(0, |t| t.version().version);
+        // A folder that no version names was left by a writer that died before it published.
+        let mode = if current.is_none() { WriteMode::Overwrite } else { mode };
+        let params = WriteParams { mode, session: Some(Arc::clone(&self.store.session)), ..WriteParams::default() };
+        let uri = self.store.table_uri(table);
+        let written = match current {
+            Some(current) => InsertBuilder::new(Arc::new(current)).with_params(&params).execute_stream(rows).await,
+            None => InsertBuilder::new(uri.as_str()).with_params(&params).execute_stream(rows).await,
+        };
+        let written = written.map_err(|e| self.write_error(table, e))?;
+        if before == 0 {
+            self.next.tables.insert(table.to_owned(), written.version().version);
+            return Ok(());
+        }
+        self.record(table, before, &written)
+    }
+
+    /// The table at the version this change rests on, made its newest again where a dead writer left newer ones.
+    async fn restored(&self, table: &str) -> Result<Option<Dataset>> {
+        let Some(&version) = self.next.tables.get(table) else {
+            return Ok(None);
+        };
+        let about = || Error::store(self.about(table));
+        let mut current = Dataset::open(&self.store.table_uri(table)).await.map_err(about())?;
+        if current.version().version != version {
+            current = current.checkout_version(version).await.map_err(about())?;
+            current.restore().await.map_err(about())?;
+        }
+        Ok(Some(current))
+    }
+
+    /// Notes a table's new version, if it came directly from the one before: a commit in between is another
+    /// writer's, and its rows would be taken along.
+    fn record(&mut self, table: &str, before: u64, written: &Dataset) -> Result<()> {
+        if written.version().version != before + 1 {
+            return Err(self.conflict());
+        }
+        self.next.tables.insert(table.to_owned(), written.version().version);
+        Ok(())
+    }
+
+    fn conflict(&self) -> Error {
+        Error::Conflict { store: self.store.uri.clone(), doing: self.doing.clone() }
+    }
+
+    fn about(&self, table: &str) -> String {
+        format!("{}: writing table {table} of {}", self.doing, self.store.uri)
+    }
+
+    /// An error of the rows' own stream is told as it is, not as a failure to write.
+    fn write_error(&self, table: &str, error: lance::Error) -> Error {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(this) = cause {
+            if let Some(Error::Input { file, object, problem }) = this.downcast_ref::<Error>() {
+                return Error::Input { file: file.clone(), object: object.clone(), problem: problem.clone() };
+            }
+            cause = this.source();
+        }
+        Error::store(self.about(table))(error)
+    }
+}
+
+fn missing(rows: &Schema, table: &Schema) -> Vec<Field> {
+    let absent = rows.fields().iter().filter(|f| table.field_with_name(f.name()).is_err());
+    absent.map(|f| f.as_ref().clone().with_nullable(true)).collect()
+}
+
+/// Rows with the table's columns in the table's order.
+fn conform(rows: SendableRecordBatchStream, schema: SchemaRef) -> SendableRecordBatchStream {
+    let target = Arc::clone(&schema);
+    let rows = rows.map(move |batch| {
+        let batch = batch?;
+        let columns = target.fields().iter().map(|field| {
+            let column = batch.column_by_name(field.name());
+            column.cloned().unwrap_or_else(|| new_null_array(field.data_type(), batch.num_rows()))
+        });
+        RecordBatch::try_new(Arc::clone(&target), columns.collect()).map_err(DataFusionError::from)
+    });
+    Box::pin(RecordBatchStreamAdapter::new(schema, rows))
+}
+
+fn local_folder(store: &Store) -> Option<PathBuf> {
+    store.objects.is_local().then(|| PathBuf::from(format!("/{}", store.base)))
+}
+
+/// One writer at a time on this machine. On object stores the check at publishing decides.
+fn lock(store: &Store) -> Result<Option<File>> {
+    let Some(folder) = local_folder(store) else {
+        return Ok(None);
+    };
+    let doing = || format!("locking {} for writing", store.uri);
+    std::fs::create_dir_all(&folder).map_err(Error::store(doing()))?;
+    let file = File::create(folder.join("_lock")).map_err(Error::store(doing()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Request(format!(
+            "{}: another cellql process is writing to this store; wait for it and run the command again",
+            store.uri
+        ))),
+        Err(std::fs::TryLockError::Error(error)) => Err(Error::store(doing())(error)),
+    }
+}
+
+/// Forces everything written so far to the disk: lance itself leaves that to the system.
+fn sync(store: &Store) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    if let Some(folder) = local_folder(store) {
+        let doing = || format!("flushing {} to disk", store.uri);
+        let folder = File::open(folder).map_err(Error::store(doing()))?;
+        rustix::fs::syncfs(&folder).map_err(Error::store(doing()))?;
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = store;
+    Ok(())
+}

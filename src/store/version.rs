@@ -1,0 +1,88 @@
+//! The store's version files: `_versions/00000000000000000007.json`.
+
+use std::collections::BTreeMap;
+
+use lance::io::ObjectStore;
+use object_store::path::Path;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Format of the store this program reads and writes.
+const FORMAT: u32 = 1;
+const FOLDER: &str = "_versions";
+
+/// What a store is at one version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreVersion {
+    /// Format of the store.
+    pub format: u32,
+    /// Number of the version, from 1.
+    pub version: u64,
+    /// Lance version of each table.
+    pub tables: BTreeMap<String, u64>,
+    /// The next cell's id: ids are never used twice.
+    pub next_cell_id: u64,
+    /// The next data set's id.
+    pub next_dataset_id: u32,
+    /// What made this version.
+    pub made_by: String,
+    /// When, UTC.
+    pub made_at: String,
+}
+
+impl StoreVersion {
+    pub(super) fn empty() -> Self {
+        Self {
+            format: FORMAT,
+            version: 0,
+            tables: BTreeMap::new(),
+            next_cell_id: 0,
+            next_dataset_id: 0,
+            made_by: String::new(),
+            made_at: String::new(),
+        }
+    }
+
+    fn path(&self, base: &Path) -> Path {
+        base.clone().join(FOLDER).join(format!("{:020}.json", self.version))
+    }
+}
+
+/// The newest version, or `None` where there is no store.
+pub(super) async fn latest(objects: &ObjectStore, base: &Path) -> Result<Option<StoreVersion>> {
+    let folder = base.clone().join(FOLDER);
+    let doing = || format!("reading the versions of the store in {folder}");
+    let listed = match objects.list_with_delimiter(Some(&folder)).await {
+        Ok(listed) => listed,
+        Err(lance::Error::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(Error::store(doing())(error)),
+    };
+    let names = listed.objects.iter().filter_map(|o| o.location.filename());
+    let Some(newest) = names.filter(|n| n.len() == 25 && n.ends_with(".json")).max() else {
+        return Ok(None);
+    };
+    let path = folder.clone().join(newest);
+    let bytes = objects.read_one_all(&path).await.map_err(Error::store(doing()))?;
+    let version: StoreVersion = serde_json::from_slice(&bytes).map_err(|e| {
+        Error::Request(format!("{path} is damaged ({e}); remove it to fall back to the version before"))
+    })?;
+    if version.format != FORMAT {
+        return Err(Error::Request(format!(
+            "{path}: the store has format {}, this cellql reads {FORMAT}; use a newer cellql",
+            version.format
+        )));
+    }
+    Ok(Some(version))
+}
+
+/// Makes a version the newest. False where another writer already made one of this number.
+pub(super) async fn publish(objects: &ObjectStore, base: &Path, version: &StoreVersion) -> Result<bool> {
+    let path = version.path(base);
+    let json = serde_json::to_vec_pretty(version).map_err(Error::store(format!("writing {path}")))?;
+    match objects.put_if_absent(&path, json.into()).await {
+        Ok(()) => Ok(true),
+        Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+        Err(error) => Err(Error::store(format!("writing {path}"))(error)),
+    }
+}

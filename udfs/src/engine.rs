@@ -1,0 +1,113 @@
+//! What the functions ask of the rest of the program: genes by name, embeddings, nearest neighbours.
+
+use std::fmt::Debug;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use cellql_schemas::expr::Profiles;
+use cellql_schemas::recipe::Recipe;
+use datafusion::error::DataFusionError;
+
+/// A failure, by whose it is.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The query asks for something that is not there; the message names it and what is.
+    #[error("{0}")]
+    Request(String),
+    /// The query is right but the data cannot be treated so.
+    #[error("{0}")]
+    Data(String),
+    /// Neither: our fault, or the machine's.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<EngineError> for DataFusionError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Request(_) => DataFusionError::Plan(error.to_string()),
+            EngineError::Data(_) => DataFusionError::Execution(error.to_string()),
+            EngineError::Internal(_) => DataFusionError::External(Box::new(error)),
+        }
+    }
+}
+
+/// Embeddings of a batch of cells.
+#[derive(Debug, Clone, Default)]
+pub struct Embedded {
+    /// `[cells, dim]`, row after row; rows of cells that could not be embedded hold zeros.
+    pub vectors: Vec<f32>,
+    /// Vocabulary genes expressed in each cell, `[cells]`.
+    pub genes_seen: Vec<u32>,
+    /// False for cells without an embedding, `[cells]`.
+    pub valid: Vec<bool>,
+}
+
+/// What a search starts from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Query {
+    /// A cell of the store; it is not among its own neighbours.
+    Cell(u64),
+    /// A vector of the recipe's dimension.
+    Vector(Vec<f32>),
+}
+
+/// A nearest-neighbour question.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SearchRequest {
+    /// From where.
+    pub query: Query,
+    /// How many rows.
+    pub k: usize,
+    /// SQL condition on `cells` that every answer satisfies.
+    pub filter: Option<String>,
+    /// Embedding table; `None` where the store has just one.
+    pub recipe: Option<String>,
+}
+
+/// The side of the program that holds a store and its models.
+#[async_trait]
+pub trait Engine: Debug + Send + Sync {
+    /// The gene meant by any of its names.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] for a name of no gene or of several.
+    fn gene(&self, name: &str) -> Result<u32, EngineError>;
+
+    /// The model of that name, or the one meant by none.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] for an unknown name, or none where it is not clear which.
+    fn model(&self, name: Option<&str>) -> Result<String, EngineError>;
+
+    /// Numbers in an embedding of this recipe.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] for an unknown model.
+    fn dim(&self, recipe: &Recipe) -> Result<usize, EngineError>;
+
+    /// Embeds cells. The result of a cell depends on that cell alone.
+    ///
+    /// # Errors
+    /// [`EngineError::Data`] for values the recipe's input does not allow.
+    fn embed(&self, recipe: &Recipe, cells: &Profiles) -> Result<Embedded, EngineError>;
+
+    /// Vocabulary genes expressed in each cell; `None` for a NULL expression.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] for an unknown model.
+    fn genes_seen(&self, model: &str, cells: &Profiles) -> Result<Vec<Option<u32>>, EngineError>;
+
+    /// Columns a search in `target` returns: `cell_id`, `_distance`, then obs columns.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] for something that cannot be searched.
+    fn search_schema(&self, target: &str) -> Result<SchemaRef, EngineError>;
+
+    /// Answers a search, nearest first.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] for an unknown cell, recipe or filter column.
+    async fn search(&self, request: SearchRequest) -> Result<RecordBatch, EngineError>;
+}

@@ -1,0 +1,74 @@
+//! SQL functions over single cells, for DataFusion.
+//!
+//! One file per function. What a function needs of a model or a store it asks through the traits in [`engine`], so
+//! this crate knows neither candle nor lance and can be registered in any DataFusion session.
+
+pub mod embed;
+pub mod engine;
+pub mod expression;
+pub mod genes_seen;
+pub mod log_normalise;
+pub mod named_arguments;
+mod options;
+pub mod vector_search;
+
+use std::sync::Arc;
+
+use datafusion::logical_expr::ScalarUDF;
+use datafusion::prelude::{Expr, SessionContext};
+
+use engine::Engine;
+
+/// Names and parameters of every function of this crate, in the order positional arguments are read.
+pub const PARAMETERS: &[(&str, &[&str])] = &[
+    (embed::NAME, embed::PARAMETERS),
+    (genes_seen::NAME, genes_seen::PARAMETERS),
+    (expression::NAME, expression::PARAMETERS),
+    (log_normalise::NAME, log_normalise::PARAMETERS),
+    (vector_search::NAME, vector_search::PARAMETERS),
+];
+
+/// Every scalar function, bound to an engine.
+pub fn scalar_functions(engine: &Arc<dyn Engine>) -> Vec<ScalarUDF> {
+    vec![
+        ScalarUDF::from(embed::Embed::new(Arc::clone(engine))),
+        ScalarUDF::from(genes_seen::GenesSeen::new(Arc::clone(engine))),
+        ScalarUDF::from(expression::Expression::new(Arc::clone(engine))),
+        ScalarUDF::from(log_normalise::LogNormalise::new()),
+    ]
+}
+
+/// Registers all functions in a session.
+pub fn register_all(context: &SessionContext, engine: &Arc<dyn Engine>) {
+    for function in scalar_functions(engine) {
+        context.register_udf(function);
+    }
+    context.register_udtf(vector_search::NAME, Arc::new(vector_search::VectorSearch::new(Arc::clone(engine))));
+}
+
+/// True where an expression calls a function of this crate. A storage engine must not be handed such a filter: it
+/// would run the model inside its scan, on its own terms.
+pub fn calls_our_functions(expr: &Expr) -> bool {
+    use datafusion::common::tree_node::TreeNode;
+    expr.exists(|e| Ok(matches!(e, Expr::ScalarFunction(f) if PARAMETERS.iter().any(|(name, _)| *name == f.name()))))
+        // The closure never fails.
+        .unwrap_or(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_names_collide_and_none_hides_a_function_of_datafusion() {
+        let ours: HashSet<&str> = PARAMETERS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(ours.len(), PARAMETERS.len());
+        let state = SessionContext::new().state();
+        for name in ours {
+            assert!(!state.scalar_functions().contains_key(name), "{name}");
+            assert!(!state.table_functions().contains_key(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! `log_normalise(expr)`: counts scaled to 10,000 per cell, then ln(1 + x), over every gene the cell measured.
+//!
+//! ```sql
+//! SELECT expression(log_normalise(expr), 'INS') FROM cells;
+//! ```
+
+use std::sync::Arc;
+
+use arrow::datatypes::DataType;
+use cellql_schemas::expr::{self, ProfileBuilder, Profiles};
+use datafusion::common::Result;
+use datafusion::error::DataFusionError;
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility};
+
+use crate::options;
+
+/// Name in SQL.
+pub const NAME: &str = "log_normalise";
+/// Parameters in order.
+pub const PARAMETERS: &[&str] = &["expr"];
+
+/// Counts a cell is scaled to.
+pub const TARGET_SUM: f64 = 1e4;
+
+/// The function.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct LogNormalise {
+    signature: Signature,
+}
+
+impl LogNormalise {
+    /// Makes it; it needs no engine.
+    #[allow(clippy::new_without_default, reason = "a function is made once, by name")]
+    pub fn new() -> Self {
+        Self { signature: Signature::user_defined(Volatility::Immutable) }
+    }
+}
+
+impl ScalarUDFImpl for LogNormalise {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
+        options::check_types(NAME, PARAMETERS, types, 1)
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(expr::data_type())
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let column = args.args[0].to_array(args.number_rows)?;
+        let cells = Profiles::new(&column).map_err(|e| DataFusionError::Execution(format!("{NAME}: {e}")))?;
+        let mut out = ProfileBuilder::default();
+        let mut scaled = Vec::new();
+        for cell in cells.iter() {
+            match cell {
+                None => out.push_null(),
+                Some(cell) => {
+                    let scale = TARGET_SUM / cell.total();
+                    scaled.clear();
+                    scaled.extend(cell.values.iter().map(|&v| (f64::from(v) * scale).ln_1p() as f32));
+                    out.push(cell.gene_ids, &scaled);
+                }
+            }
+        }
+        Ok(ColumnarValue::Array(Arc::new(out.finish())))
+    }
+}
