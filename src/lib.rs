@@ -5,5 +5,8 @@
 
 pub mod error;
 pub mod genes;
+pub mod index;
 pub mod ingest;
+pub mod model;
+mod simd;
 pub mod store;

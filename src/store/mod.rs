@@ -177,3 +177,8 @@ impl Store {
         format!("{}/{name}.lance", self.uri)
     }
 }
+
+/// Name of the table that holds the embeddings of a recipe.
+pub fn embedding_table(recipe: &str) -> String {
+    format!("{}/{recipe}", schemas::embeddings::SCHEMA)
+}

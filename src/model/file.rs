@@ -1,0 +1,103 @@
+//! The file of a model: safetensors with configuration and vocabulary in its header, so that one file is the model.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
+use cellql_schemas::vocabulary::Vocabulary;
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::Config;
+use crate::error::{Error, Result};
+
+/// Key of the header entry that holds [`Header`] as JSON.
+const HEADER: &str = "cellql";
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    config: Config,
+    vocabulary: Vec<String>,
+}
+
+/// A model before it is loaded: sizes, genes and named f32 tensors, named as the authors name them.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    /// Sizes.
+    pub config: Config,
+    /// Genes in order.
+    pub vocabulary: Vocabulary,
+    /// Tensors by name, without the prefix `model.`.
+    pub tensors: HashMap<String, Tensor>,
+}
+
+/// Where a model's weights come from; stands in `models` as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Provenance {
+    /// Read from a file.
+    Imported {
+        /// File name.
+        file: String,
+        /// Its SHA-256.
+        sha256: String,
+        /// Which of a checkpoint's models.
+        key: Option<String>,
+        /// What the user must know.
+        note: String,
+    },
+    /// Drawn at random.
+    Untrained {
+        /// Seed of the draw.
+        seed: u64,
+    },
+}
+
+impl Weights {
+    /// Number of weights, buffers aside.
+    pub fn parameters(&self) -> usize {
+        let is_buffer = |name: &str| name.ends_with("projection_matrix");
+        self.tensors.iter().filter(|(n, _)| !is_buffer(n)).map(|(_, t)| t.elem_count()).sum()
+    }
+}
+
+/// Serialises a model. Equal models give equal bytes, so their SHA-256 is their identity.
+///
+/// # Errors
+/// None that well-formed tensors can cause.
+pub fn encode(weights: &Weights) -> Result<(Vec<u8>, String)> {
+    let doing = || "writing the model file".to_owned();
+    let header = Header { config: weights.config.clone(), vocabulary: weights.vocabulary.names().to_vec() };
+    // A single entry: the order of several would differ from run to run, and with it the hash.
+    let header = HashMap::from([(HEADER.to_owned(), serde_json::to_string(&header).map_err(Error::store(doing()))?)]);
+    let bytes = safetensors::serialize(&weights.tensors, Some(header)).map_err(Error::store(doing()))?;
+    let sha256 = format!("{:x}", Sha256::digest(&bytes));
+    Ok((bytes, sha256))
+}
+
+/// Reads what [`encode`] wrote.
+///
+/// # Errors
+/// [`Error::Request`] naming the model where the bytes are something else.
+pub fn decode(name: &str, bytes: &[u8]) -> Result<Weights> {
+    let wrong = |why: String| Error::Request(format!("the file of model '{name}' is damaged: {why}"));
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| wrong(e.to_string()))?;
+    let header = metadata.metadata().as_ref().and_then(|m| m.get(HEADER)).ok_or_else(|| wrong("no header".into()))?;
+    let header: Header = serde_json::from_str(header).map_err(|e| wrong(e.to_string()))?;
+    let vocabulary = Vocabulary::new(header.vocabulary).map_err(|e| wrong(e.to_string()))?;
+    let tensors = tensors(bytes).map_err(|e| wrong(e.to_string()))?;
+    if vocabulary.len() != header.config.n_genes() {
+        return Err(wrong(format!("{} genes but sizes for {}", vocabulary.len(), header.config.n_genes())));
+    }
+    Ok(Weights { config: header.config, vocabulary, tensors })
+}
+
+/// The tensors of a safetensors file, floating ones as f32; others are bookkeeping and left out.
+pub(super) fn tensors(bytes: &[u8]) -> candle_core::Result<HashMap<String, Tensor>> {
+    let loaded = candle_core::safetensors::load_buffer(bytes, &Device::Cpu)?;
+    loaded
+        .into_iter()
+        .filter(|(_, t)| t.dtype().is_float())
+        .map(|(name, t)| Ok((name.trim_start_matches("model.").to_owned(), t.to_dtype(DType::F32)?)))
+        .collect()
+}

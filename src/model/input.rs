@@ -1,0 +1,107 @@
+//! From a cell's expression to the tokens the encoder reads.
+
+use std::fmt;
+
+use cellql_schemas::expr::Profile;
+use cellql_schemas::recipe::{Input, Recipe};
+use cellql_schemas::vocabulary::Placement;
+
+/// Counts a cell is scaled to before log1p.
+const TARGET_SUM: f64 = 1e4;
+
+/// Why a cell has no embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotEmbeddable {
+    /// The expression is NULL.
+    Missing,
+    /// No gene of the vocabulary is expressed.
+    NoGenes,
+    /// The depth tokens T or S are not above zero: a total of one count or less, or a depth option that makes T so.
+    NoDepth,
+}
+
+impl fmt::Display for NotEmbeddable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NotEmbeddable::Missing => "no expression",
+            NotEmbeddable::NoGenes => "no gene of the vocabulary is expressed",
+            NotEmbeddable::NoDepth => "the depth T or S is not above zero",
+        })
+    }
+}
+
+/// Values that the recipe's input does not allow.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the value {0} is no count; for log-normalised values say input => 'log', or normalise counts with log_normalise(expr)"
+)]
+pub(super) struct NotCounts(f32);
+
+/// One cell as the encoder reads it: ascending positions with values above zero, T and S last.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tokens {
+    /// Positions in the vocabulary; then N (T) and N + 1 (S).
+    pub positions: Vec<u32>,
+    /// log1p-normalised values; then T and S in log10 counts.
+    pub values: Vec<f32>,
+}
+
+impl Tokens {
+    /// Tokens, T and S included.
+    pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Never true: T and S are always there.
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
+    /// Expressed genes of the vocabulary.
+    pub fn n_genes(&self) -> usize {
+        self.positions.len().saturating_sub(2)
+    }
+}
+
+/// Aligns a cell to the vocabulary, normalises it, and adds T and S. Totals are over the vocabulary's genes.
+///
+/// # Errors
+/// Outer: [`NotCounts`]. Inner: why this cell cannot be embedded, which is no fault of the query.
+pub(super) fn align(
+    cell: Profile<'_>,
+    placement: &Placement,
+    recipe: &Recipe,
+    n_genes: usize,
+) -> Result<Result<Tokens, NotEmbeddable>, NotCounts> {
+    let mut placed: Vec<(u32, f32)> = Vec::with_capacity(cell.gene_ids.len() + 2);
+    for (&gene, &value) in cell.gene_ids.iter().zip(cell.values) {
+        if recipe.input == Input::Counts && value.fract() != 0.0 {
+            return Err(NotCounts(value));
+        }
+        if let Some(position) = placement.position(gene)
+            && value > 0.0
+        {
+            placed.push((position, value));
+        }
+    }
+    if placed.is_empty() {
+        return Ok(Err(NotEmbeddable::NoGenes));
+    }
+    placed.sort_unstable_by_key(|(position, _)| *position);
+    let total: f64 = placed.iter().map(|(_, v)| f64::from(*v)).sum();
+    if recipe.input == Input::Counts {
+        let scale = TARGET_SUM / total;
+        placed.iter_mut().for_each(|(_, v)| *v = (f64::from(*v) * scale).ln_1p() as f32);
+    }
+    let source = total.log10();
+    let target = recipe.depth.target(total, source);
+    // The encoder drops every position that is not above zero, T and S too, and pooling would take gene tokens for them.
+    let above_zero = |depth: f64| depth.is_finite() && depth as f32 > 0.0;
+    if !above_zero(source) || !above_zero(target) {
+        return Ok(Err(NotEmbeddable::NoDepth));
+    }
+    placed.push((n_genes as u32, target as f32));
+    placed.push((n_genes as u32 + 1, source as f32));
+    let (positions, values) = placed.into_iter().unzip();
+    Ok(Ok(Tokens { positions, values }))
+}

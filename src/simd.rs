@@ -1,0 +1,106 @@
+//! Loops compiled for several instruction sets and chosen at run time, and reductions whose order is fixed.
+//!
+//! Each such loop is compiled three times: for AVX-512, for AVX2, and for any CPU.
+
+/// Compiles `$body` for the widest vectors this CPU has and calls it.
+macro_rules! dispatch {
+    ($vis:vis fn $name:ident($($arg:ident : $ty:ty),* $(,)?) $(-> $out:ty)? = $body:ident) => {
+        #[allow(unsafe_code, reason = "calls a function compiled for features that were just detected")]
+        $vis fn $name($($arg: $ty),*) $(-> $out)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
+                fn wide($($arg: $ty),*) $(-> $out)? {
+                    $body($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn half($($arg: $ty),*) $(-> $out)? {
+                    $body($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                {
+                    // SAFETY: every feature `wide` is compiled for was detected (AVX-512 implies AVX2 and FMA).
+                    return unsafe { wide($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: every feature `half` is compiled for was detected.
+                    return unsafe { half($($arg),*) };
+                }
+            }
+            $body($($arg),*)
+        }
+    };
+}
+pub(crate) use dispatch;
+
+const LANES: usize = 16;
+
+/// Sum in a fixed order that vectorises: sixteen partial sums, then their sum.
+#[inline(always)]
+pub(crate) fn sum_of(values: &[f32], map: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += map(*value);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().map(|v| map(*v)).sum::<f32>()
+}
+
+/// Dot product of two slices of one length, in the same fixed order.
+#[inline(always)]
+fn dot_body(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (left, right) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest: f32 = left.remainder().iter().zip(right.remainder()).map(|(x, y)| x * y).sum();
+    for (x, y) in left.zip(right) {
+        for i in 0..LANES {
+            lanes[i] += x[i] * y[i];
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+dispatch! {
+    pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 = dot_body
+}
+
+/// Maximum; order does not matter.
+#[inline(always)]
+pub(crate) fn max_of(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = if *value > *lane { *value } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dot_product_is_one_for_every_length() {
+        for len in [1, 15, 16, 17, 48] {
+            let a: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            let exact: usize = (0..len).map(|i| i * i).sum();
+            assert_eq!(dot(&a, &a), exact as f32);
+        }
+    }
+
+    #[test]
+    fn sums_and_maxima_cover_the_remainder() {
+        let values: Vec<f32> = (0..37).map(|i| i as f32).collect();
+        assert_eq!(sum_of(&values, |v| v), 666.0);
+        assert_eq!(max_of(&values), 36.0);
+        assert_eq!(max_of(&[-3.0]), -3.0);
+    }
+}
