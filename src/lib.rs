@@ -3,10 +3,14 @@
 //! Data flows one way: file → block → genes → table ([`ingest`], [`genes`], [`store`]); table → batch → model →
 //! column ([`model`], [`query`]); column → index → neighbours ([`index`], [`query`]). `ARCHITECTURE.md` walks through.
 
+pub mod cli;
 pub mod error;
 pub mod genes;
 pub mod index;
 pub mod ingest;
+pub mod jobs;
 pub mod model;
+pub mod progress;
+pub mod query;
 mod simd;
 pub mod store;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The program `cellql`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cellql::cli::main()
+}

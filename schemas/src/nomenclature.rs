@@ -48,11 +48,14 @@ pub enum Evidence {
     Previous,
     /// Another name in use.
     Alias,
+    /// Any of these with '-' written as '.', as R's `make.names` does to column names: `HLA.A` for `HLA-A`.
+    Punctuation,
 }
 
 impl Evidence {
     /// All kinds, strongest first.
-    pub const ALL: [Evidence; 4] = [Evidence::Ensembl, Evidence::Approved, Evidence::Previous, Evidence::Alias];
+    pub const ALL: [Evidence; 5] =
+        [Evidence::Ensembl, Evidence::Approved, Evidence::Previous, Evidence::Alias, Evidence::Punctuation];
 
     /// The word used in reports.
     pub fn name(self) -> &'static str {
@@ -61,6 +64,7 @@ impl Evidence {
             Evidence::Approved => "approved",
             Evidence::Previous => "previous",
             Evidence::Alias => "alias",
+            Evidence::Punctuation => "punctuation",
         }
     }
 }
@@ -192,14 +196,30 @@ impl Nomenclature {
         self.resolve(name)
     }
 
-    /// Resolves one name: Ensembl id, approved symbol, previous symbol, alias. Letters' case counts, since it tells
-    /// human symbols from mouse ones.
+    /// Resolves one name: Ensembl id, approved symbol, previous symbol, alias, and these with dots for hyphens. Letters'
+    /// case counts, since it tells human symbols from mouse ones.
     pub fn resolve(&self, name: &str) -> Resolution {
         self.resolve_ensembl(name)
-            .or_else(|| self.by_symbol.resolve(name, Evidence::Approved))
+            .or_else(|| self.resolve_name(name))
+            .or_else(|| self.resolve_dotted(name))
+            .unwrap_or(Resolution::Unknown)
+    }
+
+    fn resolve_name(&self, name: &str) -> Option<Resolution> {
+        self.by_symbol
+            .resolve(name, Evidence::Approved)
             .or_else(|| self.by_previous.resolve(name, Evidence::Previous))
             .or_else(|| self.by_alias.resolve(name, Evidence::Alias))
-            .unwrap_or(Resolution::Unknown)
+    }
+
+    fn resolve_dotted(&self, name: &str) -> Option<Resolution> {
+        if !name.contains('.') {
+            return None;
+        }
+        Some(match self.resolve_name(&name.replace('.', "-"))? {
+            Resolution::Gene(gene, _) => Resolution::Gene(gene, Evidence::Punctuation),
+            other => other,
+        })
     }
 
     fn resolve_ensembl(&self, id: &str) -> Option<Resolution> {
@@ -242,6 +262,7 @@ mod tests {
         assert_eq!(symbol("IL8"), Some(("CXCL8", Evidence::Previous)));
         assert_eq!(symbol("ENSG00000121410"), Some(("A1BG", Evidence::Ensembl)));
         assert_eq!(symbol("ENSG00000121410.12"), Some(("A1BG", Evidence::Ensembl)));
+        assert_eq!(symbol("HLA.A"), Some(("HLA-A", Evidence::Punctuation)));
         assert_eq!(symbol("Sst"), None);
         assert_eq!(symbol("no such gene"), None);
     }

@@ -108,6 +108,7 @@ impl GeneReport {
             Evidence::Approved => self.approved += 1,
             Evidence::Previous => self.previous.push(renamed()),
             Evidence::Alias => self.alias.push(renamed()),
+            Evidence::Punctuation => self.punctuation.push(renamed()),
         }
     }
 

@@ -24,6 +24,8 @@ pub struct GeneReport {
     pub previous: Vec<Renamed>,
     /// Known by an alias.
     pub alias: Vec<Renamed>,
+    /// Known once '.' was read as '-'.
+    pub punctuation: Vec<Renamed>,
     /// Names of a gene that another feature of the file took; each keeps a row of its own.
     pub second: Vec<Renamed>,
     /// Names of several genes; not guessed.
@@ -37,7 +39,7 @@ pub struct GeneReport {
 impl GeneReport {
     /// Features that became a gene.
     pub fn resolved(&self) -> usize {
-        self.ensembl + self.approved + self.previous.len() + self.alias.len()
+        self.ensembl + self.approved + self.previous.len() + self.alias.len() + self.punctuation.len()
     }
 
     /// Rows of a table: what, how many, and some names.
@@ -48,6 +50,7 @@ impl GeneReport {
             ("approved symbol", self.approved, String::new()),
             ("previous symbol", self.previous.len(), names(&self.previous)),
             ("alias", self.alias.len(), names(&self.alias)),
+            ("name with '.' for '-'", self.punctuation.len(), names(&self.punctuation)),
             ("second name of a gene in the file", self.second.len(), names(&self.second)),
             ("ambiguous", self.ambiguous.len(), names(&self.ambiguous)),
             ("unknown", self.unknown.len(), sample(self.unknown.iter().cloned(), self.unknown.len())),

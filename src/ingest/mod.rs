@@ -33,12 +33,10 @@ use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
 use crate::genes::GeneReport;
+use crate::progress::OnProgress;
 use crate::store::{Store, Transaction};
 use block::CellSource;
 use cells::{Cells, Quality};
-
-/// Called with cells done and, where known, cells in all.
-pub type OnProgress = Arc<dyn Fn(u64, Option<u64>) + Send + Sync>;
 
 /// Share of a file's features that must become genes of the nomenclature.
 const LEAST_RESOLVED: f64 = 0.5;
@@ -48,6 +46,8 @@ const LEAST_RESOLVED: f64 = 0.5;
 pub struct IngestOptions {
     /// Name of the data set; the file's without its ending where absent.
     pub name: Option<String>,
+    /// Where the file comes from; its path where absent.
+    pub source_uri: Option<String>,
     /// Cells must express more genes than this.
     pub min_genes: u32,
     /// Take the file even where most names are no human genes.
@@ -56,7 +56,7 @@ pub struct IngestOptions {
 
 impl Default for IngestOptions {
     fn default() -> Self {
-        Self { name: None, min_genes: 200, allow_unresolved: false }
+        Self { name: None, source_uri: None, min_genes: 200, allow_unresolved: false }
     }
 }
 
@@ -72,7 +72,7 @@ pub async fn ingest(
 ) -> Result<(Store, IngestReport)> {
     let sha256 = file_sha256(file)?;
     if let Some(name) = already_there(store, &sha256).await? {
-        return Ok((store.clone(), IngestReport::already(file, name)));
+        return Ok((store.clone(), IngestReport::already(source_uri(file, options), name)));
     }
     // Whether values are counts is known for sure only at the end. Most are, so that is tried first; the first
     // value that is not starts the file over as what it is.
@@ -131,7 +131,7 @@ async fn attempt(
     appended?;
     transaction.take_cell_ids(assembly.next_cell_id());
     let report = IngestReport {
-        file: file.to_owned(),
+        source_uri: source_uri(file, options),
         name: options.name.clone().unwrap_or_else(|| stem(file)),
         dataset_id: Some(dataset_id),
         cells_read: assembly.read(),
@@ -273,6 +273,10 @@ fn file_sha256(file: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     std::io::copy(&mut handle, &mut hash).map_err(fail)?;
     Ok(format!("{:x}", hash.finalize()))
+}
+
+fn source_uri(file: &Path, options: &IngestOptions) -> String {
+    options.source_uri.clone().unwrap_or_else(|| file.display().to_string())
 }
 
 fn stem(file: &Path) -> String {

@@ -1,6 +1,5 @@
 //! What an ingest did, for people and for the table `datasets`.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, ListBuilder, StringArray, UInt32Array, UInt32Builder, UInt64Array};
@@ -16,8 +15,8 @@ use crate::genes::GeneReport;
 /// What became of a file's cells and genes.
 #[derive(Debug, Clone, Serialize)]
 pub struct IngestReport {
-    /// The file.
-    pub file: PathBuf,
+    /// Where the file comes from.
+    pub source_uri: String,
     /// Name of the data set.
     pub name: String,
     /// Its id; `None` where the same file is already in the store and nothing was done.
@@ -37,9 +36,9 @@ pub struct IngestReport {
 }
 
 impl IngestReport {
-    pub(super) fn already(file: &Path, name: String) -> Self {
+    pub(super) fn already(source_uri: String, name: String) -> Self {
         Self {
-            file: file.to_owned(),
+            source_uri,
             name,
             dataset_id: None,
             cells_read: 0,
@@ -59,7 +58,7 @@ impl IngestReport {
         let columns: Vec<ArrayRef> = vec![
             Arc::new(UInt32Array::from(vec![self.dataset_id.unwrap_or_default()])),
             text(&self.name),
-            text(&self.file.display().to_string()),
+            text(&self.source_uri),
             text(sha256),
             Arc::new(genes.finish()),
             Arc::new(UInt64Array::from(vec![self.cells_read])),

@@ -4,7 +4,8 @@
 //! github.com/biomap-research/scFoundation. This module holds the encoder; cells come in as profiles, are aligned to the
 //! vocabulary ([`input`]), packed end to end ([`batch`]), encoded ([`encoder`]) and pooled ([`pool`]).
 //!
-//! Depends on candle and `schemas`. Knows nothing of SQL, tables or storage: a model is bytes, a cell is two slices.
+//! Depends on candle and `schemas`. Knows nothing of SQL: a model is bytes, a cell is two slices. Only [`registry`], which
+//! keeps models in a store, knows of tables.
 
 mod batch;
 mod checkpoint;
@@ -15,6 +16,7 @@ mod init;
 mod input;
 mod kernels;
 mod pool;
+pub mod registry;
 
 pub use batch::DEFAULT_TOKEN_BUDGET;
 pub use checkpoint::{CheckpointKey, read_checkpoint, read_safetensors};

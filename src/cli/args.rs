@@ -1,0 +1,227 @@
+//! Verbs and flags. Help texts, usage errors and defaults all come from here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::output::Format;
+use crate::model::{CheckpointKey, Size};
+
+/// A store for single-cell transcriptomes with a foundation model and SQL inside
+#[derive(Debug, Parser)]
+#[command(name = "cellql", version, max_term_width = 110)]
+pub(super) struct Cli {
+    /// Say only what went wrong
+    #[arg(long, short, global = true)]
+    pub(super) quiet: bool,
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Make an empty store
+    Init {
+        /// Directory or object-store URI
+        store: String,
+    },
+    /// Take files of cells into a store
+    Ingest(IngestArgs),
+    /// Say what a store holds
+    Info {
+        /// Store to look into
+        store: String,
+    },
+    /// Run SQL over a store
+    Sql(SqlArgs),
+    /// Add and list models
+    Model {
+        #[command(subcommand)]
+        verb: ModelVerb,
+    },
+    /// Embed the cells of a store into a table
+    Embed(RecipeArgs),
+    /// Build and list nearest-neighbour indexes
+    Index {
+        #[command(subcommand)]
+        verb: IndexVerb,
+    },
+    /// Find the cells nearest to a cell
+    Search(SearchArgs),
+    /// Make a store of real cells with a model and an index, and show what can be asked
+    Demo {
+        /// Directory for the new store
+        store: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct IngestArgs {
+    /// Store to add to
+    pub(super) store: String,
+    /// Files: .h5ad, or dense .csv/.tsv (cells × genes, first column the barcode)
+    #[arg(required = true)]
+    pub(super) files: Vec<PathBuf>,
+    /// Name of the data set (default: the file's name)
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// Keep cells that express more genes than this
+    #[arg(long, default_value_t = 200)]
+    pub(super) min_genes: u32,
+    /// Take a file even where most of its names are no human genes
+    #[arg(long)]
+    pub(super) allow_unresolved: bool,
+    /// Write the whole report as JSON to this file
+    #[arg(long)]
+    pub(super) report: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SqlArgs {
+    /// Store to query
+    pub(super) store: String,
+    /// Statements, separated by ';'
+    #[arg(short, long, conflicts_with = "file")]
+    pub(super) command: Option<String>,
+    /// File of statements; '-' or nothing reads them from standard input
+    #[arg(short, long)]
+    pub(super) file: Option<PathBuf>,
+    /// How results are written
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(super) format: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ModelVerb {
+    /// Bring in a checkpoint: the authors' models.ckpt, cellql's own .safetensors, or other .safetensors with --config
+    Import(ImportArgs),
+    /// Make a model with untrained weights
+    Init {
+        /// Store to add to
+        store: String,
+        /// Size: 3M, 10M or 100M
+        #[arg(long)]
+        size: Size,
+        /// Seed of the weights
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Name of the model in the store
+        #[arg(long)]
+        name: String,
+    },
+    /// List the models of a store
+    List {
+        /// Store to look into
+        store: String,
+        /// How results are written
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImportArgs {
+    /// Store to add to
+    pub(super) store: String,
+    /// The checkpoint
+    pub(super) file: PathBuf,
+    /// The model's genes in order: gene_name<TAB>index
+    #[arg(long)]
+    pub(super) genes: Option<PathBuf>,
+    /// Configuration as JSON, for .safetensors without one
+    #[arg(long)]
+    pub(super) config: Option<PathBuf>,
+    /// Which model of a models.ckpt
+    #[arg(long, value_enum, default_value_t = Key::Cell)]
+    pub(super) key: Key,
+    /// Name of the model in the store
+    #[arg(long)]
+    pub(super) name: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Key {
+    Cell,
+    Rde,
+    Gene,
+}
+
+impl From<Key> for CheckpointKey {
+    fn from(key: Key) -> Self {
+        match key {
+            Key::Cell => CheckpointKey::Cell,
+            Key::Rde => CheckpointKey::Rde,
+            Key::Gene => CheckpointKey::Gene,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RecipeArgs {
+    /// Store to work on
+    pub(super) store: String,
+    /// Model (default: the only one)
+    #[arg(long)]
+    pub(super) model: Option<String>,
+    /// Pooling: all or max
+    #[arg(long, default_value = "all")]
+    pub(super) pool: String,
+    /// Target depth: t4, f2, a0.5
+    #[arg(long, default_value = "t4")]
+    pub(super) depth: String,
+    /// What the values are: counts or log
+    #[arg(long, default_value = "counts")]
+    pub(super) input: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum IndexVerb {
+    /// Embed what is not embedded yet and build an index over it
+    Build {
+        #[command(flatten)]
+        recipe: RecipeArgs,
+        /// What to index
+        #[arg(long, value_enum, default_value_t = Target::Cells)]
+        on: Target,
+        /// Name of the index (default: the recipe's)
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List the indexes of a store
+    List {
+        /// Store to look into
+        store: String,
+        /// How results are written
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Target {
+    Cells,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SearchArgs {
+    /// Store to search
+    pub(super) store: String,
+    /// Cell to start from: its cell_id
+    #[arg(long)]
+    pub(super) cell: u64,
+    /// Number of neighbours
+    #[arg(short, default_value_t = 10)]
+    pub(super) k: usize,
+    /// SQL condition the neighbours satisfy
+    #[arg(long = "where")]
+    pub(super) filter: Option<String>,
+    /// Embedding table (default: the only one)
+    #[arg(long)]
+    pub(super) recipe: Option<String>,
+    /// Columns to show beside cell_id and _distance (default: barcode and every obs column)
+    #[arg(long, value_delimiter = ',')]
+    pub(super) columns: Vec<String>,
+    /// How results are written
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(super) format: Format,
+}

@@ -1,0 +1,123 @@
+//! `cellql demo`: real cells, a model, an index, and the questions they answer.
+
+use std::io::Write;
+
+use super::args::RecipeArgs;
+use super::output::{self, Format};
+use super::talk::Talk;
+use super::{index, ingest, model};
+use crate::error::{Error, Result};
+use crate::ingest::{IngestOptions, ingest as take_in};
+use crate::model::Size;
+use crate::query::Session;
+use crate::store::Store;
+
+/// Human pancreas cells of Baron et al. 2016; see demo/README.md.
+const CELLS: &[u8] = include_bytes!("../../demo/baron_pancreas.h5ad");
+const FILE: &str = "baron_pancreas.h5ad";
+const MODEL: &str = "untrained_3m";
+
+/// What the demo asks, and why.
+const QUESTIONS: &[(&str, &str)] = &[
+    (
+        "How many cells of each type, and how much insulin and glucagon do they express?",
+        "SELECT cell_type, count(*) AS cells,
+       round(avg(expression(log_normalise(expr), 'INS')), 2) AS ins,
+       round(avg(expression(log_normalise(expr), 'GCG')), 2) AS gcg
+FROM cells GROUP BY cell_type ORDER BY cells DESC",
+    ),
+    (
+        "An embedding is a column like any other. It is computed here, for three cells:",
+        "SELECT cell_id, cell_type, genes_seen(expr) AS genes_seen, embed(expr) AS embedding
+FROM cells ORDER BY cell_id LIMIT 3",
+    ),
+    (
+        "The five cells most like a beta cell of one donor, among the other donor's:",
+        "SELECT cell_id, round(_distance, 4) AS distance, cell_type, donor_id
+FROM vector_search('cells', {cell}, k => 5, where => 'donor_id <> ''{donor}''')",
+    ),
+    (
+        "The same question in plain SQL:",
+        "SELECT e.cell_id, round(cosine_distance(e.vector, q.vector), 4) AS distance, c.cell_type, c.donor_id
+FROM embeddings e JOIN cells c USING (cell_id), embeddings q
+WHERE q.cell_id = {cell} AND c.donor_id <> '{donor}'
+ORDER BY cosine_distance(e.vector, q.vector) LIMIT 5",
+    ),
+];
+
+pub(super) async fn run(uri: &str, talk: &Talk) -> Result<()> {
+    say("# cellql init")?;
+    let store = Store::init(uri).await?;
+    say(&format!("\n# cellql ingest: {FILE}, human pancreas, Baron et al. 2016"))?;
+    let folder = tempfile::tempdir().map_err(Error::store("unpacking the demo's cells"))?;
+    let file = folder.path().join(FILE);
+    std::fs::write(&file, CELLS).map_err(Error::store("unpacking the demo's cells"))?;
+    let progress = talk.progress("reading cells", "cells");
+    let options = IngestOptions { source_uri: Some(format!("demo/{FILE}")), ..IngestOptions::default() };
+    let (store, report) = take_in(&store, &file, &options, progress).await?;
+    ingest::tell(&report, talk);
+
+    say(&format!("\n# cellql model init {uri} --size 3M --seed 0 --name {MODEL}"))?;
+    let store = model::init(&store, Size::M3, 0, MODEL, talk).await?;
+    say(&format!("\n# cellql index build {uri} --on cells --model {MODEL}"))?;
+    let recipe = RecipeArgs {
+        store: uri.to_owned(),
+        model: Some(MODEL.to_owned()),
+        pool: "all".to_owned(),
+        depth: "t4".to_owned(),
+        input: "counts".to_owned(),
+    };
+    let store = index::build_over(&store, &recipe, None, talk).await?;
+    let session = Session::open(store).await?;
+    ask(&session, talk).await?;
+    say(&format!(
+        "\nThe store is {uri}. Go on with:\n  cellql sql {uri} -c \"SELECT cell_type, count(*) FROM cells GROUP BY 1\"\n  \
+         cellql search {uri} --cell 0 -k 10"
+    ))
+}
+
+async fn ask(session: &Session, talk: &Talk) -> Result<()> {
+    let (cell, donor) = first_beta_cell(session).await?;
+    for (why, query) in QUESTIONS {
+        let query = query.replace("{cell}", &cell.to_string()).replace("{donor}", &donor);
+        show(session, why, &query).await?;
+    }
+    let votes = "SELECT cell_type, count(*) AS cells FROM vector_search('cells', {cell}, k => 10) GROUP BY cell_type ORDER BY cells DESC";
+    for kind in ["alpha", "ductal", "endothelial"] {
+        let Some(cell) = first_of_type(session, kind).await? else { continue };
+        let query = votes.replace("{cell}", &cell.to_string());
+        show(session, &format!("Types of the ten nearest neighbours of cell {cell}, a cell of type {kind}:"), &query)
+            .await?;
+    }
+    talk.notices(&crate::query::Notices { searches: Vec::new(), ..session.take_notices() });
+    Ok(())
+}
+
+async fn show(session: &Session, why: &str, query: &str) -> Result<()> {
+    say(&format!("\n# {why}\n{query};"))?;
+    output::write(session.sql(query).await?, Format::Table).await
+}
+
+async fn first_beta_cell(session: &Session) -> Result<(u64, String)> {
+    use arrow::array::AsArray;
+    use arrow::datatypes::UInt64Type;
+    let query = "SELECT cell_id, donor_id FROM cells WHERE cell_type = 'beta' ORDER BY cell_id LIMIT 1";
+    let rows = session.sql(query).await?.collect().await?;
+    let row = rows.iter().find(|b| b.num_rows() > 0);
+    let row = row.ok_or_else(|| Error::Request("the demo's cells hold no beta cell".into()))?;
+    let donor = arrow::compute::cast(row.column(1), &arrow::datatypes::DataType::Utf8)
+        .map_err(Error::store("reading the demo's cells"))?;
+    Ok((row.column(0).as_primitive::<UInt64Type>().value(0), donor.as_string::<i32>().value(0).to_owned()))
+}
+
+async fn first_of_type(session: &Session, kind: &str) -> Result<Option<u64>> {
+    use arrow::array::AsArray;
+    use arrow::datatypes::UInt64Type;
+    let query = format!("SELECT cell_id FROM cells WHERE cell_type = '{kind}' ORDER BY cell_id LIMIT 1");
+    let rows = session.sql(&query).await?.collect().await?;
+    Ok(rows.iter().find(|b| b.num_rows() > 0).map(|b| b.column(0).as_primitive::<UInt64Type>().value(0)))
+}
+
+fn say(text: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{text}").map_err(Error::store("writing to stdout"))
+}

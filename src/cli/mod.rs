@@ -1,0 +1,76 @@
+//! The command line: flags are parsed ([`args`]), one function per verb runs them, results go to stdout as data
+//! ([`output`]), everything else to stderr.
+
+mod args;
+mod demo;
+mod index;
+mod info;
+mod ingest;
+mod model;
+mod output;
+mod search;
+mod sql;
+mod talk;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::error::{Error, Result};
+use crate::store::Store;
+use args::{Cli, Verb};
+use talk::Talk;
+
+/// Exit status of a broken request; clap's own is 2 for wrong usage.
+const INTERNAL: u8 = 3;
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let talk = Talk::new(cli.quiet);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            talk.error(&format!("the async runtime cannot start: {error}"));
+            return ExitCode::from(INTERNAL);
+        }
+    };
+    match runtime.block_on(run(cli.verb, &talk)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            talk.error(&error.to_string());
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// A reader that has seen enough (`| head`) is no failure.
+fn is_broken_pipe(error: &Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(this) = cause {
+        if this.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+            return true;
+        }
+        cause = this.source();
+    }
+    error.to_string().contains("Broken pipe")
+}
+
+async fn run(verb: Verb, talk: &Talk) -> Result<()> {
+    match verb {
+        Verb::Init { store } => {
+            let store = Store::init(&store).await?;
+            talk.say(&format!("{}: an empty store", store.uri()));
+            Ok(())
+        }
+        Verb::Ingest(args) => ingest::run(args, talk).await,
+        Verb::Info { store } => info::run(&store).await,
+        Verb::Sql(args) => sql::run(args, talk).await,
+        Verb::Model { verb } => model::run(verb, talk).await,
+        Verb::Embed(args) => index::embed(args, talk).await,
+        Verb::Index { verb } => index::run(verb, talk).await,
+        Verb::Search(args) => search::run(args, talk).await,
+        Verb::Demo { store } => demo::run(&store, talk).await,
+    }
+}

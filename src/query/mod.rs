@@ -1,0 +1,11 @@
+//! SQL over a store: its tables and views, the functions of `udfs`, and the engine behind them.
+//!
+//! The one place where store, model and index meet. Everything a query needs is fixed when the session opens: the
+//! store's version, its genes, its models. Knows nothing of files or of how results are shown.
+
+mod engine;
+mod session;
+mod table;
+
+pub use engine::{Notices, StoreEngine};
+pub use session::Session;

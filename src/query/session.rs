@@ -1,0 +1,157 @@
+//! A session: the store's tables, views and functions in a DataFusion context.
+
+use std::sync::Arc;
+
+use cellql_schemas::{cells, embeddings, genes};
+use cellql_udfs::engine::Engine;
+use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
+use datafusion::dataframe::DataFrame;
+use datafusion::error::DataFusionError;
+use datafusion::execution::context::SQLOptions;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::parser::{DFParser, Statement};
+
+use super::engine::{Notices, StoreEngine};
+use super::table::StoreTable;
+use crate::error::{Error, Result};
+use crate::store::{Store, embedding_table};
+
+const CATALOG: &str = "cellql";
+const SCHEMA: &str = "public";
+
+/// Views that give AnnData users what they expect.
+const VIEWS: &[(&str, &str)] = &[
+    ("obs", "SELECT * EXCEPT (expr) FROM cells"),
+    ("var", "SELECT * FROM genes WHERE cardinality(source_names) > 0"),
+    (
+        "X",
+        "SELECT cell_id, gene_id, value FROM \
+         (SELECT cell_id, unnest(expr['gene_id']) AS gene_id, unnest(expr['value']) AS value FROM cells)",
+    ),
+];
+
+/// SQL over one version of a store. Reads only.
+pub struct Session {
+    context: SessionContext,
+    engine: Arc<StoreEngine>,
+}
+
+impl Session {
+    /// Opens a session on a store.
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    pub async fn open(store: Store) -> Result<Self> {
+        let config = SessionConfig::new()
+            .with_default_catalog_and_schema(CATALOG, SCHEMA)
+            .with_create_default_catalog_and_schema(true)
+            .with_information_schema(true);
+        let context = SessionContext::new_with_config(config);
+        let engine = Arc::new(StoreEngine::open(store).await?);
+        let session = Self { context, engine };
+        let functions: Arc<dyn Engine> = Arc::clone(&session.engine) as Arc<dyn Engine>;
+        cellql_udfs::register_all(&session.context, &functions);
+        session.register_tables().await?;
+        for (name, query) in VIEWS {
+            let view = session.context.sql(query).await?.into_view();
+            session.context.register_table(format!("{SCHEMA}.\"{name}\""), view)?;
+        }
+        Ok(session)
+    }
+
+    async fn register_tables(&self) -> Result<()> {
+        let store = self.engine.store();
+        let vectors = Arc::new(MemorySchemaProvider::new());
+        for recipe in self.engine.recipes() {
+            let table = store.table(&embedding_table(&recipe)).await?;
+            vectors.register_table(recipe, Arc::new(StoreTable::new(table)))?;
+        }
+        // With a single recipe there is no doubt what `embeddings` means.
+        if let [only] = self.engine.recipes().as_slice() {
+            let table = store.table(&embedding_table(only)).await?;
+            self.context.register_table(embeddings::SCHEMA, Arc::new(StoreTable::new(table)))?;
+        }
+        for name in store.tables().filter(|t| !t.contains('/')) {
+            let table = store.table(name).await?;
+            self.context.register_table(name, Arc::new(StoreTable::new(table)))?;
+        }
+        let catalog = self.context.catalog(CATALOG).ok_or_else(|| Error::Request("no catalog".into()))?;
+        catalog.register_schema(embeddings::SCHEMA, vectors)?;
+        Ok(())
+    }
+
+    /// Plans one statement. It runs when its result is read.
+    ///
+    /// # Errors
+    /// [`Error::Query`]: syntax, unknown names, wrong options, or a statement that would change something.
+    pub async fn sql(&self, statement: &str) -> Result<DataFrame> {
+        let mut all = self.statements(statement).await?;
+        match (all.pop(), all.pop()) {
+            (Some(only), None) => Ok(only),
+            (None, _) => Err(Error::Request("there is no statement to run".into())),
+            _ => Err(Error::Request("expected one statement, found several".into())),
+        }
+    }
+
+    /// Plans the statements of a script, separated by `;`.
+    ///
+    /// # Errors
+    /// As [`Session::sql`].
+    pub async fn statements(&self, script: &str) -> Result<Vec<DataFrame>> {
+        let state = self.context.state();
+        let mut frames = Vec::new();
+        for mut statement in DFParser::parse_sql(script)? {
+            name_arguments(&mut statement)?;
+            let plan = state.statement_to_plan(statement).await?;
+            SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).verify_plan(&plan)?;
+            frames.push(self.context.execute_logical_plan(plan).await?);
+        }
+        Ok(frames)
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Arc<StoreEngine> {
+        &self.engine
+    }
+
+    /// Takes what was noted since the last call.
+    pub fn take_notices(&self) -> Notices {
+        self.engine.take_notices()
+    }
+
+    /// Obs columns of `cells`, in order.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub async fn obs_columns(&self) -> Result<Vec<String>> {
+        let table = self.context.table(cells::TABLE).await?;
+        let names = table.schema().fields().iter().map(|f| f.name().clone());
+        Ok(names.filter(|n| !cells::is_reserved(n)).collect())
+    }
+
+    /// Rows of a table or view.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn count(&self, table: &str) -> Result<usize> {
+        Ok(self.context.table(table).await?.count().await?)
+    }
+
+    /// Genes that some file measured.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub async fn measured_genes(&self) -> Result<usize> {
+        debug_assert!(VIEWS.iter().any(|(_, sql)| sql.contains(genes::TABLE)));
+        self.count("var").await
+    }
+}
+
+/// Turns named arguments of our functions into positions, also inside EXPLAIN.
+fn name_arguments(statement: &mut Statement) -> Result<(), DataFusionError> {
+    match statement {
+        Statement::Statement(inner) => cellql_udfs::named_arguments::to_positional(inner, cellql_udfs::PARAMETERS),
+        Statement::Explain(explain) => name_arguments(&mut explain.statement),
+        _ => Ok(()),
+    }
+}
