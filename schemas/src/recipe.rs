@@ -71,7 +71,7 @@ impl Default for Depth {
 }
 
 impl Depth {
-    /// T for a cell: `total` is the sum of its values over the vocabulary, `source` is S, both as `docs/model` states.
+    /// T for a cell: `total` is the sum of its values over the vocabulary, `source` is S.
     pub fn target(self, total: f64, source: f64) -> f64 {
         match self {
             Depth::Target(t) => t,

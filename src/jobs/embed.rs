@@ -150,8 +150,10 @@ impl Job {
         };
         let batch = filter_record_batch(batch, &new)?;
         let profiles = Profiles::new(batch.column(1)).map_err(|e| DataFusionError::Execution(e.to_string()))?;
-        let embedded =
-            self.engine.embed_cells(&self.recipe, &profiles).map_err(|e| DataFusionError::Execution(e.to_string()))?;
+        let embedded = self
+            .engine
+            .embed_cells(&self.recipe, profiles.iter())
+            .map_err(|e| DataFusionError::Execution(e.to_string()))?;
         let seen: ArrayRef = Arc::new(UInt32Array::from(embedded.genes_seen.clone()));
         let vectors: ArrayRef = Arc::new(vector_column(embedded, self.dim)?);
         Ok(RecordBatch::try_new(Arc::clone(&self.schema), vec![Arc::clone(batch.column(0)), vectors, seen])?)

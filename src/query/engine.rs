@@ -8,7 +8,7 @@ use arrow::compute::{concat_batches, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
-use cellql_schemas::expr::Profiles;
+use cellql_schemas::expr::{Profile, Profiles};
 use cellql_schemas::recipe::Recipe;
 use cellql_schemas::suggest::did_you_mean;
 use cellql_schemas::vocabulary::Placement;
@@ -16,6 +16,7 @@ use cellql_schemas::{cells, embeddings};
 use cellql_udfs::engine::{Embedded, Engine, EngineError, Query, SearchRequest};
 use tokio::runtime::Handle;
 
+use super::memo::{self, Memo, Remembered};
 use crate::error::{Error, Result};
 use crate::genes::Catalogue;
 use crate::index::{self, Method, Neighbour};
@@ -53,6 +54,7 @@ pub struct StoreEngine {
     genes: Catalogue,
     models: Vec<Entry>,
     loaded: Mutex<HashMap<String, Arc<Loaded>>>,
+    memo: Mutex<Memo>,
     notices: Mutex<Notices>,
     runtime: Handle,
 }
@@ -77,6 +79,7 @@ impl StoreEngine {
             models: registry::list(&store).await?,
             store,
             loaded: Mutex::default(),
+            memo: Mutex::default(),
             notices: Mutex::default(),
             runtime: Handle::current(),
         })
@@ -135,13 +138,60 @@ impl StoreEngine {
         Ok(self.loaded(model)?.placement.count(measured.iter().copied()))
     }
 
+    /// Embeds cells, each distinct one once per session: what was computed before is remembered.
+    fn embed_remembering(&self, recipe: &Recipe, profiles: &Profiles) -> Result<Embedded> {
+        let keys: Vec<Option<memo::Key>> = profiles.iter().map(|cell| cell.map(|c| memo::key(recipe, c))).collect();
+        let mut rows: Vec<Option<Remembered>> = {
+            let memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
+            keys.iter().map(|key| key.as_ref().and_then(|k| memo.get(k))).collect()
+        };
+        let mut first: HashMap<&memo::Key, usize> = HashMap::new();
+        for (row, key) in keys.iter().enumerate().filter(|(row, _)| rows[*row].is_none()) {
+            if let Some(key) = key {
+                first.entry(key).or_insert(row);
+            }
+        }
+        let mut new: Vec<usize> = first.values().copied().collect();
+        new.sort_unstable();
+        let dim = self.entry(Some(&recipe.model))?.embedding_dim(recipe.pool);
+        if !new.is_empty() {
+            let embedded = self.embed_cells(recipe, new.iter().map(|&row| profiles.get(row)))?;
+            let mut memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
+            for (i, &row) in new.iter().enumerate() {
+                let vector = embedded.valid[i].then(|| Arc::from(&embedded.vectors[i * dim..(i + 1) * dim]));
+                let fresh = Remembered { vector, genes_seen: embedded.genes_seen[i] };
+                if let Some(key) = keys[row] {
+                    memo.put(key, fresh.clone());
+                }
+                rows[row] = Some(fresh);
+            }
+        }
+        let mut out = Embedded::default();
+        for (row, key) in keys.iter().enumerate() {
+            let twin = || key.as_ref().and_then(|k| first.get(k)).and_then(|&at| rows[at].clone());
+            let found = rows[row].clone().or_else(twin);
+            let vector = found.as_ref().and_then(|f| f.vector.clone());
+            out.valid.push(vector.is_some());
+            out.genes_seen.push(found.map_or(0, |f| f.genes_seen));
+            match vector {
+                Some(vector) => out.vectors.extend_from_slice(&vector),
+                None => out.vectors.resize(out.vectors.len() + dim, 0.0),
+            }
+        }
+        Ok(out)
+    }
+
     /// Embeds cells; see [`Engine::embed`].
     ///
     /// # Errors
     /// An unknown model, or values the recipe does not allow.
-    pub fn embed_cells(&self, recipe: &Recipe, profiles: &Profiles) -> Result<Embedded> {
+    pub fn embed_cells<'a>(
+        &self,
+        recipe: &Recipe,
+        profiles: impl Iterator<Item = Option<Profile<'a>>>,
+    ) -> Result<Embedded> {
         let loaded = self.loaded(&recipe.model)?;
-        let out = loaded.model.embed(recipe, profiles.iter(), &loaded.placement, DEFAULT_TOKEN_BUDGET)?;
+        let out = loaded.model.embed(recipe, profiles, &loaded.placement, DEFAULT_TOKEN_BUDGET)?;
         let trained = self.entry(Some(&recipe.model))?.trained;
         self.note(|notices| {
             if !trained && !notices.untrained.contains(&recipe.model) {
@@ -262,12 +312,12 @@ impl Engine for StoreEngine {
     }
 
     fn embed(&self, recipe: &Recipe, cells: &Profiles) -> Result<Embedded, EngineError> {
-        Ok(self.embed_cells(recipe, cells)?)
+        Ok(self.embed_remembering(recipe, cells)?)
     }
 
     fn genes_seen(&self, model: &str, cells: &Profiles) -> Result<Vec<Option<u32>>, EngineError> {
         let loaded = self.loaded(model)?;
-        let seen = |cell: cellql_schemas::expr::Profile| loaded.placement.count(cell.gene_ids.iter().copied()) as u32;
+        let seen = |cell: Profile| loaded.placement.count(cell.gene_ids.iter().copied()) as u32;
         Ok(cells.iter().map(|cell| cell.map(seen)).collect())
     }
 

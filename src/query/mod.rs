@@ -3,7 +3,9 @@
 //! The one place where store, model and index meet. Everything a query needs is fixed when the session opens: the
 //! store's version, its genes, its models. Knows nothing of files or of how results are shown.
 
+mod defer_model_calls;
 mod engine;
+mod memo;
 mod session;
 mod table;
 

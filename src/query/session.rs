@@ -11,6 +11,7 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::{DFParser, Statement};
 
+use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
 use super::table::StoreTable;
 use crate::error::{Error, Result};
@@ -47,6 +48,7 @@ impl Session {
             .with_create_default_catalog_and_schema(true)
             .with_information_schema(true);
         let context = SessionContext::new_with_config(config);
+        context.add_optimizer_rule(Arc::new(DeferModelCalls));
         let engine = Arc::new(StoreEngine::open(store).await?);
         let session = Self { context, engine };
         let functions: Arc<dyn Engine> = Arc::clone(&session.engine) as Arc<dyn Engine>;

@@ -46,13 +46,23 @@ pub fn register_all(context: &SessionContext, engine: &Arc<dyn Engine>) {
     context.register_udtf(vector_search::NAME, Arc::new(vector_search::VectorSearch::new(Arc::clone(engine))));
 }
 
+/// True where an expression runs a model.
+pub fn calls_model(expr: &Expr) -> bool {
+    calls_any(expr, &[embed::NAME])
+}
+
 /// True where an expression calls a function of this crate. A storage engine must not be handed such a filter: it
 /// would run the model inside its scan, on its own terms.
 pub fn calls_our_functions(expr: &Expr) -> bool {
+    let names: Vec<&str> = PARAMETERS.iter().map(|(name, _)| *name).collect();
+    calls_any(expr, &names)
+}
+
+fn calls_any(expr: &Expr, names: &[&str]) -> bool {
     use datafusion::common::tree_node::TreeNode;
-    expr.exists(|e| Ok(matches!(e, Expr::ScalarFunction(f) if PARAMETERS.iter().any(|(name, _)| *name == f.name()))))
-        // The closure never fails.
-        .unwrap_or(true)
+    let found = expr.exists(|e| Ok(matches!(e, Expr::ScalarFunction(f) if names.contains(&f.name()))));
+    // The closure never fails.
+    found.unwrap_or(true)
 }
 
 #[cfg(test)]
