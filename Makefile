@@ -9,7 +9,7 @@ WHOLE = --workspace --locked
 .PHONY: demo test fmt lint check build release data clean
 
 demo: build
-	rm -rf "$(STORE)"
+	rm -rf demo/store   # the demo's own place only: another STORE is the user's and never removed
 	"$(CARGO_TARGET_DIR)/debug/cellql" demo "$(STORE)"
 
 test: fmt lint data

@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use candle_core::pickle::{Object, Stack, TensorInfo};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Layout, Shape, Tensor};
 use cellql_schemas::vocabulary::Vocabulary;
-use serde_json::{Map, Number, Value};
+use serde_json::Value as Json;
 
+use super::pickle::{self, Value};
 use super::{Config, Weights, file};
 use crate::error::{Error, Result};
 
@@ -41,10 +40,7 @@ impl CheckpointKey {
 /// # Errors
 /// [`Error::Input`] naming the file and what in it is missing or damaged.
 pub fn read_checkpoint(path: &Path, key: CheckpointKey, vocabulary: Vocabulary) -> Result<Weights> {
-    // candle's unpickler indexes into what it reads; on a damaged file that panics.
-    let read = AssertUnwindSafe(|| read_entry(path, key.name()));
-    let (config, tensors) = catch_unwind(read)
-        .unwrap_or_else(|_| Err(Error::input(path, "data.pkl", "is damaged in a way its reader does not expect")))?;
+    let (config, tensors) = read_entry(path, key.name())?;
     assemble(path, config, tensors, vocabulary)
 }
 
@@ -54,12 +50,12 @@ pub fn read_checkpoint(path: &Path, key: CheckpointKey, vocabulary: Vocabulary) 
 /// [`Error::Input`] naming the file and what in it is missing or damaged.
 pub fn read_safetensors(path: &Path, config: &Path, vocabulary: Vocabulary) -> Result<Weights> {
     let read = |p: &Path| std::fs::read(p).map_err(|e| Error::input(p, "file", format!("cannot be read: {e}")));
-    let json: Value = serde_json::from_slice(&read(config)?).map_err(|e| Error::input(config, "JSON", e))?;
+    let json: Json = serde_json::from_slice(&read(config)?).map_err(|e| Error::input(config, "JSON", e))?;
     let tensors = file::tensors(&read(path)?).map_err(|e| Error::input(path, "tensors", e))?;
     assemble(path, json, tensors, vocabulary)
 }
 
-fn assemble(path: &Path, config: Value, tensors: HashMap<String, Tensor>, vocabulary: Vocabulary) -> Result<Weights> {
+fn assemble(path: &Path, config: Json, tensors: HashMap<String, Tensor>, vocabulary: Vocabulary) -> Result<Weights> {
     let config = Config::from_json(config).map_err(|e| Error::input(path, "config", e))?;
     if config.n_genes() != vocabulary.len() {
         let problem = format!("the model has {} genes, the list of genes {}", config.n_genes(), vocabulary.len());
@@ -70,88 +66,110 @@ fn assemble(path: &Path, config: Value, tensors: HashMap<String, Tensor>, vocabu
 
 type Zip = zip::ZipArchive<BufReader<File>>;
 
-fn read_entry(path: &Path, key: &str) -> Result<(Value, HashMap<String, Tensor>)> {
+fn read_entry(path: &Path, key: &str) -> Result<(Json, HashMap<String, Tensor>)> {
     let fail = |object: &str, e: &dyn std::fmt::Display| Error::input(path, object, e);
     let file = File::open(path).map_err(|e| fail("file", &format!("cannot be opened: {e}")))?;
     let mut zip =
         Zip::new(BufReader::new(file)).map_err(|e| fail("file", &format!("is not a torch checkpoint: {e}")))?;
     let names = zip.file_names().map(|n| n.map(|n| n.into_owned())).collect::<Result<Vec<String>, _>>();
     let names = names.map_err(|e| fail("file", &e))?;
-    let Some(pickle) = names.into_iter().find(|n| n.ends_with("/data.pkl")) else {
+    let Some(name) = names.into_iter().find(|n| n.ends_with("/data.pkl")) else {
         return Err(fail("file", &"is a zip without data.pkl, no torch checkpoint"));
     };
-    let folder = pickle.trim_end_matches(".pkl").to_owned();
-    let root = unpickle(&mut zip, &pickle).map_err(|e| fail("data.pkl", &e))?;
+    let folder = name.trim_end_matches(".pkl").to_owned();
+    let bytes = read_file(&mut zip, &name, usize::MAX).map_err(|e| fail("data.pkl", &e))?;
+    let root = pickle::read(&bytes).map_err(|e| fail("data.pkl", &e))?;
 
-    let entries = root.dict().map_err(|_| fail("data.pkl", &"is not a dictionary of models"))?;
-    let keys: Vec<String> = entries.iter().filter_map(|(k, _)| k.clone().unicode().ok()).collect();
-    let Some(entry) = take(entries, key) else {
+    let Some(entry) = root.get(key) else {
+        let keys: Vec<String> = root.entries().into_iter().map(|(k, _)| k).collect();
         return Err(fail("data.pkl", &format!("has no model '{key}'; it has {}", keys.join(", "))));
     };
-    let mut parts = entry.dict().map_err(|_| fail(key, &"is not {config, state_dict}"))?;
-    let state = find(&mut parts, "state_dict").and_then(|s| s.dict().ok());
-    let state = state.ok_or_else(|| fail(key, &"has no state_dict"))?;
-    let config = find(&mut parts, "config").map(to_json).ok_or_else(|| fail(key, &"has no config"))?;
-
+    let config = entry.get("config").and_then(|c| c.to_json(CONFIG_DEPTH));
+    let config = config.ok_or_else(|| fail(key, &"has no config"))?;
+    let state = entry.get("state_dict").ok_or_else(|| fail(key, &"has no state_dict"))?;
     let mut tensors = HashMap::new();
-    for (name, value) in state {
-        let info = value.into_tensor_info(name, Path::new(&folder)).map_err(|e| fail("state_dict", &e))?;
-        let Some(info) = info.filter(|i| i.dtype.is_float()) else {
-            continue;
-        };
-        let tensor = read_tensor(&mut zip, &info).map_err(|e| fail(&info.name, &e))?;
-        tensors.insert(info.name.trim_start_matches("model.").to_owned(), tensor);
+    for (name, value) in state.entries() {
+        let stored = Stored::of(&value).ok_or_else(|| fail(&name, &"is no tensor of a kind torch writes"))?;
+        if stored.dtype.is_float() {
+            let tensor = stored.read(&mut zip, &folder).map_err(|e| fail(&name, &e))?;
+            tensors.insert(name.trim_start_matches("model.").to_owned(), tensor);
+        }
     }
     Ok((config, tensors))
 }
 
-fn unpickle(zip: &mut Zip, name: &str) -> candle_core::Result<Object> {
-    let reader = zip.by_name(name).map_err(candle_core::Error::wrap)?;
-    let mut stack = Stack::empty();
-    stack.read_loop(&mut BufReader::new(reader))?;
-    stack.finalize()
+/// How deep a configuration may be nested.
+const CONFIG_DEPTH: usize = 16;
+
+fn read_file(zip: &mut Zip, name: &str, at_most: usize) -> candle_core::Result<Vec<u8>> {
+    let entry = zip.by_name(name).map_err(candle_core::Error::wrap)?;
+    let mut bytes = Vec::new();
+    entry.take(at_most as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
-fn take(entries: Vec<(Object, Object)>, key: &str) -> Option<Object> {
-    entries.into_iter().find(|(k, _)| *k == Object::Unicode(key.to_owned())).map(|(_, v)| v)
+/// Where a tensor lies.
+struct Stored {
+    dtype: DType,
+    /// Name of its storage inside the zip's `data` folder.
+    storage: String,
+    /// Elements before its first.
+    offset: usize,
+    shape: Vec<usize>,
+    strides: Vec<usize>,
 }
 
-fn find(entries: &mut Vec<(Object, Object)>, key: &str) -> Option<Object> {
-    let at = entries.iter().position(|(k, _)| *k == Object::Unicode(key.to_owned()))?;
-    Some(entries.swap_remove(at).1)
-}
-
-/// The plain values a configuration is made of; anything else becomes null.
-fn to_json(object: Object) -> Value {
-    match object {
-        Object::Int(i) => Value::from(i),
-        Object::Long(i) => Value::from(i),
-        Object::Float(f) => Number::from_f64(f).map_or(Value::Null, Value::Number),
-        Object::Unicode(s) => Value::String(s),
-        Object::Bool(b) => Value::Bool(b),
-        Object::Tuple(items) | Object::List(items) => Value::Array(items.into_iter().map(to_json).collect()),
-        Object::Dict(entries) => {
-            let pairs = entries.into_iter().filter_map(|(k, v)| Some((k.unicode().ok()?, to_json(v))));
-            Value::Object(Map::from_iter(pairs))
+impl Stored {
+    /// From `torch._utils._rebuild_tensor_v2(storage, offset, size, stride, …)`, bare or as a parameter.
+    fn of(value: &Value) -> Option<Self> {
+        let Value::Call(class, arguments) = value else {
+            return None;
+        };
+        if class == "torch._utils._rebuild_parameter" {
+            return Self::of(arguments.first()?);
         }
-        _ => Value::Null,
+        if class != "torch._utils._rebuild_tensor_v2" {
+            return None;
+        }
+        let [Value::Storage(storage), offset, shape, strides, ..] = arguments.as_slice() else {
+            return None;
+        };
+        let Value::Class(kind) = storage.get(1)? else {
+            return None;
+        };
+        let dtype = match kind.strip_prefix("torch.")? {
+            "FloatStorage" => DType::F32,
+            "DoubleStorage" => DType::F64,
+            "HalfStorage" => DType::F16,
+            "BFloat16Storage" => DType::BF16,
+            "LongStorage" => DType::I64,
+            "ByteStorage" | "BoolStorage" => DType::U8,
+            _ => return None,
+        };
+        Some(Self {
+            dtype,
+            storage: storage.get(2)?.text()?.to_owned(),
+            offset: offset.size()?,
+            shape: shape.sizes()?,
+            strides: strides.sizes()?,
+        })
     }
-}
 
-fn read_tensor(zip: &mut Zip, info: &TensorInfo) -> candle_core::Result<Tensor> {
-    if !info.layout.is_contiguous() {
-        candle_core::bail!("is stored transposed; save the checkpoint with contiguous tensors");
+    fn read(&self, zip: &mut Zip, folder: &str) -> candle_core::Result<Tensor> {
+        if !Layout::new(Shape::from(self.shape.clone()), self.strides.clone(), 0).is_contiguous() {
+            candle_core::bail!("is stored transposed; save the checkpoint with contiguous tensors");
+        }
+        let width = self.dtype.size_in_bytes();
+        let bytes_of = |elements: Option<usize>| elements.and_then(|n| n.checked_mul(width));
+        let elements = self.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        let (Some(size), Some(skip)) = (bytes_of(elements), bytes_of(Some(self.offset))) else {
+            candle_core::bail!("has an impossible size {:?}", self.shape);
+        };
+        let end = skip.saturating_add(size);
+        let bytes = read_file(zip, &format!("{folder}/{}", self.storage), end)?;
+        if bytes.len() < end {
+            candle_core::bail!("needs {end} bytes, its storage has {}", bytes.len());
+        }
+        Tensor::from_raw_buffer(&bytes[skip..], self.dtype, &self.shape, &Device::Cpu)?.to_dtype(DType::F32)
     }
-    let size = info.layout.shape().elem_count().saturating_mul(info.dtype.size_in_bytes());
-    let skip = info.layout.start_offset();
-    let entry = zip.by_name(&info.path).map_err(candle_core::Error::wrap)?;
-    if (entry.size() as usize) < skip.saturating_add(size) {
-        candle_core::bail!("needs {size} bytes, its storage has {}", entry.size());
-    }
-    let mut bytes = Vec::with_capacity(skip + size);
-    entry.take((skip + size) as u64).read_to_end(&mut bytes)?;
-    if bytes.len() < skip + size {
-        candle_core::bail!("is cut short");
-    }
-    Tensor::from_raw_buffer(&bytes[skip..], info.dtype, info.layout.dims(), &Device::Cpu)?.to_dtype(DType::F32)
 }

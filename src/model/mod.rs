@@ -15,6 +15,7 @@ mod file;
 mod init;
 mod input;
 mod kernels;
+mod pickle;
 mod pool;
 pub mod registry;
 

@@ -107,7 +107,7 @@ async fn random_damage_never_panics_nor_leaves_half_a_data_set() {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(7);
     let whole = std::fs::read(demo_file()).unwrap();
     let mut refusals = 0;
-    let store = empty(folder.path()).await;
+    let mut store = empty(folder.path()).await;
     for round in 0..24 {
         let mut bytes = whole.clone();
         for _ in 0..1 << (round % 8) {
@@ -129,7 +129,7 @@ async fn random_damage_never_panics_nor_leaves_half_a_data_set() {
             Ok((_, report)) => {
                 assert!(report.cells_read == 320);
                 std::fs::remove_dir_all(store.uri()).unwrap();
-                Store::init(store.uri()).await.unwrap();
+                store = Store::init(store.uri()).await.unwrap();
             }
         }
     }

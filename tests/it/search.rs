@@ -19,7 +19,9 @@ async fn vector_search_agrees_with_plain_sql() {
              ORDER BY cosine_distance(e.vector, q.vector) LIMIT 10"
         );
         let search = format!("SELECT cell_id FROM vector_search('cells', {cell}, k => 10)");
-        assert_eq!(ids(&rows(&session, &search).await), ids(&rows(&session, &plain).await));
+        // As sets: two cells whose distances differ by less than f32 can tell may change places.
+        let set = |found: Vec<u64>| found.into_iter().collect::<HashSet<u64>>();
+        assert_eq!(set(ids(&rows(&session, &search).await)), set(ids(&rows(&session, &plain).await)));
     }
 }
 

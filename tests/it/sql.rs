@@ -62,7 +62,7 @@ async fn golden_files_hold() {
 async fn a_cell_is_embedded_once_per_query_and_only_if_needed() {
     let shapes: &[(&str, u64)] = &[
         ("SELECT embed(expr) FROM cells", 320),
-        ("SELECT embed(expr), embed(expr) FROM cells", 320),
+        ("SELECT embed(expr) AS a, embed(expr) AS b FROM cells", 320),
         ("SELECT embed(expr) FROM cells WHERE embed(expr) IS NOT NULL", 320),
         ("SELECT embed(expr) FROM cells WHERE donor_id = 'human2' AND cell_type = 'beta'", 20),
         (
