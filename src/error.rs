@@ -97,8 +97,14 @@ impl Error {
             Error::Input { .. } | Error::Request(_) | Error::Conflict { .. } => 1,
             Error::Store { .. } | Error::Model { .. } => 3,
             Error::Query(error) => match error.find_root() {
-                DataFusionError::Internal(_) | DataFusionError::External(_) | DataFusionError::IoError(_) => 3,
-                _ => 1,
+                DataFusionError::Plan(_)
+                | DataFusionError::SQL(_, _)
+                | DataFusionError::SchemaError(_, _)
+                | DataFusionError::Execution(_)
+                | DataFusionError::ArrowError(_, _)
+                | DataFusionError::NotImplemented(_)
+                | DataFusionError::Configuration(_) => 1,
+                _ => 3,
             },
         }
     }

@@ -190,10 +190,15 @@ impl Nomenclature {
 
     /// Resolves what a file says of a feature: an Ensembl id if it has one, then its name.
     pub fn resolve_feature(&self, name: &str, ensembl_id: Option<&str>) -> Resolution {
-        if let Some(found) = ensembl_id.and_then(|id| self.resolve_ensembl(id)) {
-            return found;
+        match ensembl_id.and_then(|id| self.resolve_ensembl(id)) {
+            // HGNC gives three Ensembl ids to two genes each: there the name decides between them.
+            Some(Resolution::Ambiguous(genes)) => match self.resolve(name) {
+                Resolution::Gene(gene, evidence) if genes.contains(&gene) => Resolution::Gene(gene, evidence),
+                _ => Resolution::Ambiguous(genes),
+            },
+            Some(found) => found,
+            None => self.resolve(name),
         }
-        self.resolve(name)
     }
 
     /// Resolves one name: Ensembl id, approved symbol, previous symbol, alias, and these with dots for hyphens. Letters'

@@ -36,6 +36,8 @@ pub struct Catalogue {
     genes: Vec<Gene>,
     by_hgnc: HashMap<String, u32>,
     by_source_name: HashMap<String, Vec<u32>>,
+    /// Features without identity, by Ensembl id without version.
+    by_ensembl: HashMap<String, Vec<u32>>,
     /// Features without identity, by name and Ensembl id as files gave them.
     unidentified: HashMap<(String, Option<String>), Vec<u32>>,
 }
@@ -110,6 +112,9 @@ impl Catalogue {
                 self.by_hgnc.insert(hgnc.clone(), id);
             }
             None => {
+                if let Some(ensembl) = &gene.ensembl_id {
+                    self.by_ensembl.entry(stem(ensembl).to_owned()).or_default().push(id);
+                }
                 let key = (gene.symbol.clone(), gene.ensembl_id.clone());
                 self.unidentified.entry(key).or_default().push(id);
             }
@@ -160,9 +165,18 @@ impl Catalogue {
                     symbols.join(", ")
                 )))
             }
-            Resolution::Unknown => match by_name() {
-                Some([gene, ..]) => Ok(*gene),
-                _ => {
+            Resolution::Unknown => match by_name().or_else(|| self.by_ensembl.get(stem(name)).map(Vec::as_slice)) {
+                Some([gene]) => Ok(*gene),
+                Some(several) => {
+                    let rows = several.iter().map(|id| &self.genes[*id as usize]);
+                    let ids: Vec<&str> = rows.map(|g| g.ensembl_id.as_deref().unwrap_or("no Ensembl id")).collect();
+                    Err(Error::Request(format!(
+                        "'{name}' names {} features of this store without a gene of their own; use an Ensembl id: {}",
+                        ids.len(),
+                        ids.join(", ")
+                    )))
+                }
+                None => {
                     let known = self.genes.iter().map(|g| g.symbol.as_str());
                     Err(Error::Request(format!("unknown gene '{name}'.{}", did_you_mean(name, known))))
                 }
@@ -175,6 +189,11 @@ impl Catalogue {
         let nomenclature = Nomenclature::hgnc();
         vocabulary.place(nomenclature, &self.by_source_name, |gene| self.identified(nomenclature, gene))
     }
+}
+
+/// An Ensembl id without its version.
+fn stem(id: &str) -> &str {
+    id.split('.').next().unwrap_or(id)
 }
 
 fn read_rows(batch: &RecordBatch, rows: &mut Vec<(u32, Gene)>) -> Option<()> {
@@ -219,6 +238,11 @@ mod tests {
         let catalogue = Catalogue::from_nomenclature();
         assert_eq!(catalogue.find("IL8").unwrap(), catalogue.find("CXCL8").unwrap());
         assert!(catalogue.find("CD8AA").unwrap_err().to_string().contains("'CD8A'"));
+        let mut catalogue = catalogue;
+        let clone = |id: &str| Feature { name: "Y_RNA".into(), ensembl_id: Some(id.into()) };
+        let (ids, _) = catalogue.register(&[clone("ENSG99999999998.1"), clone("ENSG99999999999")]);
+        assert_eq!(catalogue.find("ENSG99999999998").unwrap(), ids[0]);
+        assert!(catalogue.find("Y_RNA").unwrap_err().to_string().contains("2 features"));
         assert!(catalogue.find("C18orf21").unwrap_err().to_string().contains("ambiguous"));
     }
 }

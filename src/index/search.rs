@@ -13,6 +13,8 @@ use crate::store::{Store, embedding_table};
 
 /// Below this many vectors a scan is faster than loading a graph, and exact.
 const SCAN_BELOW: usize = 1_000;
+/// At most this part of the vectors is asked of a graph: a walk for k keeps 4·k candidates.
+const SHARE_OF_GRAPH: usize = 20;
 
 /// A cell and how far it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -70,10 +72,10 @@ pub enum Query<'a> {
     Vector(&'a [f32]),
 }
 
-/// Scan or graph. A filter always scans: the graph cannot promise k answers that qualify. So does an index over an older
+/// Scan or graph. Many neighbours are scanned for, since a walk would touch much of the graph. A filter always scans: it cannot promise k answers that qualify. So does an index over an older
 /// version of the table: it lacks vectors, or has deleted ones.
-pub fn uses_graph(n_vectors: usize, filtered: bool, index_version: u64, table_version: u64) -> bool {
-    index_version == table_version && !filtered && n_vectors >= SCAN_BELOW
+pub fn uses_graph(n_vectors: usize, k: usize, filtered: bool, index_version: u64, table_version: u64) -> bool {
+    index_version == table_version && !filtered && n_vectors >= SCAN_BELOW && k <= n_vectors / SHARE_OF_GRAPH
 }
 
 /// Answers a question, nearest first.
@@ -86,6 +88,7 @@ pub async fn search(store: &Store, request: Request<'_>) -> Result<(Vec<Neighbou
     let (query, not) = query_unit(store, &name, &request).await?;
     let n_vectors = table.count_rows(None).await.map_err(Error::store(format!("counting {name}")))?;
     let version = table.version().version;
+    let k = request.k.min(n_vectors);
     let (method, graph) = match usable_index(store, &request, n_vectors, version).await? {
         None => (Method::Exact, None),
         Some(entry) => match file::open(store, &entry).await {
@@ -94,11 +97,11 @@ pub async fn search(store: &Store, request: Request<'_>) -> Result<(Vec<Neighbou
         },
     };
     let found = match graph {
-        None => exact(&Vectors::read(store, &name).await?, &query, request.k, request.among.as_ref(), not),
+        None => exact(&Vectors::read(store, &name).await?, &query, k, request.among.as_ref(), not),
         Some(graph) => {
-            let mut found = graph.search(&query, request.k + 1);
+            let mut found = graph.search(&query, k + 1);
             found.retain(|n| Some(n.cell_id) != not);
-            found.truncate(request.k);
+            found.truncate(k);
             found
         }
     };
@@ -107,8 +110,9 @@ pub async fn search(store: &Store, request: Request<'_>) -> Result<(Vec<Neighbou
 
 async fn usable_index(store: &Store, request: &Request<'_>, n: usize, version: u64) -> Result<Option<Entry>> {
     let all = file::list(store).await?;
-    let usable =
-        |i: &Entry| i.recipe == request.recipe && uses_graph(n, request.among.is_some(), i.table_version, version);
+    let usable = |i: &Entry| {
+        i.recipe == request.recipe && uses_graph(n, request.k, request.among.is_some(), i.table_version, version)
+    };
     Ok(all.into_iter().find(usable))
 }
 

@@ -76,11 +76,6 @@ impl Vectors {
     pub fn at(&self, position: usize) -> &[f32] {
         &self.units[position * self.dim..(position + 1) * self.dim]
     }
-
-    /// The unit vector of a cell.
-    pub fn of_cell(&self, cell_id: u64) -> Option<&[f32]> {
-        self.cell_ids.iter().position(|id| *id == cell_id).map(|i| self.at(i))
-    }
 }
 
 /// Scales to length one; `None` for a vector that has no direction.

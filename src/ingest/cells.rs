@@ -39,17 +39,15 @@ pub(super) fn obs_columns(source: ObsFields, existing: &Schema) -> Vec<ObsColumn
             if name.is_empty() || table::is_reserved(&name) || name.starts_with('_') {
                 name = format!("obs_{name}");
             }
-            let target = match existing.field_with_name(&name) {
-                Ok(there) if fits(field.data_type(), there.data_type()) => there.data_type().clone(),
-                Ok(_) => {
-                    name = format!("{name}_{}", suffix(field.data_type()));
-                    field.data_type().clone()
-                }
-                Err(_) => field.data_type().clone(),
-            };
-            while taken.contains(&name) {
+            let of = field.data_type();
+            let clashes = |n: &str| existing.field_with_name(n).is_ok_and(|there| !fits(of, there.data_type()));
+            if clashes(&name) {
+                name = format!("{name}_{}", suffix(of));
+            }
+            while clashes(&name) || taken.contains(&name) {
                 name.push('_');
             }
+            let target = existing.field_with_name(&name).map_or(of, |there| there.data_type()).clone();
             taken.push(name.clone());
             ObsColumn { target: Field::new(name, target, true) }
         })
@@ -209,6 +207,13 @@ impl Cells {
                 continue;
             }
             let stored = value as f32;
+            if !stored.is_finite() {
+                return wrong(feature, format!("the value {value} is too large to be stored"));
+            }
+            if stored == 0.0 {
+                // Smoothed matrices hold values below what f32 can tell from zero; zeros are absent.
+                continue;
+            }
             if self.quality.kind == ValueKind::Counts {
                 if value.fract() != 0.0 {
                     return Ok(false);

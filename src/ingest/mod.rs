@@ -103,6 +103,11 @@ async fn attempt(
     let path = file.to_owned();
     let source = guarded(file, move || open(&path)).await?;
     let mut transaction = store.begin(&format!("ingest {}", file.display())).await?;
+    // Asked again under the lock: another process may have taken the same file in while this one read it.
+    if let Some(name) = already_there(transaction.store(), sha256).await? {
+        let report = IngestReport::already(source_uri(file, options), name);
+        return Ok(Attempt::Done(Box::new((transaction.store().clone(), report))));
+    }
     let mut catalogue = transaction.store().genes().await?;
     let (gene_ids, gene_report) = catalogue.register(source.features());
     if !options.allow_unresolved {

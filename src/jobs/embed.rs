@@ -63,6 +63,10 @@ pub async fn embed_cells(
     let schema: SchemaRef = Arc::new(embeddings::schema(dim).with_metadata(metadata));
     let mut transaction = engine.store().begin(&format!("embedding cells with {name}")).await?;
     let store = transaction.store().clone();
+    if store.version() != engine.store().version() {
+        // The engine places genes as they were when it opened; cells that came since may have others.
+        return Err(Error::Conflict { store: store.uri().to_owned(), doing: format!("embedding cells with {name}") });
+    }
     let there = match store.tables().any(|t| t == table) {
         true => cells_in(&store, &table, &model.sha256).await?,
         false => HashSet::new(),
@@ -153,7 +157,7 @@ impl Job {
         let embedded = self
             .engine
             .embed_cells(&self.recipe, profiles.iter())
-            .map_err(|e| DataFusionError::Execution(e.to_string()))?;
+            .map_err(|e| DataFusionError::External(Box::new(e)))?;
         let seen: ArrayRef = Arc::new(UInt32Array::from(embedded.genes_seen.clone()));
         let vectors: ArrayRef = Arc::new(vector_column(embedded, self.dim)?);
         Ok(RecordBatch::try_new(Arc::clone(&self.schema), vec![Arc::clone(batch.column(0)), vectors, seen])?)

@@ -96,7 +96,7 @@ pub(super) fn align(
     let source = total.log10();
     let target = recipe.depth.target(total, source);
     // The encoder drops every position that is not above zero, T and S too, and pooling would take gene tokens for them.
-    let above_zero = |depth: f64| depth.is_finite() && depth as f32 > 0.0;
+    let above_zero = |depth: f64| (depth as f32).is_finite() && depth as f32 > 0.0;
     if !above_zero(source) || !above_zero(target) {
         return Ok(Err(NotEmbeddable::NoDepth));
     }

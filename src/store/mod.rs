@@ -51,6 +51,10 @@ impl Store {
             return Err(Error::Request(format!("{uri} already holds a cellql store")));
         }
         let mut transaction = store.begin("init").await?;
+        // Asked again under the lock: another may have been faster.
+        if transaction.store().version.version != 0 {
+            return Err(Error::Request(format!("{uri} already holds a cellql store")));
+        }
         transaction.replace(schemas::genes::TABLE, Catalogue::from_nomenclature().to_batch()?).await?;
         transaction.create(schemas::cells::TABLE, schemas::cells::schema()).await?;
         transaction.create(schemas::datasets::TABLE, schemas::datasets::schema()).await?;

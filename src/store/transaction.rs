@@ -180,8 +180,15 @@ impl Transaction {
     fn write_error(&self, table: &str, error: lance::Error) -> Error {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(this) = cause {
-            if let Some(Error::Input { file, object, problem }) = this.downcast_ref::<Error>() {
-                return Error::Input { file: file.clone(), object: object.clone(), problem: problem.clone() };
+            match this.downcast_ref::<Error>() {
+                Some(Error::Input { file, object, problem }) => {
+                    return Error::Input { file: file.clone(), object: object.clone(), problem: problem.clone() };
+                }
+                Some(Error::Request(text)) => return Error::Request(text.clone()),
+                _ => {}
+            }
+            if matches!(this.downcast_ref::<lance::Error>(), Some(lance::Error::CommitConflict { .. })) {
+                return self.conflict();
             }
             cause = this.source();
         }

@@ -31,6 +31,11 @@ pub struct StoreVersion {
     pub made_at: String,
 }
 
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
 impl StoreVersion {
     pub(super) fn empty() -> Self {
         Self {
@@ -64,16 +69,17 @@ pub(super) async fn latest(objects: &ObjectStore, base: &Path) -> Result<Option<
     };
     let path = folder.clone().join(newest);
     let bytes = objects.read_one_all(&path).await.map_err(Error::store(doing()))?;
-    let version: StoreVersion = serde_json::from_slice(&bytes).map_err(|e| {
-        Error::Request(format!("{path} is damaged ({e}); remove it to fall back to the version before"))
-    })?;
-    if version.format != FORMAT {
+    let damaged = |e: serde_json::Error| {
+        Error::Request(format!("{path} is damaged ({e}); move it aside to fall back to the version before"))
+    };
+    // The format first: what a newer program wrote may not be readable as ours, and is not damaged for that.
+    let Format { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
+    if format != FORMAT {
         return Err(Error::Request(format!(
-            "{path}: the store has format {}, this cellql reads {FORMAT}; use a newer cellql",
-            version.format
+            "{path}: the store has format {format}, this cellql reads {FORMAT}; use the cellql that wrote it"
         )));
     }
-    Ok(Some(version))
+    Ok(Some(serde_json::from_slice(&bytes).map_err(damaged)?))
 }
 
 /// Makes a version the newest. False where another writer already made one of this number.

@@ -47,9 +47,10 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    pub(super) fn open(h5: &H5, object: &str) -> Result<Self> {
+    /// Opens it and checks that it has a row for each of `n_obs` cells, before any size it states is believed.
+    pub(super) fn open(h5: &H5, object: &str, n_obs: u64) -> Result<Self> {
         if h5.group(object).is_some() {
-            return Self::open_sparse(h5, object);
+            return Self::open_sparse(h5, object, n_obs);
         }
         if !h5.has_dataset(object) {
             return Err(h5.error(object, "is missing: there is no matrix to read"));
@@ -59,10 +60,11 @@ impl Matrix {
         let [rows, columns] = shape[..] else {
             return Err(data.error(format!("has {} dimensions, a matrix has 2", shape.len())));
         };
+        check_rows(h5, object, rows, n_obs)?;
         Ok(Self { form: Form::Dense { data, rows, columns } })
     }
 
-    fn open_sparse(h5: &H5, object: &str) -> Result<Self> {
+    fn open_sparse(h5: &H5, object: &str, n_obs: u64) -> Result<Self> {
         let encoding = h5
             .text_attribute(object, "encoding-type")
             .or_else(|| h5.text_attribute(object, "h5sparse_format").map(|f| format!("{f}_matrix")));
@@ -70,6 +72,7 @@ impl Matrix {
         let Some([rows, columns]) = shape.as_deref().and_then(|s| <[u64; 2]>::try_from(s).ok()) else {
             return Err(h5.error(object, "has no attribute 'shape' of two numbers"));
         };
+        check_rows(h5, object, rows, n_obs)?;
         let part = |name: &str| h5.dataset(&format!("{object}/{name}"));
         let sparse = Sparse { indptr: part("indptr")?, indices: part("indices")?, data: part("data")?, rows, columns };
         let form = match encoding.as_deref() {
@@ -105,6 +108,13 @@ impl Matrix {
             Form::Csc(csc) => csc.rows(start, count),
             Form::Dense { data, columns, .. } => dense(data, *columns, start, count),
         }
+    }
+}
+
+fn check_rows(h5: &H5, object: &str, rows: u64, n_obs: u64) -> Result<()> {
+    match rows == n_obs {
+        true => Ok(()),
+        false => Err(h5.error(object, format!("has {rows} rows but obs names {n_obs} cells"))),
     }
 }
 

@@ -37,12 +37,9 @@ impl H5ad {
         let h5 = H5::open(path)?;
         let obs = Frame::open(&h5, "obs")?;
         let var = Frame::open(&h5, "var")?;
-        let matrix = Matrix::open(&h5, "X")?;
+        let matrix = Matrix::open(&h5, "X", obs.len())?;
         let features = features(&var)?;
         let (rows, columns) = matrix.shape();
-        if rows != obs.len() {
-            return Err(Error::input(path, "X", format!("has {rows} rows but obs names {} cells", obs.len())));
-        }
         if columns != features.len() as u64 {
             let names = features.len();
             return Err(Error::input(path, "X", format!("has {columns} columns but var names {names} genes")));
@@ -53,14 +50,16 @@ impl H5ad {
 
 fn features(var: &Frame) -> Result<Vec<Feature>> {
     let index = var.index_rows(0, var.len())?;
-    let column = |names: &[&str]| names.iter().find_map(|n| var.text(n)).transpose();
     let is_ensembl = |names: &[String]| names.iter().filter(|n| n.starts_with("ENSG")).count() * 2 > names.len();
     if is_ensembl(&index) {
-        let symbols = column(SYMBOL_COLUMNS)?.unwrap_or_else(|| index.clone());
+        let symbols = SYMBOL_COLUMNS.iter().find_map(|n| var.text(n)).transpose()?.unwrap_or_else(|| index.clone());
         let pairs = symbols.into_iter().zip(index);
         return Ok(pairs.map(|(name, id)| Feature { name, ensembl_id: Some(id) }).collect());
     }
-    let Some(ids) = column(ENSEMBL_COLUMNS)?.filter(|ids| is_ensembl(ids)) else {
+    // By content, not by name alone: `gene_id` may hold Entrez numbers beside an `ensembl_id`.
+    let mut columns = ENSEMBL_COLUMNS.iter().filter_map(|n| var.text(n));
+    let ids = columns.find(|column| !matches!(column, Ok(ids) if !is_ensembl(ids))).transpose()?;
+    let Some(ids) = ids else {
         return Ok(index.into_iter().map(|name| Feature { name, ensembl_id: None }).collect());
     };
     let pairs = index.into_iter().zip(ids);
