@@ -55,7 +55,7 @@ async fn broken_files_are_refused_and_change_nothing() {
     for share in [0.001, 0.1, 0.5, 0.9, 0.999] {
         let file = at("truncated.h5ad");
         std::fs::write(&file, &whole[..(whole.len() as f64 * share) as usize]).unwrap();
-        refused(&store, &file, IngestOptions::default(), &[]).await;
+        refused(&store, &file, IngestOptions::default(), &["cut short"]).await;
     }
     std::fs::write(at("text.h5ad"), "barcode,INS\nA,1\n").unwrap();
     refused(&store, &at("text.h5ad"), any_cell(), &["not an HDF5 file"]).await;

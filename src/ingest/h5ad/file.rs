@@ -32,6 +32,11 @@ impl H5 {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = File::open_streaming(path)
             .map_err(|e| Error::input(path, "file", format!("is not a readable HDF5 file, perhaps cut short: {e}")))?;
+        // Else the first object that lies behind the cut would seem to be missing.
+        let (stated, there) = (file.superblock().eof_address, file.file_size());
+        if there < stated {
+            return Err(Error::input(path, "file", format!("is cut short: it states {stated} bytes and has {there}")));
+        }
         Ok(Self { path: Arc::new(path.to_owned()), file: Arc::new(file) })
     }
 
