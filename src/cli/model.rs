@@ -2,15 +2,14 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
 
 use cellql_schemas::vocabulary::Vocabulary;
-use sha2::{Digest, Sha256};
 
 use super::args::{ImportArgs, ModelVerb};
 use super::output;
 use super::talk::Talk;
 use crate::error::{Error, Result};
+use crate::ingest::file_sha256;
 use crate::model::registry::{self, Entry};
 use crate::model::{Config, Provenance, Size, Weights, decode, initialise, read_checkpoint, read_safetensors};
 use crate::query::Session;
@@ -98,11 +97,4 @@ fn vocabulary(args: &ImportArgs) -> Result<Vocabulary> {
     };
     let text = std::fs::read_to_string(path).map_err(|e| Error::input(path, "file", format!("cannot be read: {e}")))?;
     Vocabulary::from_tsv(&text).map_err(|e| Error::input(path, "genes", e))
-}
-
-fn file_sha256(path: &Path) -> Result<String> {
-    let fail = |e: std::io::Error| Error::input(path, "file", format!("cannot be read: {e}"));
-    let mut hash = Sha256::new();
-    std::io::copy(&mut File::open(path).map_err(fail)?, &mut hash).map_err(fail)?;
-    Ok(format!("{:x}", hash.finalize()))
 }

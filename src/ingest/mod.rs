@@ -272,7 +272,8 @@ async fn already_there(store: &Store, sha256: &str) -> Result<Option<String>> {
     Ok(name.into_iter().next())
 }
 
-fn file_sha256(file: &Path) -> Result<String> {
+/// SHA-256 of a file as lower-case hex, read front to back.
+pub(crate) fn file_sha256(file: &Path) -> Result<String> {
     let fail = |e: std::io::Error| Error::input(file, "file", format!("cannot be read: {e}"));
     let mut handle = File::open(file).map_err(fail)?;
     let mut hash = Sha256::new();

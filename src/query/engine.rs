@@ -130,14 +130,6 @@ impl StoreEngine {
         Ok(fresh)
     }
 
-    /// Genes of the model's vocabulary among those a data set measured.
-    ///
-    /// # Errors
-    /// The model cannot be loaded.
-    pub fn measured_of_vocabulary(&self, model: &str, measured: &[u32]) -> Result<usize> {
-        Ok(self.loaded(model)?.placement.count(measured.iter().copied()))
-    }
-
     /// Embeds cells, each distinct one once per session: what was computed before is remembered.
     fn embed_remembering(&self, recipe: &Recipe, profiles: &Profiles) -> Result<Embedded> {
         let keys: Vec<Option<memo::Key>> = profiles.iter().map(|cell| cell.map(|c| memo::key(recipe, c))).collect();
