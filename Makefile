@@ -6,7 +6,7 @@ CARGO = set -e; PROTOC="$$(scripts/ensure-tools.sh)"; export PROTOC; cargo
 # Always the whole workspace: another selection means other features of dependencies, and compiling them twice.
 WHOLE = --workspace --locked
 
-.PHONY: demo test fmt lint check build release data clean
+.PHONY: bench-ingest build clean data demo fmt fuzz lint release test
 
 demo: build
 	rm -rf demo/store   # the demo's own place only: another STORE is the user's and never removed
@@ -27,9 +27,23 @@ build:
 release:
 	$(CARGO) build $(WHOLE) --release
 
-# Real data for the larger tests; without it they say that they are skipped.
+# Real data, and the Python libraries that tests compare with; without them the tests say that they are skipped.
 data:
 	scripts/fetch-test-data.sh || echo "test data could not be fetched; tests that need it are skipped" >&2
+	scripts/test-python.sh || echo "Python for tests could not be installed; tests that need it are skipped" >&2
+
+# Readers under coverage-guided fuzzing. The stable toolchain builds it with RUSTC_BOOTSTRAP.
+FUZZ_SECONDS ?= 60
+fuzz: data
+	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	scripts/fuzz-seeds.sh fuzz/corpus/readers
+	cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run readers --sanitizer none --target-dir "$(CARGO_TARGET_DIR)/fuzz" -- \
+		-max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=30 -max_len=200000
+
+# Ingest beside slaf and anndata, on resampled cells. Takes minutes and some gigabytes of disk.
+BENCH_CELLS ?= 10000 50000
+bench-ingest: build data
+	scripts/bench-ingest.sh "$(CARGO_TARGET_DIR)/debug/cellql" $(BENCH_CELLS)
 
 clean:
 	rm -rf "$(CARGO_TARGET_DIR)" demo/store

@@ -31,6 +31,12 @@ pub enum Error {
         /// What was being done.
         doing: String,
     },
+    /// Another process of this machine is writing to the store; nothing was changed.
+    #[error("{store}: another cellql process is writing to this store; wait for it and run the command again")]
+    Busy {
+        /// The store.
+        store: String,
+    },
     /// The store could not be read or written.
     #[error("{doing}: {cause}")]
     Store {
@@ -54,6 +60,12 @@ pub enum Error {
     /// A query failed.
     #[error("{}", query_message(.0))]
     Query(Box<DataFusionError>),
+}
+
+impl From<cellql_formats::FormatError> for Error {
+    fn from(error: cellql_formats::FormatError) -> Self {
+        Error::Input { file: error.file, object: error.object, problem: error.problem }
+    }
 }
 
 impl From<DataFusionError> for Error {
@@ -94,7 +106,7 @@ impl Error {
     /// 1 where the input or the request is wrong, 3 where we or the machine are.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Input { .. } | Error::Request(_) | Error::Conflict { .. } => 1,
+            Error::Input { .. } | Error::Request(_) | Error::Conflict { .. } | Error::Busy { .. } => 1,
             Error::Store { .. } | Error::Model { .. } => 3,
             Error::Query(error) => match error.find_root() {
                 DataFusionError::Plan(_)

@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod error;
+pub mod export;
 pub mod genes;
 pub mod index;
 pub mod ingest;

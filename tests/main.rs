@@ -9,8 +9,14 @@ mod baron;
 mod command_line;
 #[path = "it/crash.rs"]
 mod crash;
+#[path = "it/fixtures.rs"]
+mod fixtures;
 #[path = "it/formats.rs"]
 mod formats;
+#[path = "it/meaning.rs"]
+mod meaning;
+#[path = "it/mutations.rs"]
+mod mutations;
 #[path = "it/reference.rs"]
 mod reference;
 #[path = "it/search.rs"]

@@ -25,6 +25,10 @@ pub const N_GENES: &str = "n_genes";
 pub const VALUE_KIND: &str = "value_kind";
 /// Hash of the expression alone: equal for equal profiles, whatever the file called them.
 pub const CONTENT_HASH: &str = "content_hash";
+/// Share of the counts that mitochondrial genes have; NULL where the file measured none, or values are no counts.
+pub const MITO_FRACTION: &str = "mito_fraction";
+/// The first cell of another data set with equal expression; NULL for a cell that is new.
+pub const DUPLICATE_OF: &str = "duplicate_of";
 
 /// What the values of a cell are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +63,8 @@ pub fn fields() -> Vec<Field> {
         Field::new(N_GENES, DataType::UInt32, false),
         Field::new(VALUE_KIND, DataType::Utf8, false),
         Field::new(CONTENT_HASH, DataType::Utf8, false),
+        Field::new(MITO_FRACTION, DataType::Float32, true),
+        Field::new(DUPLICATE_OF, DataType::UInt64, true),
     ]
 }
 

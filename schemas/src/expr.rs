@@ -3,6 +3,7 @@
 //! `gene_id` ascends strictly within a cell and zeros are absent, so the length of either list is the number of
 //! expressed genes. [`Profiles`] reads such a column without copying, [`ProfileBuilder`] writes one.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, ListArray, StructArray};
@@ -37,8 +38,12 @@ pub enum ExprError {
     },
 }
 
+/// The item of either list. Its metadata tells lance to store it by byte planes, each packed: gene ids that ascend and
+/// counts that are small take less than half of what they take as they are, and less than a gzipped `.h5ad`.
 fn item(data_type: DataType) -> Arc<Field> {
-    Arc::new(Field::new("item", data_type, false))
+    let packed = [("compression", "zstd"), ("compression-level", "1"), ("bss", "on")];
+    let packed = packed.map(|(key, value)| (format!("lance-encoding:{key}"), value.to_owned()));
+    Arc::new(Field::new("item", data_type, false).with_metadata(HashMap::from(packed)))
 }
 
 fn struct_fields() -> Fields {
@@ -170,6 +175,38 @@ impl ProfileBuilder {
         self.gene_ids.extend_from_slice(gene_ids);
         self.values.extend_from_slice(values);
         self.close(true);
+    }
+
+    /// Adds a cell of `count` values that are filled in where they will lie: gene ids ascending, and values.
+    pub fn push_with(&mut self, count: usize, fill: impl FnOnce(&mut [u32], &mut [f32])) {
+        let start = self.values.len();
+        self.gene_ids.resize(start + count, 0);
+        self.values.resize(start + count, 0.0);
+        fill(&mut self.gene_ids[start..], &mut self.values[start..]);
+        debug_assert!(self.gene_ids[start..].windows(2).all(|w| w[0] < w[1]));
+        self.close(true);
+    }
+
+    /// Values of the last cell that was added.
+    pub fn last_values(&mut self) -> &mut [f32] {
+        let start = self.offsets.len().checked_sub(2).map_or(0, |i| self.offsets[i] as usize);
+        &mut self.values[start..]
+    }
+
+    /// Takes the last cell back.
+    pub fn pop(&mut self) {
+        if self.present.pop().is_some() {
+            self.offsets.pop();
+            let end = self.offsets.last().map_or(0, |o| *o as usize);
+            self.gene_ids.truncate(end);
+            self.values.truncate(end);
+        }
+    }
+
+    /// The last cell that was added.
+    pub fn last(&self) -> Profile<'_> {
+        let start = self.offsets.len().checked_sub(2).map_or(0, |i| self.offsets[i] as usize);
+        Profile { gene_ids: &self.gene_ids[start..], values: &self.values[start..] }
     }
 
     /// Adds a row without expression.

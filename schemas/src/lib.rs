@@ -7,11 +7,14 @@
 pub mod cells;
 pub mod datasets;
 pub mod embeddings;
+pub mod exported;
 pub mod expr;
+pub mod feature;
 pub mod genes;
 pub mod indexes;
 pub mod models;
 pub mod nomenclature;
 pub mod recipe;
+pub mod spreadsheet;
 pub mod suggest;
 pub mod vocabulary;

@@ -50,12 +50,20 @@ pub enum Evidence {
     Alias,
     /// Any of these with '-' written as '.', as R's `make.names` does to column names: `HLA.A` for `HLA-A`.
     Punctuation,
+    /// A name that a spreadsheet turned into a date: `2-Sep` for `SEPT2`, now `SEPTIN2`.
+    Date,
 }
 
 impl Evidence {
     /// All kinds, strongest first.
-    pub const ALL: [Evidence; 5] =
-        [Evidence::Ensembl, Evidence::Approved, Evidence::Previous, Evidence::Alias, Evidence::Punctuation];
+    pub const ALL: [Evidence; 6] = [
+        Evidence::Ensembl,
+        Evidence::Approved,
+        Evidence::Previous,
+        Evidence::Alias,
+        Evidence::Punctuation,
+        Evidence::Date,
+    ];
 
     /// The word used in reports.
     pub fn name(self) -> &'static str {
@@ -65,6 +73,7 @@ impl Evidence {
             Evidence::Previous => "previous",
             Evidence::Alias => "alias",
             Evidence::Punctuation => "punctuation",
+            Evidence::Date => "date",
         }
     }
 }
@@ -201,12 +210,13 @@ impl Nomenclature {
         }
     }
 
-    /// Resolves one name: Ensembl id, approved symbol, previous symbol, alias, and these with dots for hyphens. Letters'
-    /// case counts, since it tells human symbols from mouse ones.
+    /// Resolves one name: Ensembl id, approved symbol, previous symbol, alias, these with dots for hyphens, and as a date.
+    /// Letters' case counts, since it tells human symbols from mouse ones.
     pub fn resolve(&self, name: &str) -> Resolution {
         self.resolve_ensembl(name)
             .or_else(|| self.resolve_name(name))
             .or_else(|| self.resolve_dotted(name))
+            .or_else(|| self.resolve_date(name))
             .unwrap_or(Resolution::Unknown)
     }
 
@@ -224,6 +234,23 @@ impl Nomenclature {
         Some(match self.resolve_name(&name.replace('.', "-"))? {
             Resolution::Gene(gene, _) => Resolution::Gene(gene, Evidence::Punctuation),
             other => other,
+        })
+    }
+
+    /// The gene whose name a spreadsheet reads as this day, stronger evidence first: `2-Sep` was `SEPT2`, a previous symbol
+    /// of `SEPTIN2`, rather than `SEP2`, an alias of others. Two may share a day: `1-Mar` was `MARCH1` or `MARC1`.
+    fn resolve_date(&self, name: &str) -> Option<Resolution> {
+        let (month, day) = crate::spreadsheet::day_of_year(name)?;
+        let names: Vec<String> = crate::spreadsheet::prefixes(month).iter().map(|p| format!("{p}{day}")).collect();
+        [&self.by_symbol, &self.by_previous, &self.by_alias].into_iter().find_map(|table| {
+            let mut genes: Vec<usize> = names.iter().filter_map(|n| table.0.get(n)).flatten().copied().collect();
+            genes.sort_unstable();
+            genes.dedup();
+            match genes[..] {
+                [] => None,
+                [one] => Some(Resolution::Gene(one, Evidence::Date)),
+                _ => Some(Resolution::Ambiguous(genes)),
+            }
         })
     }
 
@@ -247,6 +274,17 @@ pub fn is_title_case(name: &str) -> bool {
         && letters[1..].iter().all(|c| c.is_lowercase())
 }
 
+/// True for an Ensembl gene id of another species: `ENSMUSG00000064372`, `ENSDARG…`.
+pub fn is_foreign_ensembl_id(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("ENS") else { return false };
+    let letters = rest.bytes().take_while(u8::is_ascii_uppercase).count();
+    let (species, digits) = rest.split_at(letters);
+    species.len() > 1
+        && species.ends_with('G')
+        && digits.len() >= 11
+        && digits.bytes().take(11).all(|b| b.is_ascii_digit())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,6 +306,9 @@ mod tests {
         assert_eq!(symbol("ENSG00000121410"), Some(("A1BG", Evidence::Ensembl)));
         assert_eq!(symbol("ENSG00000121410.12"), Some(("A1BG", Evidence::Ensembl)));
         assert_eq!(symbol("HLA.A"), Some(("HLA-A", Evidence::Punctuation)));
+        assert_eq!(symbol("Sep-02"), Some(("SEPTIN2", Evidence::Date)));
+        assert_eq!(symbol("7-Mar"), Some(("MARCHF7", Evidence::Date)));
+        assert_eq!(symbol("2021-09-09 00:00:00"), Some(("SEPTIN9", Evidence::Date)));
         assert_eq!(symbol("Sst"), None);
         assert_eq!(symbol("no such gene"), None);
     }
@@ -283,6 +324,24 @@ mod tests {
     #[test]
     fn a_name_of_two_genes_is_not_guessed() {
         assert!(matches!(Nomenclature::hgnc().resolve("C18orf21"), Resolution::Ambiguous(genes) if genes.len() > 1));
+    }
+
+    #[test]
+    fn a_day_that_two_genes_became_is_not_guessed() {
+        let table = Nomenclature::hgnc();
+        let Resolution::Ambiguous(genes) = table.resolve("1-Mar") else { panic!() };
+        let symbols: Vec<&str> = genes.iter().map(|g| table.genes()[*g].symbol.as_str()).collect();
+        assert!(symbols.contains(&"MARCHF1") && symbols.contains(&"MTARC1"), "{symbols:?}");
+    }
+
+    #[test]
+    fn ensembl_ids_of_other_species_are_recognised() {
+        assert!(is_foreign_ensembl_id("ENSMUSG00000064372.1") && is_foreign_ensembl_id("ENSDARG00000000001"));
+        assert!(
+            !is_foreign_ensembl_id("ENSG00000121410")
+                && !is_foreign_ensembl_id("ENSA")
+                && !is_foreign_ensembl_id("INS")
+        );
     }
 
     #[test]

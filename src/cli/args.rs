@@ -27,10 +27,33 @@ pub(super) enum Verb {
     },
     /// Take files of cells into a store
     Ingest(IngestArgs),
-    /// Say what a store holds
-    Info {
+    /// Write cells to .h5ad, Parquet or Lance
+    Export(ExportArgs),
+    /// List and remove data sets
+    Dataset {
+        #[command(subcommand)]
+        verb: DatasetVerb,
+    },
+    /// List the versions of a store
+    Versions {
         /// Store to look into
         store: String,
+        /// How results are written
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+    /// Gather small files into large ones and, with --keep, forget old versions
+    Compact {
+        /// Store to work on
+        store: String,
+        /// Versions to keep (default: all)
+        #[arg(long)]
+        keep: Option<usize>,
+    },
+    /// Say what a store holds
+    Info {
+        #[command(flatten)]
+        store: ReadArgs,
     },
     /// Run SQL over a store
     Sql(SqlArgs),
@@ -55,13 +78,63 @@ pub(super) enum Verb {
     },
 }
 
+/// A store that is only read.
+#[derive(Debug, Args)]
+pub(super) struct ReadArgs {
+    /// Store to look into
+    pub(super) store: String,
+    /// Version of the store (default: the newest)
+    #[arg(long, value_name = "N")]
+    pub(super) at_version: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DatasetVerb {
+    /// List the data sets of a store
+    List {
+        #[command(flatten)]
+        store: ReadArgs,
+        /// How results are written
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+    /// Remove a data set with its cells and their embeddings
+    Remove {
+        /// Store to work on
+        store: String,
+        /// Name or id of the data set
+        dataset: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    #[command(flatten)]
+    pub(super) store: ReadArgs,
+    /// File to write: .h5ad, .parquet or .lance
+    pub(super) out: PathBuf,
+    /// SQL condition on the cells (default: all)
+    #[arg(long = "where", value_name = "CONDITION")]
+    pub(super) condition: Option<String>,
+    /// Format (default: by the file's ending)
+    #[arg(long, value_enum)]
+    pub(super) to: Option<ExportFormat>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum ExportFormat {
+    H5ad,
+    Parquet,
+    Lance,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct IngestArgs {
     /// Store to add to
     pub(super) store: String,
-    /// Files: .h5ad, or dense .csv/.tsv (cells × genes, first column the barcode)
+    /// Files, directories or object-store URIs: .h5ad, 10x .h5, matrix.mtx, .loom, .csv/.tsv, .npz, Parquet, Lance
     #[arg(required = true)]
-    pub(super) files: Vec<PathBuf>,
+    pub(super) files: Vec<String>,
     /// Name of the data set (default: the file's name)
     #[arg(long)]
     pub(super) name: Option<String>,
@@ -71,6 +144,24 @@ pub(super) struct IngestArgs {
     /// Take a file even where most of its names are no human genes
     #[arg(long)]
     pub(super) allow_unresolved: bool,
+    /// Leave out cells that another data set of the store holds already
+    #[arg(long)]
+    pub(super) skip_duplicates: bool,
+    /// Read this layer (default: raw counts where they are)
+    #[arg(long, conflicts_with = "raw")]
+    pub(super) layer: Option<String>,
+    /// Read raw.X
+    #[arg(long)]
+    pub(super) raw: bool,
+    /// Genome of a 10x file that has several (default: the human one)
+    #[arg(long)]
+    pub(super) genome: Option<String>,
+    /// Names of the genes, one a line, for .npz or a .mtx without them
+    #[arg(long)]
+    pub(super) genes: Option<PathBuf>,
+    /// Names of the cells, one a line, likewise
+    #[arg(long)]
+    pub(super) barcodes: Option<PathBuf>,
     /// Write the whole report as JSON to this file
     #[arg(long)]
     pub(super) report: Option<PathBuf>,
@@ -78,8 +169,8 @@ pub(super) struct IngestArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct SqlArgs {
-    /// Store to query
-    pub(super) store: String,
+    #[command(flatten)]
+    pub(super) store: ReadArgs,
     /// Statements, separated by ';'
     #[arg(short, long, conflicts_with = "file")]
     pub(super) command: Option<String>,
@@ -204,8 +295,8 @@ pub(super) enum Target {
 
 #[derive(Debug, Args)]
 pub(super) struct SearchArgs {
-    /// Store to search
-    pub(super) store: String,
+    #[command(flatten)]
+    pub(super) store: ReadArgs,
     /// Cell to start from: its cell_id
     #[arg(long)]
     pub(super) cell: u64,

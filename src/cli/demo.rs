@@ -7,7 +7,7 @@ use super::output::{self, Format};
 use super::talk::Talk;
 use super::{index, ingest, model};
 use crate::error::{Error, Result};
-use crate::ingest::{IngestOptions, ingest as take_in};
+use crate::ingest::{IngestOptions, Input, ingest as take_in};
 use crate::model::Size;
 use crate::query::Session;
 use crate::store::Store;
@@ -53,8 +53,8 @@ pub(super) async fn run(uri: &str, talk: &Talk) -> Result<()> {
     let file = folder.path().join(FILE);
     std::fs::write(&file, CELLS).map_err(Error::store("unpacking the demo's cells"))?;
     let progress = talk.progress("reading cells", "cells");
-    let options = IngestOptions { source_uri: Some(format!("demo/{FILE}")), ..IngestOptions::default() };
-    let (store, report) = take_in(&store, &file, &options, progress).await?;
+    let input = Input::local(&file).from_elsewhere(format!("demo/{FILE}"));
+    let (store, report) = take_in(&store, &input, &IngestOptions::default(), progress).await?;
     ingest::tell(&report, talk);
 
     say(&format!("\n# cellql model init {uri} --size 3M --seed 0 --name {MODEL}"))?;

@@ -17,7 +17,7 @@ use crate::store::Store;
 pub(super) async fn run(verb: IndexVerb, talk: &Talk) -> Result<()> {
     match verb {
         IndexVerb::Build { recipe, on: _, name } => {
-            let store = Store::open(&recipe.store).await?;
+            let store = super::open_to_write(&recipe.store, talk).await?;
             build_over(&store, &recipe, name, talk).await?;
             Ok(())
         }
@@ -29,7 +29,7 @@ pub(super) async fn run(verb: IndexVerb, talk: &Talk) -> Result<()> {
 }
 
 pub(super) async fn embed(args: RecipeArgs, talk: &Talk) -> Result<()> {
-    fill(&Store::open(&args.store).await?, &args, talk).await?;
+    fill(&super::open_to_write(&args.store, talk).await?, &args, talk).await?;
     Ok(())
 }
 

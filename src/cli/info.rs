@@ -1,16 +1,16 @@
 //! `cellql info`.
 
+use super::args::ReadArgs;
 use super::output::{self, Format};
 use crate::error::Result;
 use crate::query::Session;
-use crate::store::Store;
 
 /// One row per thing a person asks about a store, itself made with SQL.
 const DATASETS: &str = "SELECT dataset_id, name, cells_kept, cells_read, value_kind, \
                         cardinality(measured_genes) AS genes, ingested_at FROM datasets ORDER BY dataset_id";
 
-pub(super) async fn run(uri: &str) -> Result<()> {
-    let store = Store::open(uri).await?;
+pub(super) async fn run(args: &ReadArgs) -> Result<()> {
+    let store = super::open(args).await?;
     let session = Session::open(store.clone()).await?;
     let (cells, genes) = (session.count("cells").await?, session.measured_genes().await?);
     let summary = format!(

@@ -1,37 +1,57 @@
 //! `cellql ingest`.
 
+use cellql_formats::OpenOptions;
 use comfy_table::{ContentArrangement, Table, presets};
 
 use super::args::IngestArgs;
 use super::talk::Talk;
 use crate::error::{Error, Result};
-use crate::ingest::{IngestOptions, IngestReport, ingest};
-use crate::store::Store;
+use crate::ingest::{IngestOptions, IngestReport, ObsReport, ingest, inputs};
 
 pub(super) async fn run(args: IngestArgs, talk: &Talk) -> Result<()> {
     if args.name.is_some() && args.files.len() > 1 {
         return Err(Error::Request("--name names one data set, but several files are given".into()));
     }
     let options = IngestOptions {
-        name: args.name,
+        name: args.name.clone(),
         min_genes: args.min_genes,
         allow_unresolved: args.allow_unresolved,
-        ..IngestOptions::default()
+        skip_duplicates: args.skip_duplicates,
+        open: OpenOptions {
+            layer: args.layer,
+            raw: args.raw,
+            genome: args.genome,
+            genes: args.genes,
+            barcodes: args.barcodes,
+        },
     };
-    let mut store = Store::open(&args.store).await?;
+    let mut store = super::open_to_write(&args.store, talk).await?;
     let mut reports = Vec::new();
     for file in &args.files {
-        let progress = talk.progress("reading cells", "cells");
-        let (next, report) = ingest(&store, file, &options, progress).await?;
-        store = next;
-        tell(&report, talk);
-        reports.push(report);
+        let (found, other) = inputs(file).await?;
+        if args.name.is_some() && found.len() > 1 {
+            return Err(Error::Request(format!("--name names one data set, but {file} holds {}", found.len())));
+        }
+        for path in &other {
+            talk.say(&format!("{}: no file of cells, left alone", path.display()));
+        }
+        for input in &found {
+            let progress = talk.progress("reading cells", "cells");
+            let (next, report) = ingest(&store, input, &options, progress).await?;
+            store = next;
+            tell(&report, talk);
+            reports.push(report);
+        }
     }
     if let Some(path) = args.report {
         let json = serde_json::to_vec_pretty(&reports).map_err(Error::store("writing the report"))?;
         std::fs::write(&path, json).map_err(Error::store(format!("writing the report to {}", path.display())))?;
     }
     Ok(())
+}
+
+fn renamed(column: &ObsReport) -> String {
+    format!("{} → {}", column.source, column.name)
 }
 
 /// Tells a person what became of a file.
@@ -45,6 +65,19 @@ pub(super) fn tell(report: &IngestReport, talk: &Talk) {
         "{file}: data set {id} '{}': {} of {} cells kept, values are {}",
         report.name, report.cells_kept, report.cells_read, report.value_kind
     ));
+    for note in &report.notes {
+        talk.say(&format!("  {note}"));
+    }
+    if report.cells_duplicate > 0 {
+        let of = report.cells_duplicate;
+        talk.say(&format!(
+            "  {of} cells are in another data set too (duplicate_of tells which; --skip-duplicates drops them)"
+        ));
+    }
+    let renamed: Vec<String> = report.obs_columns.iter().filter(|c| c.source != c.name).map(renamed).collect();
+    if !renamed.is_empty() {
+        talk.say(&format!("  obs columns under other names: {}", renamed.join(", ")));
+    }
     for (reason, cells) in &report.cells_dropped {
         talk.say(&format!("  dropped {cells} cells: {reason}"));
     }

@@ -2,7 +2,9 @@
 //! ([`output`]), everything else to stderr.
 
 mod args;
+mod dataset;
 mod demo;
+mod export;
 mod index;
 mod info;
 mod ingest;
@@ -18,7 +20,7 @@ use clap::Parser;
 
 use crate::error::{Error, Result};
 use crate::store::Store;
-use args::{Cli, Verb};
+use args::{Cli, ReadArgs, Verb};
 use talk::Talk;
 
 /// Exit status of a broken request; clap's own is 2 for wrong usage.
@@ -57,6 +59,19 @@ fn is_broken_pipe(error: &Error) -> bool {
     error.to_string().contains("Broken pipe")
 }
 
+/// A store to read, at the version that is asked for.
+async fn open(args: &ReadArgs) -> Result<Store> {
+    match args.at_version {
+        Some(number) => Store::open_at(&args.store, number).await,
+        None => Store::open(&args.store).await,
+    }
+}
+
+/// A store to change, which waits for other writers.
+async fn open_to_write(uri: &str, talk: &Talk) -> Result<Store> {
+    Ok(Store::open(uri).await?.patient(talk.waiting(uri)))
+}
+
 async fn run(verb: Verb, talk: &Talk) -> Result<()> {
     match verb {
         Verb::Init { store } => {
@@ -65,6 +80,10 @@ async fn run(verb: Verb, talk: &Talk) -> Result<()> {
             Ok(())
         }
         Verb::Ingest(args) => ingest::run(args, talk).await,
+        Verb::Export(args) => export::run(args, talk).await,
+        Verb::Dataset { verb } => dataset::run(verb, talk).await,
+        Verb::Versions { store, format } => dataset::versions(&store, format).await,
+        Verb::Compact { store, keep } => dataset::compact(&store, keep, talk).await,
         Verb::Info { store } => info::run(&store).await,
         Verb::Sql(args) => sql::run(args, talk).await,
         Verb::Model { verb } => model::run(verb, talk).await,

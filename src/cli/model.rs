@@ -23,7 +23,7 @@ pub(super) async fn run(verb: ModelVerb, talk: &Talk) -> Result<()> {
     match verb {
         ModelVerb::Import(args) => import(args, talk).await,
         ModelVerb::Init { store, size, seed, name } => {
-            let store = Store::open(&store).await?;
+            let store = super::open_to_write(&store, talk).await?;
             init(&store, size, seed, &name, talk).await?;
             Ok(())
         }
@@ -57,7 +57,7 @@ fn tell(entry: &Entry, talk: &Talk) {
 }
 
 async fn import(args: ImportArgs, talk: &Talk) -> Result<()> {
-    let store = Store::open(&args.store).await?;
+    let store = super::open_to_write(&args.store, talk).await?;
     let (weights, key) = read(&args)?;
     let sha256 = file_sha256(&args.file)?;
     let file = args.file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());

@@ -5,10 +5,9 @@ use super::output;
 use super::talk::Talk;
 use crate::error::Result;
 use crate::query::Session;
-use crate::store::Store;
 
 pub(super) async fn run(args: SearchArgs, talk: &Talk) -> Result<()> {
-    let session = Session::open(Store::open(&args.store).await?).await?;
+    let session = Session::open(super::open(&args.store).await?).await?;
     let columns = match args.columns.is_empty() {
         true => std::iter::once("barcode".to_owned()).chain(session.obs_columns().await?).collect(),
         false => args.columns.clone(),

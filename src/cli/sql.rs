@@ -7,7 +7,6 @@ use super::output;
 use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::query::Session;
-use crate::store::Store;
 
 pub(super) async fn run(args: SqlArgs, talk: &Talk) -> Result<()> {
     let script = match (args.command, args.file) {
@@ -24,7 +23,7 @@ pub(super) async fn run(args: SqlArgs, talk: &Talk) -> Result<()> {
             text
         }
     };
-    let session = Session::open(Store::open(&args.store).await?).await?;
+    let session = Session::open(super::open(&args.store).await?).await?;
     for frame in session.statements(&script).await? {
         let written = output::write(frame, args.format).await;
         talk.notices(&session.take_notices());

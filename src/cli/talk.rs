@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::progress::{self, OnProgress};
 use crate::query::Notices;
+use crate::store::OnWait;
 
 /// Talks to the person at the terminal, or not.
 #[derive(Debug, Clone)]
@@ -26,6 +27,12 @@ impl Talk {
         if !self.quiet {
             write(text);
         }
+    }
+
+    /// What is said when another process is writing to a store.
+    pub(super) fn waiting(&self, uri: &str) -> OnWait {
+        let (talk, uri) = (self.clone(), uri.to_owned());
+        OnWait(Arc::new(move || talk.say(&format!("{uri}: another cellql process is writing; waiting for it"))))
     }
 
     /// An error; also said when quiet.

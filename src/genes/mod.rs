@@ -5,7 +5,6 @@
 mod register;
 mod report;
 
-pub use register::Feature;
 pub use report::{GeneReport, Renamed};
 
 use std::collections::HashMap;
@@ -14,6 +13,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, ListBuilder, StringArray, StringBuilder, UInt32Array};
 use arrow::datatypes::UInt32Type;
 use arrow::record_batch::RecordBatch;
+use cellql_schemas::exported::ExportedGene;
 use cellql_schemas::genes as table;
 use cellql_schemas::nomenclature::{Nomenclature, Resolution};
 use cellql_schemas::suggest::did_you_mean;
@@ -141,6 +141,40 @@ impl Catalogue {
         self.genes.get(gene_id as usize).map(|g| g.symbol.as_str())
     }
 
+    /// True for genes of the mitochondrial genome.
+    pub fn is_mitochondrial(&self, gene_id: u32) -> bool {
+        self.genes.get(gene_id as usize).is_some_and(|g| g.hgnc_id.is_some() && g.symbol.starts_with("MT-"))
+    }
+
+    /// What an exported table says of a gene.
+    pub fn exported(&self, gene_id: u32) -> Option<ExportedGene> {
+        let gene = self.genes.get(gene_id as usize)?;
+        Some(ExportedGene {
+            gene_id,
+            symbol: gene.symbol.clone(),
+            hgnc_id: gene.hgnc_id.clone(),
+            ensembl_id: gene.ensembl_id.clone(),
+        })
+    }
+
+    /// Forgets which names files gave genes and takes these instead: what remains when a data set is removed.
+    pub fn set_source_names(&mut self, names: impl IntoIterator<Item = (u32, String)>) {
+        self.genes.iter_mut().for_each(|g| g.source_names.clear());
+        for (gene, name) in names {
+            if let Some(gene) = self.genes.get_mut(gene as usize)
+                && !gene.source_names.contains(&name)
+            {
+                gene.source_names.push(name);
+            }
+        }
+        self.by_source_name.clear();
+        for (id, gene) in self.genes.iter().enumerate() {
+            for name in &gene.source_names {
+                self.by_source_name.entry(name.clone()).or_default().push(id as u32);
+            }
+        }
+    }
+
     /// The store's id of a gene of the nomenclature.
     fn identified(&self, nomenclature: &Nomenclature, gene: usize) -> Option<u32> {
         self.by_hgnc.get(&nomenclature.genes()[gene].hgnc_id()).copied()
@@ -221,6 +255,7 @@ fn read_rows(batch: &RecordBatch, rows: &mut Vec<(u32, Gene)>) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cellql_schemas::feature::Feature;
 
     #[test]
     fn the_table_survives_a_round_trip() {

@@ -2,18 +2,10 @@
 
 use std::collections::HashMap;
 
-use cellql_schemas::nomenclature::{Evidence, Nomenclature, Resolution, is_title_case};
+use cellql_schemas::feature::Feature;
+use cellql_schemas::nomenclature::{Evidence, Nomenclature, Resolution, is_foreign_ensembl_id, is_title_case};
 
 use super::{Catalogue, Gene, GeneReport, Renamed};
-
-/// A feature as a file names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Feature {
-    /// Symbol, or whatever stands in its place.
-    pub name: String,
-    /// Ensembl gene id, where the file gives one beside the name.
-    pub ensembl_id: Option<String>,
-}
 
 impl Catalogue {
     /// The gene of each feature, in the features' order and each used once, and the report of how it was found.
@@ -24,6 +16,9 @@ impl Catalogue {
         let nomenclature = Nomenclature::hgnc();
         let mut report = GeneReport { features: features.len(), ..GeneReport::default() };
         report.title_case = features.iter().filter(|f| is_title_case(&f.name)).count();
+        let foreign = |f: &&Feature| is_foreign_ensembl_id(f.ensembl_id.as_deref().unwrap_or(&f.name));
+        report.foreign_ids = features.iter().filter(foreign).count();
+        report.foreign_example = features.iter().find(foreign).map(|f| f.ensembl_id.clone().unwrap_or(f.name.clone()));
         let resolved: Vec<Resolution> =
             features.iter().map(|f| nomenclature.resolve_feature(&f.name, f.ensembl_id.as_deref())).collect();
         let winners = winners(nomenclature, features, &resolved);
@@ -109,6 +104,7 @@ impl GeneReport {
             Evidence::Previous => self.previous.push(renamed()),
             Evidence::Alias => self.alias.push(renamed()),
             Evidence::Punctuation => self.punctuation.push(renamed()),
+            Evidence::Date => self.dates.push(renamed()),
         }
     }
 

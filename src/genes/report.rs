@@ -26,6 +26,9 @@ pub struct GeneReport {
     pub alias: Vec<Renamed>,
     /// Known once '.' was read as '-'.
     pub punctuation: Vec<Renamed>,
+    /// Known once a spreadsheet's date was read as the name it was.
+    #[serde(default)]
+    pub dates: Vec<Renamed>,
     /// Names of a gene that another feature of the file took; each keeps a row of its own.
     pub second: Vec<Renamed>,
     /// Names of several genes; not guessed.
@@ -34,12 +37,23 @@ pub struct GeneReport {
     pub unknown: Vec<String>,
     /// Names written as other vertebrates' symbols are (`Gad1`).
     pub title_case: usize,
+    /// Ensembl ids of other species (`ENSMUSG…`).
+    #[serde(default)]
+    pub foreign_ids: usize,
+    /// One of these.
+    #[serde(default)]
+    pub foreign_example: Option<String>,
 }
 
 impl GeneReport {
     /// Features that became a gene.
     pub fn resolved(&self) -> usize {
-        self.ensembl + self.approved + self.previous.len() + self.alias.len() + self.punctuation.len()
+        self.ensembl
+            + self.approved
+            + self.previous.len()
+            + self.alias.len()
+            + self.punctuation.len()
+            + self.dates.len()
     }
 
     /// Rows of a table: what, how many, and some names.
@@ -51,6 +65,7 @@ impl GeneReport {
             ("previous symbol", self.previous.len(), names(&self.previous)),
             ("alias", self.alias.len(), names(&self.alias)),
             ("name with '.' for '-'", self.punctuation.len(), names(&self.punctuation)),
+            ("name a spreadsheet made a date", self.dates.len(), names(&self.dates)),
             ("second name of a gene in the file", self.second.len(), names(&self.second)),
             ("ambiguous", self.ambiguous.len(), names(&self.ambiguous)),
             ("unknown", self.unknown.len(), sample(self.unknown.iter().cloned(), self.unknown.len())),

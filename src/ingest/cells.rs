@@ -3,104 +3,124 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, StringArray, UInt32Array, UInt64Array};
-use arrow::compute::{cast, filter};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::{ArrayRef, BooleanArray, Float32Array, Float64Array, StringArray, UInt32Array, UInt64Array};
+use arrow::compute::filter;
+use arrow::datatypes::{Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
+use cellql_formats::Block;
 use cellql_schemas::cells::{self as table, ValueKind};
-use cellql_schemas::expr::ProfileBuilder;
+use cellql_schemas::expr::{Profile, ProfileBuilder};
 
-use super::block::Block;
-use super::{Dropped, ObsFields};
+use super::Dropped;
+use super::duplicates::Known;
+use super::obs::{Target, fitted};
+use super::values::{Reading, Verdict, recover};
 use crate::error::{Error, Result};
 
 /// What a cell must be to be kept, and what its values are taken for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Quality {
     pub(super) min_genes: u32,
-    pub(super) kind: ValueKind,
+    pub(super) reading: Reading,
+    pub(super) skip_duplicates: bool,
 }
 
-/// An obs column of the file and what it is in the table.
-#[derive(Debug, Clone)]
-pub(super) struct ObsColumn {
-    target: Field,
+/// The genes of a file's features.
+#[derive(Debug)]
+pub(super) struct FileGenes {
+    /// Place of each feature among the file's genes by ascending id.
+    rank: Vec<u32>,
+    /// Gene at each place.
+    genes: Vec<u32>,
+    /// Those of the mitochondrial genome.
+    mitochondrial: Vec<u32>,
 }
 
-/// Names and types under which a file's obs columns enter the table: their own, except where that name is one of
-/// ours (`n_genes` becomes `obs_n_genes`) or the table has it with a type these values do not fit (`age` as text
-/// beside numbers becomes `age_text`).
-pub(super) fn obs_columns(source: ObsFields, existing: &Schema) -> Vec<ObsColumn> {
-    let mut taken: Vec<String> = Vec::new();
-    source
-        .into_iter()
-        .map(|field| {
-            let mut name = field.name().replace(['.', '`', '"'], "_");
-            if name.is_empty() || table::is_reserved(&name) || name.starts_with('_') {
-                name = format!("obs_{name}");
-            }
-            let of = field.data_type();
-            let clashes = |n: &str| existing.field_with_name(n).is_ok_and(|there| !fits(of, there.data_type()));
-            if clashes(&name) {
-                name = format!("{name}_{}", suffix(of));
-            }
-            while clashes(&name) || taken.contains(&name) {
-                name.push('_');
-            }
-            let target = existing.field_with_name(&name).map_or(of, |there| there.data_type()).clone();
-            taken.push(name.clone());
-            ObsColumn { target: Field::new(name, target, true) }
-        })
-        .collect()
+impl FileGenes {
+    /// For features that are these genes, each of them once.
+    pub(super) fn new(gene_ids: &[u32], is_mitochondrial: impl Fn(u32) -> bool) -> Self {
+        let mut genes = gene_ids.to_vec();
+        genes.sort_unstable();
+        let place = |gene: &u32| genes.binary_search(gene).unwrap_or_default() as u32;
+        let rank = gene_ids.iter().map(place).collect();
+        let mitochondrial = genes.iter().copied().filter(|g| is_mitochondrial(*g)).collect();
+        Self { rank, mitochondrial, genes }
+    }
 }
 
-fn fits(from: &DataType, to: &DataType) -> bool {
-    from == to || *to == DataType::Utf8 || (*from == DataType::Int64 && *to == DataType::Float64)
+/// Why a batch was not made.
+pub(super) enum Refusal {
+    /// Values contradict the reading.
+    Reading,
+    /// The file is wrong.
+    Failed(Error),
 }
 
-fn suffix(of: &DataType) -> &'static str {
-    match of {
-        DataType::Utf8 => "text",
-        DataType::Boolean => "flag",
-        _ => "number",
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Refusal::Failed(error)
     }
 }
 
 /// Builds the rows of one data set.
-#[derive(Debug)]
 pub(super) struct Cells {
     dataset_id: u32,
     next_cell_id: u64,
     first_cell_id: u64,
-    gene_ids: Vec<u32>,
-    obs: Vec<ObsColumn>,
+    genes: FileGenes,
+    obs: Vec<Target>,
     quality: Quality,
+    known: Known,
     schema: SchemaRef,
-    read: u64,
-    few_genes: u64,
-    sorted: Vec<(u32, f32)>,
+    counts: Tally,
+    scatter: Scatter,
+}
+
+/// What became of the cells so far.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tally {
+    pub(super) read: u64,
+    pub(super) few_genes: u64,
+    pub(super) skipped_duplicates: u64,
+    pub(super) duplicates: u64,
+    /// Kept cells whose values tell that counts were recovered.
+    telling: u64,
+    /// Smallest and largest total of a kept cell.
+    totals: Option<(f64, f64)>,
+}
+
+/// Columns of a batch that are gathered cell by cell.
+#[derive(Default)]
+struct Gathered {
+    profiles: ProfileBuilder,
+    totals: Vec<f64>,
+    n_genes: Vec<u32>,
+    hashes: Vec<String>,
+    mito: Vec<Option<f32>>,
+    duplicate_of: Vec<Option<u64>>,
 }
 
 impl Cells {
     pub(super) fn new(
         dataset_id: u32,
         first_cell_id: u64,
-        gene_ids: Vec<u32>,
-        obs: Vec<ObsColumn>,
+        genes: FileGenes,
+        obs: Vec<Target>,
         quality: Quality,
+        known: Known,
     ) -> Self {
-        let fields: Vec<Field> = obs.iter().map(|o| o.target.clone()).collect();
+        let fields: Vec<Field> = obs.iter().map(|o| o.field.clone()).collect();
         Self {
             dataset_id,
             next_cell_id: first_cell_id,
             first_cell_id,
-            gene_ids,
+            scatter: Scatter::new(genes.genes.len()),
+            genes,
             obs,
             quality,
+            known,
             schema: Arc::new(table::schema_with_obs(&fields)),
-            read: 0,
-            few_genes: 0,
-            sorted: Vec::new(),
+            counts: Tally::default(),
         }
     }
 
@@ -108,8 +128,8 @@ impl Cells {
         Arc::clone(&self.schema)
     }
 
-    pub(super) fn read(&self) -> u64 {
-        self.read
+    pub(super) fn counts(&self) -> &Tally {
+        &self.counts
     }
 
     pub(super) fn kept(&self) -> u64 {
@@ -121,174 +141,235 @@ impl Cells {
     }
 
     pub(super) fn dropped(&self) -> Dropped {
-        let reason = format!("{} genes or fewer", self.quality.min_genes);
-        Dropped::from_iter((self.few_genes > 0).then_some((reason, self.few_genes)))
+        let few = (format!("{} genes or fewer", self.quality.min_genes), self.counts.few_genes);
+        let twice = ("in the store already".to_owned(), self.counts.skipped_duplicates);
+        [few, twice].into_iter().filter(|(_, n)| *n > 0).collect()
     }
 
-    pub(super) fn obs_names(&self) -> Vec<String> {
-        self.obs.iter().map(|o| o.target.name().clone()).collect()
+    pub(super) fn obs(&self) -> &[Target] {
+        &self.obs
     }
 
-    /// Rows for the cells of a block that are kept; `None` where a value shows that the file holds no counts.
-    ///
-    /// # Errors
-    /// A value that no expression can have, with its cell and feature.
-    pub(super) fn batch(&mut self, file: &Path, block: &Block) -> Result<Option<RecordBatch>> {
-        let mut profiles = ProfileBuilder::default();
-        let (mut keep, mut totals, mut n_genes, mut hashes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (mut gene_ids, mut values) = (Vec::new(), Vec::new());
-        for i in 0..block.barcodes.len() {
-            if !self.sort_cell(file, block, i)? {
-                return Ok(None);
+    /// What all cells together say of the reading, once every one was read.
+    pub(super) fn reading_holds(&self) -> bool {
+        match self.quality.reading {
+            // Whole numbers of which every cell has a million are rounded TPM or CPM.
+            Reading::Counts => {
+                let million = |total: f64| (total - 1e6).abs() < 1e4;
+                self.kept() < 3 || !self.counts.totals.is_some_and(|(least, most)| million(least) && million(most))
             }
-            let kept = self.sorted.len() > self.quality.min_genes as usize;
-            keep.push(kept);
-            if !kept {
-                self.few_genes += 1;
-                continue;
-            }
-            (gene_ids, values) = unzip_into(&self.sorted, gene_ids, values);
-            totals.push(values.iter().map(|&v| f64::from(v)).sum::<f64>());
-            n_genes.push(values.len() as u32);
-            hashes.push(content_hash(&self.sorted));
-            profiles.push(&gene_ids, &values);
+            Reading::Recovered(..) => self.counts.telling * 2 >= self.kept(),
+            Reading::AsGiven => true,
         }
-        self.read += block.barcodes.len() as u64;
-        let count = totals.len();
+    }
+
+    /// The rows of a block.
+    pub(super) fn batch(&mut self, file: &Path, block: &Block) -> Result<RecordBatch, Refusal> {
+        let mut gathered = Gathered::default();
+        let mut keep = Vec::with_capacity(block.len());
+        for i in 0..block.len() {
+            keep.push(self.add(file, block, i, &mut gathered)?);
+        }
+        self.counts.read += block.len() as u64;
+        Ok(self.rows(file, block, &BooleanArray::from(keep), gathered)?)
+    }
+
+    /// Adds a cell, or counts why it is not kept.
+    fn add(&mut self, file: &Path, block: &Block, i: usize, to: &mut Gathered) -> Result<bool, Refusal> {
+        let (features, values) = block.cell(i);
+        if let Err(wrong) = self.scatter.fill(&self.genes.rank, features, values) {
+            self.scatter.clear();
+            return Err(Refusal::Failed(wrong.tell(file, block, i)));
+        }
+        let count = self.scatter.count;
+        if count <= self.quality.min_genes as usize {
+            self.scatter.clear();
+            self.counts.few_genes += 1;
+            return Ok(false);
+        }
+        to.profiles.push_with(count, |genes, values| self.scatter.drain(&self.genes.genes, genes, values));
+        let verdict = self.read_as(to.profiles.last_values());
+        if verdict == Verdict::Against {
+            return Err(Refusal::Reading);
+        }
+        let kept = self.keep(to);
+        self.counts.telling += u64::from(kept && verdict == Verdict::For);
+        Ok(kept)
+    }
+
+    fn read_as(&self, values: &mut [f32]) -> Verdict {
+        match self.quality.reading {
+            Reading::Counts if !values.iter().all(|v| is_whole(*v)) => Verdict::Against,
+            Reading::Counts | Reading::AsGiven => Verdict::Silent,
+            Reading::Recovered(undo, precision) => recover(values, undo, precision),
+        }
+    }
+
+    /// Keeps the cell that was added last, unless it is a duplicate that is not wanted.
+    fn keep(&mut self, to: &mut Gathered) -> bool {
+        let cell = to.profiles.last();
+        let hash = content_hash(cell);
+        let duplicate_of = self.known.find(&hash);
+        self.counts.duplicates += u64::from(duplicate_of.is_some());
+        if duplicate_of.is_some() && self.quality.skip_duplicates {
+            to.profiles.pop();
+            self.counts.skipped_duplicates += 1;
+            return false;
+        }
+        let total = cell.total();
+        let (least, most) = self.counts.totals.unwrap_or((total, total));
+        self.counts.totals = Some((least.min(total), most.max(total)));
+        to.totals.push(total);
+        to.n_genes.push(cell.values.len() as u32);
+        to.hashes.push(hash);
+        to.mito.push(self.mito_fraction(cell, total));
+        to.duplicate_of.push(duplicate_of);
+        true
+    }
+
+    fn mito_fraction(&self, cell: Profile<'_>, total: f64) -> Option<f32> {
+        if self.quality.reading.kind() == ValueKind::Normalised || self.genes.mitochondrial.is_empty() {
+            return None;
+        }
+        let mito: f64 = self.genes.mitochondrial.iter().map(|gene| f64::from(cell.value_of(*gene))).sum();
+        Some(if total > 0.0 { (mito / total) as f32 } else { 0.0 })
+    }
+
+    fn rows(&mut self, file: &Path, block: &Block, keep: &BooleanArray, mut of: Gathered) -> Result<RecordBatch> {
+        let count = of.totals.len();
         let first = self.next_cell_id;
         self.next_cell_id += count as u64;
-        let keep = BooleanArray::from(keep);
-        let barcodes = StringArray::from_iter_values(&block.barcodes);
-        let same =
-            |text: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(std::iter::repeat_n(text, count))) };
+        let wrong = |object: &str| {
+            let (file, object) = (file.to_owned(), object.to_owned());
+            move |e: arrow::error::ArrowError| Error::input(file, object, e)
+        };
+        let kind = self.quality.reading.kind().name();
         let mut columns: Vec<ArrayRef> = vec![
             Arc::new(UInt64Array::from_iter_values(first..self.next_cell_id)),
             Arc::new(UInt32Array::from(vec![self.dataset_id; count])),
-            self.filtered(file, &barcodes, &keep)?,
-            Arc::new(profiles.finish()),
-            Arc::new(Float64Array::from(totals)),
-            Arc::new(UInt32Array::from(n_genes)),
-            same(self.quality.kind.name()),
-            Arc::new(StringArray::from(hashes)),
+            filter(&block.barcodes, keep).map_err(wrong("obs"))?,
+            Arc::new(of.profiles.finish()),
+            Arc::new(Float64Array::from(of.totals)),
+            Arc::new(UInt32Array::from(of.n_genes)),
+            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(kind, count))),
+            Arc::new(StringArray::from(of.hashes)),
+            Arc::new(Float32Array::from(of.mito)),
+            Arc::new(UInt64Array::from(of.duplicate_of)),
         ];
-        for (column, given) in self.obs.iter().zip(&block.obs) {
-            let given = self.filtered(file, given, &keep)?;
-            let fitted = cast(&given, column.target.data_type())
-                .map_err(|e| Error::input(file, format!("obs/{}", column.target.name()), e))?;
-            columns.push(fitted);
+        for (target, given) in self.obs.iter().zip(&block.obs) {
+            let object = format!("obs/{}", target.report.source);
+            let given = filter(given, keep).map_err(wrong(&object))?;
+            columns.push(fitted(&given, target.field.data_type()).map_err(wrong(&object))?);
         }
-        let batch = RecordBatch::try_new(self.schema(), columns).map_err(|e| Error::input(file, "cells", e))?;
-        Ok(Some(batch))
+        RecordBatch::try_new(self.schema(), columns).map_err(wrong("cells"))
     }
+}
 
-    fn filtered(&self, file: &Path, column: &dyn Array, keep: &BooleanArray) -> Result<ArrayRef> {
-        filter(column, keep).map_err(|e| Error::input(file, "obs", e))
-    }
+/// Sorts a cell's values by gene without comparing: each falls to its gene's place, and a bitmap tells which are there.
+#[derive(Debug)]
+struct Scatter {
+    values: Vec<f32>,
+    there: Vec<u64>,
+    count: usize,
+}
 
-    /// Fills `sorted` with the cell's non-zero values by gene id; false where a value is no count but should be.
-    fn sort_cell(&mut self, file: &Path, block: &Block, i: usize) -> Result<bool> {
-        let (features, values) = block.cell(i);
-        let wrong = |feature: u32, what: String| {
-            let object = format!("matrix, cell '{}', feature number {}", block.barcodes[i], feature + 1);
-            Err(Error::input(file, object, what))
-        };
-        self.sorted.clear();
-        for (&feature, &value) in features.iter().zip(values) {
-            if !value.is_finite() {
-                return wrong(feature, format!("the value is {value}; expression must be a finite number"));
+/// A value that cannot be stored.
+enum Wrong {
+    Value(u32, f32),
+    Twice(u32),
+    NoFeature(u32, usize),
+}
+
+impl Wrong {
+    fn tell(&self, file: &Path, block: &Block, i: usize) -> Error {
+        let (feature, problem) = match self {
+            Wrong::Value(feature, value) if *value < 0.0 => (
+                feature,
+                format!("the value {value} is negative; scaled or centred data cannot be stored, give raw counts"),
+            ),
+            Wrong::Value(feature, value) => {
+                (feature, format!("the value is {value}; expression must be a finite number"))
             }
-            if value < 0.0 {
-                return wrong(
-                    feature,
-                    format!("the value {value} is negative; scaled or centred data cannot be stored, give raw counts"),
-                );
+            Wrong::Twice(feature) => (feature, "has two values in one cell".to_owned()),
+            Wrong::NoFeature(feature, count) => (feature, format!("the file names only {count} features")),
+        };
+        let object = format!("matrix, cell '{}', feature number {}", block.barcodes.value(i), feature + 1);
+        Error::input(file, object, problem)
+    }
+}
+
+impl Scatter {
+    fn new(genes: usize) -> Self {
+        Self { values: vec![0.0; genes], there: vec![0; genes.div_ceil(64)], count: 0 }
+    }
+
+    /// Puts every value above zero in its place.
+    fn fill(&mut self, rank: &[u32], features: &[u32], values: &[f32]) -> Result<(), Wrong> {
+        for (&feature, &value) in features.iter().zip(values) {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(Wrong::Value(feature, value));
             }
             if value == 0.0 {
                 continue;
             }
-            let stored = value as f32;
-            if !stored.is_finite() {
-                return wrong(feature, format!("the value {value} is too large to be stored"));
-            }
-            if stored == 0.0 {
-                // Smoothed matrices hold values below what f32 can tell from zero; zeros are absent.
-                continue;
-            }
-            if self.quality.kind == ValueKind::Counts {
-                if value.fract() != 0.0 {
-                    return Ok(false);
-                }
-                if f64::from(stored) != value {
-                    return wrong(feature, format!("the count {value} is too large to be stored exactly"));
-                }
-            }
-            let Some(&gene) = self.gene_ids.get(feature as usize) else {
-                return wrong(feature, format!("the file names only {} features", self.gene_ids.len()));
+            let Some(&rank) = rank.get(feature as usize) else {
+                return Err(Wrong::NoFeature(feature, rank.len()));
             };
-            self.sorted.push((gene, stored));
+            let (word, bit) = (rank as usize / 64, 1u64 << (rank % 64));
+            if self.there[word] & bit != 0 {
+                return Err(Wrong::Twice(feature));
+            }
+            self.there[word] |= bit;
+            self.values[rank as usize] = value;
+            self.count += 1;
         }
-        self.sorted.sort_unstable_by_key(|(gene, _)| *gene);
-        if let Some(twice) = self.sorted.windows(2).find(|w| w[0].0 == w[1].0) {
-            let feature = self.gene_ids.iter().position(|g| *g == twice[0].0).unwrap_or_default();
-            return wrong(feature as u32, "has two values in one cell".to_owned());
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        self.there.fill(0);
+        self.count = 0;
+    }
+
+    /// Takes the values out, in order, with the genes at their places.
+    fn drain(&mut self, genes: &[u32], to_genes: &mut [u32], to_values: &mut [f32]) {
+        let mut out = to_genes.iter_mut().zip(to_values);
+        for (i, word) in self.there.iter_mut().enumerate() {
+            let mut bits = std::mem::take(word);
+            while bits != 0 {
+                let rank = i * 64 + bits.trailing_zeros() as usize;
+                if let Some((gene, value)) = out.next() {
+                    *gene = genes[rank];
+                    *value = self.values[rank];
+                }
+                bits &= bits - 1;
+            }
         }
-        Ok(true)
+        self.count = 0;
     }
 }
 
-fn unzip_into(pairs: &[(u32, f32)], mut genes: Vec<u32>, mut values: Vec<f32>) -> (Vec<u32>, Vec<f32>) {
-    genes.clear();
-    values.clear();
-    genes.extend(pairs.iter().map(|(g, _)| g));
-    values.extend(pairs.iter().map(|(_, v)| v));
-    (genes, values)
+/// True for a whole number. Large ones have no fraction in f32; `fract` would call a function for each.
+fn is_whole(value: f32) -> bool {
+    value >= 16_777_216.0 || (value as i32) as f32 == value
 }
 
-/// First 128 bits of BLAKE3 over gene ids and values, as hex.
-fn content_hash(sorted: &[(u32, f32)]) -> String {
+/// First 128 bits of BLAKE3 over gene ids and then values, little-endian, as hex.
+fn content_hash(cell: Profile<'_>) -> String {
     let mut hash = blake3::Hasher::new();
-    for (gene, value) in sorted {
-        hash.update(&gene.to_le_bytes());
-        hash.update(&value.to_le_bytes());
-    }
+    hash.update(bytemuck::cast_slice(cell.gene_ids));
+    hash.update(bytemuck::cast_slice(cell.values));
     hash.finalize().to_hex()[..32].to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cellql_schemas::expr::Profiles;
 
-    fn column(name: &str, data_type: DataType) -> Field {
-        Field::new(name, data_type, true)
-    }
-
-    #[test]
-    fn obs_columns_never_take_our_names_nor_break_an_existing_type() {
-        let existing = table::schema_with_obs(&[column("age", DataType::Int64), column("note", DataType::Utf8)]);
-        let source = vec![
-            column("n_genes", DataType::Int64),
-            column("age", DataType::Utf8),
-            column("note", DataType::Float64),
-            column("a.b", DataType::Utf8),
-            column("a_b", DataType::Utf8),
-        ];
-        let names: Vec<(String, DataType)> = obs_columns(source, &existing)
-            .into_iter()
-            .map(|c| (c.target.name().clone(), c.target.data_type().clone()))
-            .collect();
-        let expected = [
-            ("obs_n_genes", DataType::Int64),
-            ("age_text", DataType::Utf8),
-            ("note", DataType::Utf8),
-            ("a_b", DataType::Utf8),
-            ("a_b_", DataType::Utf8),
-        ];
-        assert_eq!(names, expected.map(|(n, t)| (n.to_owned(), t)));
-    }
-
-    fn block(values: &[f64]) -> Block {
+    fn block(values: &[f32]) -> Block {
         Block {
-            barcodes: vec!["c".into()],
+            barcodes: StringArray::from(vec!["c"]),
             obs: vec![],
             starts: vec![0, values.len()],
             features: (0..values.len() as u32).collect(),
@@ -296,32 +377,56 @@ mod tests {
         }
     }
 
-    fn cells(kind: ValueKind) -> Cells {
-        Cells::new(0, 5, vec![9, 3, 4], vec![], Quality { min_genes: 0, kind })
+    fn cells(reading: Reading) -> Cells {
+        let genes = FileGenes::new(&[9, 3, 4], |g| g == 4);
+        let quality = Quality { min_genes: 0, reading, skip_duplicates: false };
+        Cells::new(0, 5, genes, vec![], quality, Known::default())
+    }
+
+    fn batch(cells: &mut Cells, values: &[f32]) -> Option<RecordBatch> {
+        match cells.batch(Path::new("f.h5ad"), &block(values)) {
+            Ok(batch) => Some(batch),
+            Err(Refusal::Reading) => None,
+            Err(Refusal::Failed(error)) => panic!("{error}"),
+        }
     }
 
     #[test]
     fn genes_ascend_zeros_vanish_and_ids_go_on() {
-        let mut cells = cells(ValueKind::Counts);
-        let batch = cells.batch(Path::new("f"), &block(&[2.0, 0.0, 1.0])).unwrap().unwrap();
-        let profiles = cellql_schemas::expr::Profiles::new(batch.column_by_name("expr").unwrap()).unwrap();
+        let mut cells = cells(Reading::Counts);
+        let batch = batch(&mut cells, &[2.0, 0.0, 1.0]).unwrap();
+        let profiles = Profiles::new(batch.column_by_name("expr").unwrap()).unwrap();
         let cell = profiles.get(0).unwrap();
         assert_eq!((cell.gene_ids, cell.values), (&[4, 9][..], &[1.0, 2.0][..]));
-        assert_eq!((cells.next_cell_id(), cells.kept(), cells.read()), (6, 1, 1));
+        assert_eq!((cells.next_cell_id(), cells.kept(), cells.counts().read), (6, 1, 1));
+        let mito = batch.column_by_name("mito_fraction").unwrap();
+        assert_eq!(mito.as_any().downcast_ref::<Float32Array>().unwrap().value(0), 1.0 / 3.0);
     }
 
     #[test]
     fn impossible_values_are_told_with_their_place() {
-        for (value, word) in [(f64::NAN, "finite"), (-1.0, "negative"), (16_777_217.0, "too large")] {
-            let error = cells(ValueKind::Counts).batch(Path::new("f.h5ad"), &block(&[1.0, value])).unwrap_err();
+        for (value, word) in [(f32::NAN, "finite"), (-1.0, "negative")] {
+            let mut cells = cells(Reading::Counts);
+            let Err(Refusal::Failed(error)) = cells.batch(Path::new("f.h5ad"), &block(&[1.0, value])) else { panic!() };
             let text = error.to_string();
             assert!(text.contains(word) && text.contains("f.h5ad") && text.contains("cell 'c'"), "{text}");
+            // Nothing of the refused cell stays behind.
+            assert!(batch(&mut cells, &[1.0, 1.0]).is_some());
         }
     }
 
     #[test]
     fn a_fraction_shows_that_values_are_no_counts() {
-        assert!(cells(ValueKind::Counts).batch(Path::new("f"), &block(&[0.5])).unwrap().is_none());
-        assert!(cells(ValueKind::Normalised).batch(Path::new("f"), &block(&[0.5])).unwrap().is_some());
+        assert!(batch(&mut cells(Reading::Counts), &[0.5]).is_none());
+        assert!(batch(&mut cells(Reading::AsGiven), &[0.5]).is_some());
+    }
+
+    #[test]
+    fn whole_numbers_that_make_a_million_in_every_cell_are_no_counts() {
+        let mut cells = cells(Reading::Counts);
+        for values in [[500_000.0, 500_000.0, 0.0], [999_990.0, 1.0, 1.0], [400_000.0, 300_000.0, 300_001.0]] {
+            batch(&mut cells, &values).unwrap();
+        }
+        assert!(!cells.reading_holds());
     }
 }

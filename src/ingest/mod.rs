@@ -1,62 +1,81 @@
 //! Files into the store: one data set per file, whole or not at all.
 //!
-//! A reader on a thread of its own turns the file into blocks of cells ([`block::Block`]); genes are resolved once
-//! per file, values and cells checked per block, and the batches flow through a bounded channel into the table. So
-//! memory depends on the block, not on the file.
+//! A reader on a thread of its own turns the file into blocks of cells (`cellql_formats`); genes are resolved once per
+//! file, values and cells checked per block, and the batches flow through a bounded channel into the table. So memory
+//! depends on the block, not on the file.
 //!
-//! Depends on `genes` and `store`. Knows nothing of models, indexes or SQL.
+//! Depends on `genes`, `store` and the crate of formats. Knows nothing of models, indexes or SQL.
 
-mod block;
 mod cells;
-mod csv;
-mod h5ad;
+mod duplicates;
+mod input;
+mod lance_table;
+mod obs;
+mod remove;
 mod report;
+mod values;
 
+pub use input::{Input, inputs};
+pub use obs::ObsReport;
+pub use remove::{RemoveReport, remove};
 pub use report::IngestReport;
 
+pub(crate) use input::file_sha256;
+
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::datatypes::{Field, Schema};
+use arrow::array::AsArray;
+use arrow::datatypes::Schema;
 use arrow::record_batch::RecordBatch;
-use cellql_schemas::cells::{self as table, ValueKind};
+use cellql_formats::{CellSource, Kind, OpenOptions, TableSource, recognise};
+use cellql_schemas::cells as table;
 use cellql_schemas::{datasets, genes};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Error, Result};
 use crate::genes::GeneReport;
 use crate::progress::OnProgress;
 use crate::store::{Store, Transaction};
-use block::CellSource;
-use cells::{Cells, Quality};
+use cells::{Cells, FileGenes, Quality, Refusal};
+use duplicates::Known;
+use lance_table::LanceTable;
+use values::Reading;
 
 /// Share of a file's features that must become genes of the nomenclature.
 const LEAST_RESOLVED: f64 = 0.5;
+/// Cells that are looked at to find out what was done to their counts.
+const LOOKED_AT: usize = 200;
 
 /// How to take a file in.
 #[derive(Debug, Clone)]
 pub struct IngestOptions {
     /// Name of the data set; the file's without its ending where absent.
     pub name: Option<String>,
-    /// Where the file comes from; its path where absent.
-    pub source_uri: Option<String>,
     /// Cells must express more genes than this.
     pub min_genes: u32,
     /// Take the file even where most names are no human genes.
     pub allow_unresolved: bool,
+    /// Leave out cells that another data set of the store holds already.
+    pub skip_duplicates: bool,
+    /// What of the file to read.
+    pub open: OpenOptions,
 }
 
 impl Default for IngestOptions {
     fn default() -> Self {
-        Self { name: None, source_uri: None, min_genes: 200, allow_unresolved: false }
+        Self {
+            name: None,
+            min_genes: 200,
+            allow_unresolved: false,
+            skip_duplicates: false,
+            open: OpenOptions::default(),
+        }
     }
 }
 
@@ -66,22 +85,25 @@ impl Default for IngestOptions {
 /// [`Error::Input`] for anything wrong in the file; the store is then as it was.
 pub async fn ingest(
     store: &Store,
-    file: &Path,
+    input: &Input,
     options: &IngestOptions,
     on_progress: OnProgress,
 ) -> Result<(Store, IngestReport)> {
-    let sha256 = file_sha256(file)?;
-    if let Some(name) = already_there(store, &sha256).await? {
-        return Ok((store.clone(), IngestReport::already(source_uri(file, options), name)));
+    let (given, open_options) = (input.clone(), options.open.clone());
+    let sha256 = guarded(&input.path, move || given.sha256(&open_options)).await?;
+    if let Some(name) = already_there(store, &sha256, options).await? {
+        return Ok((store.clone(), IngestReport::already(input.uri.clone(), name)));
     }
-    // Whether values are counts is known for sure only at the end. Most are, so that is tried first; the first
-    // value that is not starts the file over as what it is.
-    match attempt(store, file, &sha256, options, ValueKind::Counts, &on_progress).await? {
-        Attempt::Done(done) => Ok(*done),
-        Attempt::NotCounts => {
-            match attempt(store, file, &sha256, options, ValueKind::Normalised, &on_progress).await? {
-                Attempt::Done(done) => Ok(*done),
-                Attempt::NotCounts => Err(Error::input(file, "matrix", "changed while it was read")),
+    // What values are is known for sure only at the end. Most are counts, so that is tried first; what contradicts it
+    // starts the file over as what it then seems to be, and in the end as it is given.
+    let mut source = open(input, &options.open).await?;
+    let mut reading = Reading::Counts;
+    loop {
+        let job = Job { input, options, sha256: &sha256, reading, on_progress: &on_progress };
+        match job.attempt(store, source).await? {
+            Attempt::Done(done) => return Ok(*done),
+            Attempt::Refused(given_back, by) => {
+                (source, reading) = next_reading(input, given_back, reading, by, options.min_genes).await?;
             }
         }
     }
@@ -89,65 +111,122 @@ pub async fn ingest(
 
 enum Attempt {
     Done(Box<(Store, IngestReport)>),
-    NotCounts,
+    Refused(Box<dyn CellSource>, By),
 }
 
-async fn attempt(
-    store: &Store,
-    file: &Path,
-    sha256: &str,
-    options: &IngestOptions,
-    kind: ValueKind,
-    on_progress: &OnProgress,
-) -> Result<Attempt> {
-    let path = file.to_owned();
-    let source = guarded(file, move || open(&path)).await?;
-    let mut transaction = store.begin(&format!("ingest {}", file.display())).await?;
-    // Asked again under the lock: another process may have taken the same file in while this one read it.
-    if let Some(name) = already_there(transaction.store(), sha256).await? {
-        let report = IngestReport::already(source_uri(file, options), name);
-        return Ok(Attempt::Done(Box::new((transaction.store().clone(), report))));
-    }
-    let mut catalogue = transaction.store().genes().await?;
-    let (gene_ids, gene_report) = catalogue.register(source.features());
-    if !options.allow_unresolved {
-        refuse_other_species(file, &gene_report)?;
-    }
-    let dataset_id = transaction.take_dataset_id();
-    let existing = transaction.store().table(table::TABLE).await?;
-    let obs = cells::obs_columns(source.obs_fields(), &Schema::from(existing.schema()));
-    let mut measured = gene_ids.clone();
-    measured.sort_unstable();
-    let quality = Quality { min_genes: options.min_genes, kind };
-    let assembly = Cells::new(dataset_id, transaction.next_cell_id(), gene_ids, obs, quality);
+/// What contradicted a reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    OneCell,
+    AllCells,
+}
 
-    let (rows, outcome) = stream(file.to_owned(), source, assembly, Arc::clone(on_progress));
-    let appended = transaction.append(table::TABLE, rows).await;
-    // The reader's own account comes first: it knows why the stream broke.
-    let assembly = match outcome.await {
-        Ok(Outcome::Done(assembly)) => assembly,
-        Ok(Outcome::NotCounts) => return Ok(Attempt::NotCounts),
-        Ok(Outcome::Failed(error)) => return Err(error),
-        Err(_) => {
-            appended?;
-            return Err(Error::input(file, "reader", "ended without a result"));
+/// The source at its beginning, and the reading to try next.
+async fn next_reading(
+    input: &Input,
+    mut source: Box<dyn CellSource>,
+    tried: Reading,
+    by: By,
+    min_genes: u32,
+) -> Result<(Box<dyn CellSource>, Reading)> {
+    let look = tried == Reading::Counts && by == By::OneCell;
+    guarded(&input.path, move || {
+        source.rewind()?;
+        let mut reading = Reading::AsGiven;
+        if look {
+            let block = source.next_block()?;
+            let values = |i: usize, b: &cellql_formats::Block| -> Vec<f32> {
+                b.cell(i).1.iter().copied().filter(|v| *v != 0.0).collect()
+            };
+            let cells: Vec<Vec<f32>> = block.iter().flat_map(|b| (0..b.len()).map(|i| values(i, b))).collect();
+            let kept = cells.iter().filter(|c| c.len() > min_genes as usize).take(LOOKED_AT);
+            reading = values::suggest(kept.map(Vec::as_slice));
+            source.rewind()?;
         }
-    };
-    appended?;
-    transaction.take_cell_ids(assembly.next_cell_id());
-    let report = IngestReport {
-        source_uri: source_uri(file, options),
-        name: options.name.clone().unwrap_or_else(|| stem(file)),
-        dataset_id: Some(dataset_id),
-        cells_read: assembly.read(),
-        cells_kept: assembly.kept(),
-        cells_dropped: assembly.dropped(),
-        value_kind: kind.name().to_owned(),
-        genes: gene_report,
-        obs_columns: assembly.obs_names(),
-    };
-    let store = commit(transaction, &report, catalogue.to_batch()?, sha256, measured).await?;
-    Ok(Attempt::Done(Box::new((store, report))))
+        Ok((source, reading))
+    })
+    .await
+}
+
+/// One attempt at a file.
+struct Job<'a> {
+    input: &'a Input,
+    options: &'a IngestOptions,
+    sha256: &'a str,
+    reading: Reading,
+    on_progress: &'a OnProgress,
+}
+
+impl Job<'_> {
+    async fn attempt(&self, store: &Store, source: Box<dyn CellSource>) -> Result<Attempt> {
+        let mut transaction = store.begin(&format!("ingest {}", self.input.uri)).await?;
+        // Asked again under the lock: another process may have taken the same file in while this one read it.
+        if let Some(name) = already_there(transaction.store(), self.sha256, self.options).await? {
+            let report = IngestReport::already(self.input.uri.clone(), name);
+            return Ok(Attempt::Done(Box::new((transaction.store().clone(), report))));
+        }
+        let mut catalogue = transaction.store().genes().await?;
+        let (gene_ids, gene_report) = catalogue.register(source.features());
+        if !self.options.allow_unresolved {
+            refuse_other_species(&self.input.path, &gene_report)?;
+        }
+        let measured = measured(&gene_ids, source.as_ref());
+        let dataset_id = transaction.take_dataset_id();
+        let existing = transaction.store().table(table::TABLE).await?;
+        let targets = obs::targets(source.obs_columns(), &Schema::from(existing.schema()));
+        let quality = Quality {
+            min_genes: self.options.min_genes,
+            reading: self.reading,
+            skip_duplicates: self.options.skip_duplicates,
+        };
+        let genes = FileGenes::new(&gene_ids, |g| catalogue.is_mitochondrial(g));
+        let known = Known::read(transaction.store()).await?;
+        let assembly = Cells::new(dataset_id, transaction.next_cell_id(), genes, targets, quality, known);
+
+        let (rows, outcome) = stream(self.input.path.clone(), source, assembly, Arc::clone(self.on_progress));
+        let appended = transaction.append(table::TABLE, rows).await;
+        // The reader's own account comes first: it knows why the stream broke.
+        let (assembly, source) = match outcome.await {
+            Ok(Outcome::Done(assembly, source)) => (assembly, source),
+            Ok(Outcome::Refused(source, by)) => return Ok(Attempt::Refused(source, by)),
+            Ok(Outcome::Failed(error)) => return Err(error),
+            Err(_) => {
+                appended?;
+                return Err(Error::input(&self.input.path, "reader", "ended without a result"));
+            }
+        };
+        appended?;
+        transaction.take_cell_ids(assembly.next_cell_id());
+        let report = self.report(dataset_id, &assembly, source.as_ref(), gene_report);
+        let store = commit(transaction, &report, catalogue.to_batch()?, self.sha256, measured).await?;
+        Ok(Attempt::Done(Box::new((store, report))))
+    }
+
+    fn report(&self, dataset_id: u32, cells: &Cells, source: &dyn CellSource, genes: GeneReport) -> IngestReport {
+        let counts = cells.counts();
+        IngestReport {
+            source_uri: self.input.uri.clone(),
+            name: self.options.name.clone().unwrap_or_else(|| self.input.stem()),
+            dataset_id: Some(dataset_id),
+            matrix: source.matrix().to_owned(),
+            cells_read: counts.read,
+            cells_kept: cells.kept(),
+            cells_duplicate: counts.duplicates - counts.skipped_duplicates,
+            cells_dropped: cells.dropped(),
+            value_kind: self.reading.kind().name().to_owned(),
+            notes: source.notes().iter().cloned().chain(self.reading.note()).collect(),
+            genes,
+            obs_columns: cells.obs().iter().map(|t| t.report.clone()).collect(),
+        }
+    }
+}
+
+/// The genes a file measures by ascending id, with its names for them.
+fn measured(gene_ids: &[u32], source: &dyn CellSource) -> Vec<(u32, String)> {
+    let names = source.features().iter().map(|f| f.name.clone());
+    let mut measured: Vec<(u32, String)> = gene_ids.iter().copied().zip(names).collect();
+    measured.sort_unstable();
+    measured
 }
 
 async fn commit(
@@ -155,7 +234,7 @@ async fn commit(
     report: &IngestReport,
     gene_rows: RecordBatch,
     sha256: &str,
-    measured: Vec<u32>,
+    measured: Vec<(u32, String)>,
 ) -> Result<Store> {
     transaction.replace(genes::TABLE, gene_rows).await?;
     let row = report.to_row(sha256, measured)?;
@@ -165,24 +244,19 @@ async fn commit(
     transaction.publish().await
 }
 
-/// Recognises a file by its content.
-fn open(file: &Path) -> Result<Box<dyn CellSource>> {
-    let mut head = [0u8; 8];
-    let mut handle = File::open(file).map_err(|e| Error::input(file, "file", format!("cannot be opened: {e}")))?;
-    let read = handle.read(&mut head).map_err(|e| Error::input(file, "file", format!("cannot be read: {e}")))?;
-    let ending = file.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
-    if h5ad::is_hdf5(&head[..read]) {
-        return Ok(Box::new(h5ad::H5ad::open(file)?));
+/// Opens an input off the async threads.
+async fn open(input: &Input, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
+    let (path, options) = (input.path.clone(), options.clone());
+    if recognise(&path)? == Some(Kind::Lance) {
+        let table = LanceTable::open(&path).await?;
+        return guarded(&input.path, move || Ok(Box::new(TableSource::open(&path, Box::new(table))?) as _)).await;
     }
-    if ending == "h5ad" || ending == "h5" {
-        return Err(Error::input(file, "file", "is not an HDF5 file: its first bytes are not HDF5's signature"));
-    }
-    Ok(Box::new(csv::Csv::open(file)?))
+    guarded(&input.path, move || Ok(cellql_formats::open(&path, &options)?)).await
 }
 
 enum Outcome {
-    Done(Cells),
-    NotCounts,
+    Done(Box<Cells>, Box<dyn CellSource>),
+    Refused(Box<dyn CellSource>, By),
     Failed(Error),
 }
 
@@ -192,34 +266,25 @@ fn stream(
     mut source: Box<dyn CellSource>,
     mut assembly: Cells,
     on_progress: OnProgress,
-) -> (SendableRecordBatchStream, tokio::sync::oneshot::Receiver<Outcome>) {
+) -> (SendableRecordBatchStream, oneshot::Receiver<Outcome>) {
     let schema = assembly.schema();
     let (rows, mut receive) = mpsc::channel::<Result<RecordBatch, DataFusionError>>(2);
-    let (finished, outcome) = tokio::sync::oneshot::channel();
+    let (finished, outcome) = oneshot::channel();
     tokio::task::spawn_blocking(move || {
-        let total = source.n_cells();
-        let run = AssertUnwindSafe(|| -> Result<bool> {
-            while let Some(block) = source.next_block()? {
-                let Some(batch) = assembly.batch(&file, &block)? else {
-                    return Ok(false);
-                };
-                // A closed channel means that the table could not be written; its writer tells why.
-                if batch.num_rows() > 0 && rows.blocking_send(Ok(batch)).is_err() {
-                    return Ok(true);
-                }
-                on_progress(assembly.read(), total);
-            }
-            Ok(true)
-        });
-        let done = catch_unwind(run).unwrap_or_else(|_| Err(damaged(&file)));
+        let run = AssertUnwindSafe(|| read_all(&file, source.as_mut(), &mut assembly, &rows, &on_progress));
+        let done = catch_unwind(run).unwrap_or_else(|_| Err(Refusal::Failed(damaged(&file))));
         let broken = |why: &str| Err(DataFusionError::Execution(why.to_owned()));
         let outcome = match done {
-            Ok(true) => Outcome::Done(assembly),
-            Ok(false) => {
-                let _ = rows.blocking_send(broken("values are not counts"));
-                Outcome::NotCounts
+            Ok(()) if assembly.reading_holds() => Outcome::Done(Box::new(assembly), source),
+            Ok(()) => {
+                let _ = rows.blocking_send(broken("values are something else"));
+                Outcome::Refused(source, By::AllCells)
             }
-            Err(error) => {
+            Err(Refusal::Reading) => {
+                let _ = rows.blocking_send(broken("values are something else"));
+                Outcome::Refused(source, By::OneCell)
+            }
+            Err(Refusal::Failed(error)) => {
                 let _ = rows.blocking_send(broken("the file could not be read"));
                 Outcome::Failed(error)
             }
@@ -228,6 +293,43 @@ fn stream(
     });
     let rows = futures::stream::poll_fn(move |context| receive.poll_recv(context));
     (Box::pin(RecordBatchStreamAdapter::new(schema, rows)), outcome)
+}
+
+fn read_all(
+    file: &Path,
+    source: &mut dyn CellSource,
+    assembly: &mut Cells,
+    rows: &mpsc::Sender<Result<RecordBatch, DataFusionError>>,
+    on_progress: &OnProgress,
+) -> Result<(), Refusal> {
+    let total = source.n_cells();
+    std::thread::scope(|threads| {
+        // The next block is unpacked while this one is put together.
+        let (ahead, blocks) = std::sync::mpsc::sync_channel(1);
+        let reader = threads.spawn(move || {
+            loop {
+                let block = source.next_block();
+                let more = matches!(block, Ok(Some(_)));
+                if ahead.send(block).is_err() || !more {
+                    return;
+                }
+            }
+        });
+        for block in &blocks {
+            let Some(block) = block.map_err(Error::from)? else {
+                return Ok(());
+            };
+            let batch = assembly.batch(file, &block)?;
+            // A closed channel means that the table could not be written; its writer tells why.
+            if batch.num_rows() > 0 && rows.blocking_send(Ok(batch)).is_err() {
+                return Ok(());
+            }
+            on_progress(assembly.counts().read, total);
+        }
+        // Ended without a last word: a panic inside a format's library, which is the file's error.
+        let _ = reader.join();
+        Err(Refusal::Failed(damaged(file)))
+    })
 }
 
 /// Runs a reader off the async threads; a panic inside a format's library is that file's error, not our end.
@@ -249,11 +351,15 @@ fn refuse_other_species(file: &Path, report: &GeneReport) -> Result<()> {
     if all > 0 && known as f64 >= LEAST_RESOLVED * all as f64 {
         return Ok(());
     }
-    let mouse = report.title_case as f64 > 0.5 * all as f64;
-    let why = if mouse {
-        "most are written as mouse symbols are (Gad1, Sst); map them to human genes first"
-    } else {
-        "are these gene names?"
+    let most = |n: usize| n as f64 > 0.5 * all as f64;
+    let why = match &report.foreign_example {
+        Some(id) if most(report.foreign_ids) => {
+            format!("most are Ensembl ids of another species ({id}); map them to human genes first")
+        }
+        _ if most(report.title_case) => {
+            "most are written as mouse symbols are (Gad1, Sst); map them to human genes first".to_owned()
+        }
+        _ => "are these gene names?".to_owned(),
     };
     Err(Error::input(
         file,
@@ -264,33 +370,23 @@ fn refuse_other_species(file: &Path, report: &GeneReport) -> Result<()> {
     ))
 }
 
-async fn already_there(store: &Store, sha256: &str) -> Result<Option<String>> {
-    use arrow::array::AsArray;
-    let filter = format!("{} = '{sha256}'", datasets::FILE_SHA256);
+/// The data set that holds this file already, unless another matrix of it is asked for now.
+async fn already_there(store: &Store, sha256: &str, options: &IngestOptions) -> Result<Option<String>> {
+    let filter = match options.open.matrix() {
+        Some(matrix) => {
+            format!(
+                "{} = '{sha256}' AND {} = '{}'",
+                datasets::FILE_SHA256,
+                datasets::MATRIX,
+                matrix.replace('\'', "''")
+            )
+        }
+        None => format!("{} = '{sha256}'", datasets::FILE_SHA256),
+    };
     let rows = store.read(datasets::TABLE, &[datasets::NAME], Some(&filter)).await?;
     let name = rows.iter().filter(|b| b.num_rows() > 0).map(|b| b.column(0).as_string::<i32>().value(0).to_owned());
     Ok(name.into_iter().next())
 }
 
-/// SHA-256 of a file as lower-case hex, read front to back.
-pub(crate) fn file_sha256(file: &Path) -> Result<String> {
-    let fail = |e: std::io::Error| Error::input(file, "file", format!("cannot be read: {e}"));
-    let mut handle = File::open(file).map_err(fail)?;
-    let mut hash = Sha256::new();
-    std::io::copy(&mut handle, &mut hash).map_err(fail)?;
-    Ok(format!("{:x}", hash.finalize()))
-}
-
-fn source_uri(file: &Path, options: &IngestOptions) -> String {
-    options.source_uri.clone().unwrap_or_else(|| file.display().to_string())
-}
-
-fn stem(file: &Path) -> String {
-    file.file_stem().map_or_else(|| "unnamed".to_owned(), |s| s.to_string_lossy().into_owned())
-}
-
 /// Counts of dropped cells by reason.
 pub type Dropped = BTreeMap<String, u64>;
-
-/// Obs columns as a source offers them.
-pub(crate) type ObsFields = Vec<Field>;

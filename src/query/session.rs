@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use arrow::array::{ArrayRef, StringArray, UInt64Array};
+use arrow::record_batch::RecordBatch;
 use cellql_schemas::{cells, embeddings};
 use cellql_udfs::engine::Engine;
 use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
@@ -15,7 +17,7 @@ use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
 use super::table::StoreTable;
 use crate::error::{Error, Result};
-use crate::store::{Store, embedding_table};
+use crate::store::{Store, StoreVersion, embedding_table};
 
 const CATALOG: &str = "cellql";
 const SCHEMA: &str = "public";
@@ -129,6 +131,21 @@ impl Session {
         let table = self.context.table(cells::TABLE).await?;
         let names = table.schema().fields().iter().map(|f| f.name().clone());
         Ok(names.filter(|n| !cells::is_reserved(n)).collect())
+    }
+
+    /// The versions of the store: number, time, what made it.
+    ///
+    /// # Errors
+    /// One cannot be read.
+    pub async fn versions(&self) -> Result<DataFrame> {
+        let versions = self.engine.store().versions().await?;
+        let text = |of: fn(&StoreVersion) -> &str| -> ArrayRef {
+            Arc::new(StringArray::from_iter_values(versions.iter().map(of)))
+        };
+        let numbers: ArrayRef = Arc::new(UInt64Array::from_iter_values(versions.iter().map(|v| v.version)));
+        let columns = [("version", numbers), ("made_at", text(|v| &v.made_at)), ("made_by", text(|v| &v.made_by))];
+        let rows = RecordBatch::try_from_iter(columns).map_err(Error::store("listing the versions"))?;
+        Ok(self.context.read_batch(rows)?)
     }
 
     /// Rows of a table or view.

@@ -8,9 +8,11 @@
 //!
 //! Depends on lance and on `schemas` for what the tables are. Knows nothing of file formats, models or SQL.
 
+mod compact;
 mod transaction;
 mod version;
 
+pub use compact::Compacted;
 pub use transaction::Transaction;
 pub use version::StoreVersion;
 
@@ -38,6 +40,17 @@ pub struct Store {
     base: Path,
     session: Arc<Session>,
     version: StoreVersion,
+    waiting: Option<OnWait>,
+}
+
+/// Called once where a change has to wait for another process.
+#[derive(Clone)]
+pub struct OnWait(pub Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for OnWait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnWait")
+    }
 }
 
 impl Store {
@@ -75,6 +88,34 @@ impl Store {
         Ok(store)
     }
 
+    /// Opens a store as it was at a version.
+    ///
+    /// # Errors
+    /// There is no store, or no such version any more.
+    pub async fn open_at(uri: &str, number: u64) -> Result<Self> {
+        let mut store = Self::open(uri).await?;
+        let numbers = version::numbers(&store.objects, &store.base).await?;
+        if !numbers.contains(&number) {
+            let (first, last) = (numbers.first().unwrap_or(&0), numbers.last().unwrap_or(&0));
+            return Err(Error::Request(format!(
+                "{uri} has no version {number}; there are {} from {first} to {last}",
+                numbers.len()
+            )));
+        }
+        store.version = version::read(&store.objects, &store.base, number).await?;
+        Ok(store)
+    }
+
+    /// Every version there is, oldest first.
+    ///
+    /// # Errors
+    /// One cannot be read.
+    pub async fn versions(&self) -> Result<Vec<StoreVersion>> {
+        let numbers = version::numbers(&self.objects, &self.base).await?;
+        let read = numbers.into_iter().map(|number| version::read(&self.objects, &self.base, number));
+        futures::future::try_join_all(read).await
+    }
+
     async fn connect(uri: &str) -> Result<Self> {
         let (objects, base) = ObjectStore::from_uri(uri)
             .await
@@ -85,7 +126,13 @@ impl Store {
             base,
             session: Arc::new(Session::default()),
             version: StoreVersion::empty(),
+            waiting: None,
         })
+    }
+
+    /// This store, whose changes wait for other writers on this machine instead of failing with [`Error::Busy`].
+    pub fn patient(self, waiting: OnWait) -> Self {
+        Self { waiting: Some(waiting), ..self }
     }
 
     /// Where it is.
@@ -152,7 +199,8 @@ impl Store {
     /// Starts a change. `doing` names it in errors and in the version file.
     ///
     /// # Errors
-    /// Another process on this machine is writing to the store.
+    /// [`Error::Busy`] where another process on this machine is writing to the store, which a [`Store::patient`] one waits
+    /// for.
     pub async fn begin(&self, doing: &str) -> Result<Transaction> {
         Transaction::begin(self.clone(), doing).await
     }

@@ -13,9 +13,10 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{StreamExt, stream};
 use lance::Dataset;
-use lance::dataset::{InsertBuilder, NewColumnTransform, WriteMode, WriteParams};
+use lance::dataset::optimize::{CompactionOptions, compact_files};
+use lance::dataset::{InsertBuilder, NewColumnTransform, UpdateBuilder, WriteMode, WriteParams};
 
-use super::{Store, StoreVersion, version};
+use super::{OnWait, Store, StoreVersion, version};
 use crate::error::{Error, Result};
 
 /// A change that is being prepared. Dropped without [`Transaction::publish`], it never happened.
@@ -30,7 +31,7 @@ pub struct Transaction {
 
 impl Transaction {
     pub(super) async fn begin(store: Store, doing: &str) -> Result<Self> {
-        let lock = lock(&store)?;
+        let lock = wait_for_lock(&store).await?;
         // What the store was opened at may be old by now; a change starts from the newest.
         let base = version::latest(&store.objects, &store.base).await?.unwrap_or_else(StoreVersion::empty);
         let mut next = base.clone();
@@ -101,6 +102,61 @@ impl Transaction {
         self.write(table, WriteMode::Append, rows).await
     }
 
+    /// Removes rows of a table.
+    ///
+    /// # Errors
+    /// The condition does not fit the table, or it cannot be written.
+    pub async fn delete(&mut self, table: &str, condition: &str) -> Result<()> {
+        let Some(mut current) = self.restored(table).await? else {
+            return Ok(());
+        };
+        let before = current.version().version;
+        current.delete(condition).await.map_err(Error::store(self.about(table)))?;
+        match current.version().version == before {
+            true => Ok(()),
+            false => self.record(table, before, &current),
+        }
+    }
+
+    /// Sets a column of the rows that satisfy a condition to an SQL expression.
+    ///
+    /// # Errors
+    /// The condition or the expression does not fit the table, or it cannot be written.
+    pub async fn update(&mut self, table: &str, condition: &str, column: &str, value: &str) -> Result<()> {
+        let Some(current) = self.restored(table).await? else {
+            return Ok(());
+        };
+        let before = current.version().version;
+        let about = || Error::store(self.about(table));
+        let update = UpdateBuilder::new(Arc::new(current)).update_where(condition).map_err(about())?;
+        let job = update.set(column, value).map_err(about())?.build().map_err(about())?;
+        let written = job.execute().await.map_err(about())?.new_dataset;
+        match written.version().version == before {
+            true => Ok(()),
+            false => self.record(table, before, &written),
+        }
+    }
+
+    /// Gathers small files of a table into large ones, and drops removed rows from them. Gives the files before and after.
+    ///
+    /// # Errors
+    /// It cannot be written, or another writer changed the table meanwhile.
+    pub(super) async fn compact(&mut self, table: &str) -> Result<(usize, usize)> {
+        let Some(mut current) = self.restored(table).await? else {
+            return Ok((0, 0));
+        };
+        let about = || Error::store(self.about(table));
+        let (rows, files) = (current.count_rows(None).await.map_err(about())?, current.get_fragments().len());
+        let options = CompactionOptions { materialize_deletions_threshold: 0.0, ..CompactionOptions::default() };
+        compact_files(&mut current, options, None).await.map_err(about())?;
+        // Lance may need several commits for it; that none of them is another writer's shows by the rows.
+        if current.count_rows(None).await.map_err(about())? != rows {
+            return Err(self.conflict());
+        }
+        self.next.tables.insert(table.to_owned(), current.version().version);
+        Ok((files, current.get_fragments().len()))
+    }
+
     /// Writes a file. It must have a name of its own for every content: files are never changed.
     ///
     /// # Errors
@@ -115,14 +171,19 @@ impl Transaction {
     ///
     /// # Errors
     /// [`Error::Conflict`] where another writer published first.
-    pub async fn publish(mut self) -> Result<Store> {
+    pub async fn publish(self) -> Result<Store> {
+        self.publish_locked().await.map(|(store, _)| store)
+    }
+
+    /// As [`Transaction::publish`], but keeps other writers out until the lock is dropped.
+    pub(super) async fn publish_locked(mut self) -> Result<(Store, Option<File>)> {
         self.next.made_at = Utc::now().to_rfc3339();
         sync(&self.store)?;
         if !version::publish(&self.store.objects, &self.store.base, &self.next).await? {
             return Err(self.conflict());
         }
         sync(&self.store)?;
-        Ok(Store { version: self.next, ..self.store })
+        Ok((Store { version: self.next, ..self.store }, self._lock))
     }
 
     async fn write(&mut self, table: &str, mode: WriteMode, rows: SendableRecordBatchStream) -> Result<()> {
@@ -219,6 +280,23 @@ fn local_folder(store: &Store) -> Option<PathBuf> {
     store.objects.is_local().then(|| PathBuf::from(format!("/{}", store.base)))
 }
 
+/// The lock, as soon as it is free where the store is patient.
+async fn wait_for_lock(store: &Store) -> Result<Option<File>> {
+    const POLL: std::time::Duration = std::time::Duration::from_millis(50);
+    let mut told = false;
+    loop {
+        match (lock(store), &store.waiting) {
+            (Err(Error::Busy { .. }), Some(OnWait(tell))) => {
+                if !std::mem::replace(&mut told, true) {
+                    tell();
+                }
+                tokio::time::sleep(POLL).await;
+            }
+            (locked, _) => return locked,
+        }
+    }
+}
+
 /// One writer at a time on this machine. On object stores the check at publishing decides.
 fn lock(store: &Store) -> Result<Option<File>> {
     let Some(folder) = local_folder(store) else {
@@ -229,10 +307,7 @@ fn lock(store: &Store) -> Result<Option<File>> {
     let file = File::create(folder.join("_lock")).map_err(Error::store(doing()))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Request(format!(
-            "{}: another cellql process is writing to this store; wait for it and run the command again",
-            store.uri
-        ))),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Busy { store: store.uri.clone() }),
         Err(std::fs::TryLockError::Error(error)) => Err(Error::store(doing())(error)),
     }
 }

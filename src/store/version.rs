@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// Format of the store this program reads and writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const FOLDER: &str = "_versions";
 
 /// What a store is at one version.
@@ -48,27 +48,39 @@ impl StoreVersion {
             made_at: String::new(),
         }
     }
+}
 
-    fn path(&self, base: &Path) -> Path {
-        base.clone().join(FOLDER).join(format!("{:020}.json", self.version))
-    }
+pub(super) fn path(base: &Path, number: u64) -> Path {
+    base.clone().join(FOLDER).join(format!("{number:020}.json"))
 }
 
 /// The newest version, or `None` where there is no store.
 pub(super) async fn latest(objects: &ObjectStore, base: &Path) -> Result<Option<StoreVersion>> {
+    match numbers(objects, base).await?.last() {
+        Some(number) => read(objects, base, *number).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Numbers of the versions there are, ascending.
+pub(super) async fn numbers(objects: &ObjectStore, base: &Path) -> Result<Vec<u64>> {
     let folder = base.clone().join(FOLDER);
-    let doing = || format!("reading the versions of the store in {folder}");
     let listed = match objects.list_with_delimiter(Some(&folder)).await {
         Ok(listed) => listed,
-        Err(lance::Error::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(Error::store(doing())(error)),
+        Err(lance::Error::NotFound { .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(Error::store(format!("reading the versions of the store in {folder}"))(error)),
     };
     let names = listed.objects.iter().filter_map(|o| o.location.filename());
-    let Some(newest) = names.filter(|n| n.len() == 25 && n.ends_with(".json")).max() else {
-        return Ok(None);
-    };
-    let path = folder.clone().join(newest);
-    let bytes = objects.read_one_all(&path).await.map_err(Error::store(doing()))?;
+    let number = |n: &str| n.strip_suffix(".json").filter(|n| n.len() == 20)?.parse().ok();
+    let mut numbers: Vec<u64> = names.filter_map(number).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// A version by its number.
+pub(super) async fn read(objects: &ObjectStore, base: &Path, number: u64) -> Result<StoreVersion> {
+    let path = path(base, number);
+    let bytes = objects.read_one_all(&path).await.map_err(Error::store(format!("reading {path}")))?;
     let damaged = |e: serde_json::Error| {
         Error::Request(format!("{path} is damaged ({e}); move it aside to fall back to the version before"))
     };
@@ -79,12 +91,12 @@ pub(super) async fn latest(objects: &ObjectStore, base: &Path) -> Result<Option<
             "{path}: the store has format {format}, this cellql reads {FORMAT}; use the cellql that wrote it"
         )));
     }
-    Ok(Some(serde_json::from_slice(&bytes).map_err(damaged)?))
+    serde_json::from_slice(&bytes).map_err(damaged)
 }
 
 /// Makes a version the newest. False where another writer already made one of this number.
 pub(super) async fn publish(objects: &ObjectStore, base: &Path, version: &StoreVersion) -> Result<bool> {
-    let path = version.path(base);
+    let path = path(base, version.version);
     let json = serde_json::to_vec_pretty(version).map_err(Error::store(format!("writing {path}")))?;
     match objects.put_if_absent(&path, json.into()).await {
         Ok(()) => Ok(true),

@@ -92,7 +92,7 @@ async fn broken_text_is_refused_with_its_line() {
         ("b,1,2\n", &["numbers where gene names"]),
         ("", &["no gene names"]),
         ("b,INS,GCG\na,1,inf\n", &["finite"]),
-        ("x\0y", &["neither HDF5 nor text"]),
+        ("x\0y", &["nor text"]),
     ];
     for (text, words) in cases {
         let file = folder.path().join("bad.csv");

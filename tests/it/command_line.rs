@@ -97,3 +97,46 @@ fn failures_have_their_exit_codes_and_name_their_object() {
     fails(&["model", "import", store, path(&checkpoint), "--name", "x"], 1, "--genes");
     fails(&["model", "init", store, "--size", "3M", "--name", "a b"], 1, "cannot name a model");
 }
+
+#[test]
+fn a_store_over_time_from_outside() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let store = at("store");
+    done(&["init", &store]);
+    std::fs::write(at("one.csv"), "cell,INS,GCG,1-Mar\na,1,2,0\nb,3,4,1\n").unwrap();
+    std::fs::write(at("two.csv"), "cell,INS,GCG\nb2,3,4\nc,5,6\n").unwrap();
+    let report = at("report.json");
+    let (_, err) = done(&["ingest", &store, &at("one.csv"), &at("two.csv"), "--min-genes", "0", "--report", &report]);
+    assert!(err.contains("1-Mar → MARCHF1, MTARC1"), "{err}");
+    let reports: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    assert_eq!(reports[0]["genes"]["ambiguous"][0]["name"], "1-Mar");
+    assert_eq!(reports[1]["cells_kept"], 2);
+    let (out, _) = done(&["versions", &store, "--format", "csv"]);
+    assert_eq!(out.lines().count(), 4, "{out}");
+    assert!(out.contains("one.csv") && out.contains("two.csv"), "{out}");
+    let count = ["-c", "SELECT count(*) AS n FROM cells", "--format", "csv"];
+    let (out, _) = done(&[&["sql", &store, "--at-version", "2"][..], &count].concat());
+    assert_eq!(out, "n\n2\n");
+    let (out, _) = done(&["dataset", "list", &store, "--format", "csv"]);
+    assert!(out.lines().count() == 3 && out.contains("genes"), "{out}");
+
+    let out_file = at("out.h5ad");
+    let (_, err) = done(&["export", &store, &out_file, "--where", "barcode = 'c'"]);
+    assert!(err.contains("1 cells, 2 genes"), "{err}");
+    let again = cellql(&["export", &store, &out_file]);
+    assert!(again.status.code() == Some(1) && text(&again.stderr).contains("is there already"));
+    let nothing = cellql(&["export", &store, &at("x.h5ad"), "--where", "barcode = 'q'"]);
+    assert!(nothing.status.code() == Some(1) && text(&nothing.stderr).contains("no cell satisfies"));
+    let unclear = cellql(&["export", &store, &at("x.txt")]);
+    assert!(unclear.status.code() == Some(1) && text(&unclear.stderr).contains(".parquet"));
+
+    let (_, err) = done(&["dataset", "remove", &store, "two"]);
+    assert!(err.contains("with 2 cells is removed"), "{err}");
+    let (_, err) = done(&["compact", &store, "--keep", "1"]);
+    assert!(err.contains("versions forgotten"), "{err}");
+    let (out, _) = done(&[&["sql", &store][..], &count].concat());
+    assert_eq!(out, "n\n2\n");
+    let gone = cellql(&["info", &store, "--at-version", "2"]);
+    assert!(gone.status.code() == Some(1) && text(&gone.stderr).contains("no version 2"));
+}

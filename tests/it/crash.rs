@@ -75,3 +75,74 @@ async fn a_second_writer_waits_its_turn() {
     drop(held);
     store.begin("the third").await.unwrap();
 }
+
+fn cellql(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cellql"));
+    command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// A small file of cells.
+fn some_cells(folder: &Path, name: &str) -> String {
+    let path = folder.join(format!("{name}.csv"));
+    let lines: String = (0..40).map(|i| format!("{name}{i},{},{},1\n", i + 1, 40 - i)).collect();
+    std::fs::write(&path, format!("cell,INS,GCG,SST\n{lines}")).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_at_once_come_one_after_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let uri = path.to_str().unwrap();
+    Store::init(uri).await.unwrap();
+    let files: Vec<String> = ["a", "b", "c", "d"].iter().map(|n| some_cells(folder.path(), n)).collect();
+    let start = |file: &String| cellql(&["ingest", uri, "--min-genes", "0", file]).spawn().unwrap();
+    let writers: Vec<Child> = files.iter().map(start).collect();
+    for mut writer in writers {
+        assert!(writer.wait().unwrap().success());
+    }
+    let store = Store::open(uri).await.unwrap();
+    // One version for each, every one resting on the one before.
+    assert_eq!(store.version().version, 5);
+    let counts: Vec<u64> = store.versions().await.unwrap().iter().map(|v| v.next_cell_id).collect();
+    assert_eq!(counts, [0, 40, 80, 120, 160]);
+    let session = Session::open(store).await.unwrap();
+    let whole = "SELECT count(*) FROM (SELECT dataset_id FROM cells GROUP BY dataset_id HAVING count(*) = 40)";
+    assert_eq!(number(&rows(&session, whole).await), 4.0);
+    assert_eq!(number(&rows(&session, "SELECT count(DISTINCT cell_id) FROM cells").await), 160.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_removal_or_compaction_leaves_all_or_nothing_and_a_rerun_completes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, path) = (folder.path().join("model"), folder.path().join("store"));
+    let uri = path.to_str().unwrap();
+    let mut store = Store::init(model.to_str().unwrap()).await.unwrap();
+    for name in ["a", "b", "c"] {
+        let input = cellql::ingest::Input::local(some_cells(folder.path(), name));
+        store = cellql::ingest::ingest(&store, &input, &crate::stores::any_cell(), cellql::progress::silent())
+            .await
+            .unwrap()
+            .0;
+    }
+    for (verb, left) in [(&["dataset", "remove", uri, "b"][..], 80.0), (&["compact", uri, "--keep", "1"][..], 120.0)] {
+        let mut kills = 0;
+        for step in 1.. {
+            let _ = std::fs::remove_dir_all(&path);
+            assert!(Command::new("cp").arg("-r").args([&model, &path]).status().unwrap().success());
+            let mut child = cellql(verb).spawn().unwrap();
+            if !killed_after(&mut child, &path, step) {
+                break;
+            }
+            kills += 1;
+            let now = cells(uri).await;
+            assert!(now == 120.0 || now == left, "{verb:?}: {now} cells after {step} files");
+            if now == 120.0 {
+                assert!(cellql(verb).status().unwrap().success(), "{verb:?} after {step} files");
+            }
+            assert_eq!(cells(uri).await, left, "{verb:?} after {step} files");
+        }
+        assert!(kills > 2, "{verb:?} was never killed");
+    }
+}

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{Float64Type, Int64Type};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use cellql::query::Session;
 use cellql_schemas::expr::Profiles;
 use hdf5_pure::{AttrValue, FileBuilder};
@@ -96,7 +97,8 @@ async fn csr_csc_and_dense_give_the_same_cells_and_obs() {
         assert_eq!(matrix(&session).await, exact, "{form}");
         let obs =
             &rows(&session, "SELECT barcode, cell_type, age, score, total_counts FROM obs ORDER BY cell_id").await[0];
-        let text = |i: usize| obs.column(i).as_string::<i32>().iter().map(|v| v.map(str::to_owned)).collect::<Vec<_>>();
+        let plain = |i: usize| cast(obs.column(i), &DataType::Utf8).unwrap();
+        let text = |i: usize| plain(i).as_string::<i32>().iter().map(|v| v.map(str::to_owned)).collect::<Vec<_>>();
         assert_eq!(text(0), names(5).into_iter().map(Some).collect::<Vec<_>>());
         let types = [Some("beta"), Some("alpha"), None, Some("alpha"), Some("beta")];
         assert_eq!(text(1), types.map(|t| t.map(str::to_owned)));

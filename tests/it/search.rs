@@ -10,6 +10,10 @@ use cellql::store::{Store, embedding_table};
 
 use crate::stores::{demo_store, ids, rows, vectors, worst};
 
+fn text(column: &arrow::array::ArrayRef) -> arrow::array::ArrayRef {
+    arrow::compute::cast(column, &arrow::datatypes::DataType::Utf8).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn vector_search_agrees_with_plain_sql() {
     let session = Session::open(demo_store().await).await.unwrap();
@@ -36,8 +40,8 @@ async fn a_filter_gives_k_rows_that_satisfy_it() {
     .await;
     assert_eq!(ids(&found).len(), 7);
     for batch in &found {
-        assert!(batch.column(1).as_string::<i32>().iter().all(|t| t == Some("beta")));
-        assert!(batch.column(2).as_string::<i32>().iter().all(|d| d == Some("human2")));
+        assert!(text(batch.column(1)).as_string::<i32>().iter().all(|t| t == Some("beta")));
+        assert!(text(batch.column(2)).as_string::<i32>().iter().all(|d| d == Some("human2")));
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Float32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
-use cellql::ingest::{IngestOptions, IngestReport, ingest};
+use cellql::ingest::{IngestOptions, IngestReport, Input, ingest};
 use cellql::jobs::embed_cells;
 use cellql::model::{CheckpointKey, Provenance, read_checkpoint, registry};
 use cellql::progress::silent;
@@ -44,7 +44,7 @@ pub async fn take_in(
     file: &Path,
     options: IngestOptions,
 ) -> cellql::error::Result<(Store, IngestReport)> {
-    ingest(store, file, &options, silent()).await
+    ingest(store, &Input::local(file), &options, silent()).await
 }
 
 pub fn any_cell() -> IngestOptions {

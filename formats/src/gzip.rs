@@ -1,0 +1,77 @@
+//! Text and bytes that may be gzipped, in one member or many (BGZF).
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use flate2::bufread::MultiGzDecoder;
+
+use crate::{FormatError, Result};
+
+/// First bytes of every gzip member.
+pub(crate) const MAGIC: &[u8] = b"\x1f\x8b";
+
+const BUFFER: usize = 256 << 10;
+
+/// Opens a file, unpacking it where it is gzipped.
+pub(crate) fn open(path: &Path) -> Result<Box<dyn BufRead + Send>> {
+    let fail = |e: std::io::Error| FormatError::new(path, "file", format!("cannot be read: {e}"));
+    let mut plain = BufReader::with_capacity(BUFFER, File::open(path).map_err(fail)?);
+    let gzipped = plain.fill_buf().map_err(fail)?.starts_with(MAGIC);
+    Ok(match gzipped {
+        true => Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(plain))),
+        false => Box::new(plain),
+    })
+}
+
+/// The first bytes of a file's content, unpacked; fewer where it is shorter or cannot be unpacked further.
+pub(crate) fn head(path: &Path, count: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut reader = open(path)?.take(count as u64);
+    match reader.read_to_end(&mut bytes) {
+        Ok(_) => Ok(bytes),
+        Err(_) if !bytes.is_empty() => Ok(bytes),
+        Err(e) => Err(FormatError::new(path, "file", format!("cannot be read: {e}"))),
+    }
+}
+
+/// Text whose lines are no longer than `limit` bytes: a few kilobytes of gzip can stand for a line without end.
+pub(crate) struct Lined {
+    text: Box<dyn BufRead + Send>,
+    limit: u64,
+    since_end: u64,
+}
+
+impl Lined {
+    pub(crate) fn open(path: &Path, limit: u64) -> Result<Self> {
+        Ok(Self { text: open(path)?, limit, since_end: 0 })
+    }
+}
+
+impl Read for Lined {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.text.read(to)?;
+        self.since_end = match to[..read].iter().rposition(|b| *b == b'\n') {
+            Some(end) => (read - end - 1) as u64,
+            None => self.since_end + read as u64,
+        };
+        match self.since_end > self.limit {
+            true => Err(std::io::Error::other(format!("a line is longer than {} bytes", self.limit))),
+            false => Ok(read),
+        }
+    }
+}
+
+/// Reads one line without its end; false at the end of the file. A line longer than `limit` bytes is an error: what
+/// holds none may be no text at all.
+pub(crate) fn read_line(reader: &mut dyn BufRead, line: &mut Vec<u8>, limit: u64) -> std::io::Result<bool> {
+    line.clear();
+    let read = reader.take(limit).read_until(b'\n', line)?;
+    if read as u64 == limit && line.last() != Some(&b'\n') {
+        return Err(std::io::Error::other(format!("a line is longer than {limit} bytes")));
+    }
+    while matches!(line.last(), Some(b'\n' | b'\r')) {
+        line.pop();
+    }
+    Ok(read > 0)
+}

@@ -1,0 +1,203 @@
+//! Dataframes of AnnData before 0.7: one compound dataset, whose categorical columns are codes into
+//! `uns/NAME_categories`.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray};
+use arrow::datatypes::DataType;
+use hdf5_pure::{Datatype, DatatypeByteOrder};
+
+use super::file::{H5, H5Dataset};
+use super::frame::{categorical, categories};
+use crate::Result;
+use crate::block::ObsColumn;
+
+/// What a member's bytes mean.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Signed,
+    Unsigned,
+    Number,
+    Flag,
+}
+
+struct Member {
+    offset: usize,
+    width: usize,
+    kind: Kind,
+    big_endian: bool,
+    categories: Option<Arc<StringArray>>,
+}
+
+/// A dataframe that is one compound dataset.
+pub(crate) struct Compound {
+    dataset: H5Dataset,
+    row_bytes: usize,
+    index: Member,
+    described: Vec<ObsColumn>,
+    members: Vec<Member>,
+    skipped: Vec<String>,
+}
+
+impl Compound {
+    pub(crate) fn open(h5: &H5, object: &str) -> Result<Self> {
+        let dataset = h5.dataset(object)?;
+        let Datatype::Compound { size, members } = dataset.datatype()? else {
+            return Err(dataset.error("is neither a group nor a table of named columns"));
+        };
+        if dataset.shape().len() != 1 {
+            return Err(dataset.error("is a table of more than one dimension"));
+        }
+        let row_bytes = size as usize;
+        let (mut described, mut kept, mut skipped, mut index) = (Vec::new(), Vec::new(), Vec::new(), None);
+        for member in members {
+            let Some(mut column) = Member::new(&member.datatype, member.byte_offset, row_bytes) else {
+                skipped.push(member.name);
+                continue;
+            };
+            if index.is_none() && matches!(member.name.as_str(), "index" | "_index") {
+                index = Some(column);
+                continue;
+            }
+            column.categories = column.find_categories(h5, &member.name)?;
+            described.push(column.describe(h5, member.name));
+            kept.push(column);
+        }
+        let index = index.filter(|i| matches!(i.kind, Kind::Text));
+        let index = index.ok_or_else(|| dataset.error("has no text column 'index', so its rows have no names"))?;
+        Ok(Self { dataset, row_bytes, index, described, members: kept, skipped })
+    }
+
+    pub(crate) fn dataset(&self) -> &H5Dataset {
+        &self.dataset
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.dataset.rows()
+    }
+
+    pub(crate) fn columns(&self) -> &[ObsColumn] {
+        &self.described
+    }
+
+    pub(crate) fn skipped(&self) -> &[String] {
+        &self.skipped
+    }
+
+    pub(crate) fn index_rows(&self, start: u64, count: u64) -> Result<Vec<String>> {
+        Ok(self.index.cells(&self.bytes(start, count)?, self.row_bytes).map(text).collect())
+    }
+
+    pub(crate) fn rows(&self, start: u64, count: u64) -> Result<Vec<ArrayRef>> {
+        let bytes = self.bytes(start, count)?;
+        let fail = |problem| self.dataset.error(problem);
+        self.members.iter().map(|m| m.column(&bytes, self.row_bytes).map_err(fail)).collect()
+    }
+
+    fn bytes(&self, start: u64, count: u64) -> Result<Vec<u8>> {
+        let bytes = self.dataset.bytes(start, count)?;
+        match bytes.len() == count as usize * self.row_bytes {
+            true => Ok(bytes),
+            false => Err(self.dataset.error(format!("gave {} bytes for {count} rows", bytes.len()))),
+        }
+    }
+}
+
+impl Member {
+    fn new(datatype: &Datatype, offset: u64, row_bytes: usize) -> Option<Self> {
+        let (kind, width, order) = match datatype {
+            Datatype::String { size, .. } => (Kind::Text, *size, None),
+            Datatype::FixedPoint { size, byte_order, layout } => {
+                let kind = if layout.signed { Kind::Signed } else { Kind::Unsigned };
+                (kind, *size, Some(byte_order))
+            }
+            Datatype::FloatingPoint { size: size @ (4 | 8), byte_order, .. } => (Kind::Number, *size, Some(byte_order)),
+            Datatype::Enumeration { size: 1, members, .. } if members.len() == 2 => (Kind::Flag, 1, None),
+            _ => return None,
+        };
+        let (offset, width) = (usize::try_from(offset).ok()?, width as usize);
+        let fits = offset.checked_add(width)? <= row_bytes && (matches!(kind, Kind::Text) || width <= 8);
+        let big_endian = matches!(order, Some(DatatypeByteOrder::BigEndian));
+        fits.then_some(Self { offset, width, kind, big_endian, categories: None })
+    }
+
+    /// A column of codes has its categories in `uns`.
+    fn find_categories(&self, h5: &H5, name: &str) -> Result<Option<Arc<StringArray>>> {
+        let object = format!("uns/{name}_categories");
+        match self.kind {
+            Kind::Signed | Kind::Unsigned if h5.has_dataset(&object) => {
+                categories(&h5.dataset(&object)?).map(|c| Some(Arc::new(c)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn describe(&self, h5: &H5, name: String) -> ObsColumn {
+        if let Some(categories) = &self.categories {
+            let ordered = h5.flag_attribute(&format!("uns/{name}_categories"), "ordered");
+            return ObsColumn::categorical(name, Arc::clone(categories), ordered);
+        }
+        let of = match self.kind {
+            Kind::Text => DataType::Utf8,
+            Kind::Signed | Kind::Unsigned => DataType::Int64,
+            Kind::Number => DataType::Float64,
+            Kind::Flag => DataType::Boolean,
+        };
+        ObsColumn::plain(name, of)
+    }
+
+    fn cells<'a>(&self, bytes: &'a [u8], row_bytes: usize) -> impl Iterator<Item = &'a [u8]> {
+        let span = self.offset..self.offset + self.width;
+        bytes.chunks_exact(row_bytes.max(1)).map(move |row| &row[span.clone()])
+    }
+
+    fn column(&self, bytes: &[u8], row_bytes: usize) -> Result<ArrayRef, String> {
+        let cells = self.cells(bytes, row_bytes);
+        let integers =
+            |cells: &mut dyn Iterator<Item = &[u8]>| -> Vec<i64> { cells.map(|c| self.integer(c)).collect() };
+        let mut cells = cells;
+        if let Some(categories) = &self.categories {
+            return categorical(integers(&mut cells), categories);
+        }
+        Ok(match self.kind {
+            Kind::Text => Arc::new(StringArray::from_iter_values(cells.map(text))),
+            Kind::Signed | Kind::Unsigned => Arc::new(Int64Array::from(integers(&mut cells))),
+            // pandas writes a missing number as NaN.
+            Kind::Number => {
+                Arc::new(cells.map(|c| Some(self.number(c)).filter(|v| !v.is_nan())).collect::<Float64Array>())
+            }
+            Kind::Flag => Arc::new(cells.map(|c| Some(c[0] != 0)).collect::<BooleanArray>()),
+        })
+    }
+
+    /// The bytes as a little-endian word of 8, sign-extended where they are signed.
+    fn word(&self, cell: &[u8]) -> [u8; 8] {
+        let mut word = [0u8; 8];
+        for (i, byte) in cell.iter().enumerate() {
+            word[if self.big_endian { cell.len() - 1 - i } else { i }] = *byte;
+        }
+        if matches!(self.kind, Kind::Signed) && cell.len() < 8 && word[cell.len() - 1] & 0x80 != 0 {
+            word[cell.len()..].fill(0xff);
+        }
+        word
+    }
+
+    fn integer(&self, cell: &[u8]) -> i64 {
+        i64::from_le_bytes(self.word(cell))
+    }
+
+    fn number(&self, cell: &[u8]) -> f64 {
+        let word = self.word(cell);
+        match cell.len() {
+            4 => f64::from(f32::from_le_bytes([word[0], word[1], word[2], word[3]])),
+            _ => f64::from_le_bytes(word),
+        }
+    }
+}
+
+/// A fixed-length text without its padding.
+fn text(cell: &[u8]) -> String {
+    let end = cell.iter().position(|b| *b == 0).unwrap_or(cell.len());
+    String::from_utf8_lossy(&cell[..end]).into_owned()
+}

@@ -1,0 +1,254 @@
+//! HDF5 through hdf5-pure, with errors that name the file and the object. Long numeric arrays are read by
+//! [`super::chunks`] where their layout is a usual one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hdf5_pure::{AttrValue, DType, File, Group};
+
+use super::chunks::Chunks;
+use crate::{FormatError, Result};
+
+/// The most that a byte of a file can stand for: deflate reaches 1,032.
+const MOST_INFLATED: u64 = 1100;
+
+/// Names that are read at once: of features, barcodes or categories. A damaged length must not fill the memory.
+pub(crate) const MOST_NAMES: u64 = 20_000_000;
+
+/// True for a file that starts with HDF5's signature.
+pub(crate) fn is_hdf5(head: &[u8]) -> bool {
+    head.starts_with(b"\x89HDF\r\n\x1a\n")
+}
+
+/// An open file.
+#[derive(Clone)]
+pub(crate) struct H5 {
+    path: Arc<PathBuf>,
+    file: Arc<File>,
+}
+
+/// One dataset of it.
+pub(crate) struct H5Dataset {
+    path: Arc<PathBuf>,
+    object: String,
+    dataset: hdf5_pure::Dataset,
+    kind: DType,
+    shape: Vec<u64>,
+    chunks: Option<Chunks>,
+}
+
+impl H5 {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open_streaming(path).map_err(|e| {
+            FormatError::new(path, "file", format!("is not a readable HDF5 file, perhaps cut short: {e}"))
+        })?;
+        // Else the first object that lies behind the cut would seem to be missing.
+        let (stated, there) = (file.superblock().eof_address, file.file_size());
+        if there < stated {
+            let problem = format!("is cut short: it states {stated} bytes and has {there}");
+            return Err(FormatError::new(path, "file", problem));
+        }
+        Ok(Self { path: Arc::new(path.to_owned()), file: Arc::new(file) })
+    }
+
+    pub(crate) fn error(&self, object: &str, problem: impl ToString) -> FormatError {
+        FormatError::new(self.path.as_ref(), object, problem)
+    }
+
+    /// A group, or `None` where there is none of that name.
+    pub(crate) fn group(&self, object: &str) -> Option<Group> {
+        if object == "/" {
+            return Some(self.file.root());
+        }
+        self.file.group(object).ok()
+    }
+
+    pub(crate) fn has_dataset(&self, object: &str) -> bool {
+        self.file.dataset(object).is_ok()
+    }
+
+    pub(crate) fn has(&self, object: &str) -> bool {
+        self.group(object).is_some() || self.has_dataset(object)
+    }
+
+    /// Names of the groups and datasets in a group, sorted.
+    pub(crate) fn members(&self, object: &str) -> Result<Vec<String>> {
+        let Some(group) = self.group(object) else {
+            return Ok(Vec::new());
+        };
+        let mut names = group.datasets().map_err(|e| self.error(object, e))?;
+        names.extend(group.groups().map_err(|e| self.error(object, e))?);
+        names.sort();
+        Ok(names)
+    }
+
+    pub(crate) fn dataset(&self, object: &str) -> Result<H5Dataset> {
+        let fail = |e: hdf5_pure::Error| self.error(object, format!("cannot be read: {e}"));
+        let dataset = self.file.dataset(object).map_err(fail)?;
+        let shape = dataset.shape().map_err(fail)?;
+        let kind = dataset.dtype().map_err(fail)?;
+        let width = dataset.element_size().map_err(fail)?;
+        let bytes = shape.iter().try_fold(width, |product, n| product.checked_mul(*n));
+        if bytes.is_none_or(|b| b > self.file.file_size().saturating_mul(MOST_INFLATED)) {
+            let problem = format!("states the shape {shape:?}, more than a file of this size can hold");
+            return Err(self.error(object, problem));
+        }
+        let chunks = Chunks::open(&self.path, &dataset, &kind, &shape);
+        Ok(H5Dataset { path: Arc::clone(&self.path), object: object.to_owned(), dataset, kind, shape, chunks })
+    }
+
+    /// All texts of a one-dimensional dataset.
+    pub(crate) fn all_texts(&self, object: &str) -> Result<Vec<String>> {
+        let dataset = self.dataset(object)?;
+        if !is_text(dataset.kind()) {
+            return Err(dataset.error("holds numbers where names should be"));
+        }
+        if dataset.rows() > MOST_NAMES {
+            return Err(dataset.error(format!("states {} names, more than any file of cells has", dataset.rows())));
+        }
+        dataset.texts(0, dataset.rows())
+    }
+
+    /// A text attribute of a group or dataset.
+    pub(crate) fn text_attribute(&self, object: &str, name: &str) -> Option<String> {
+        self.attribute(object, name)?.as_str().map(str::to_owned)
+    }
+
+    /// An attribute of whole numbers.
+    pub(crate) fn number_attribute(&self, object: &str, name: &str) -> Option<Vec<u64>> {
+        self.attribute(object, name)?.to_u64s()
+    }
+
+    /// An attribute that is a list of texts.
+    pub(crate) fn list_attribute(&self, object: &str, name: &str) -> Option<Vec<String>> {
+        self.attribute(object, name)?.as_strings().map(<[String]>::to_vec)
+    }
+
+    /// A boolean attribute; false where there is none.
+    pub(crate) fn flag_attribute(&self, object: &str, name: &str) -> bool {
+        let value = self.attribute(object, name);
+        value.is_some_and(|v| match v.as_str() {
+            Some(text) => text.eq_ignore_ascii_case("true"),
+            None => v.to_u64s().is_some_and(|n| n.first().is_some_and(|n| *n != 0)),
+        })
+    }
+
+    fn attribute(&self, object: &str, name: &str) -> Option<AttrValue> {
+        let attributes = match self.file.group(object) {
+            Ok(group) => group.attrs(),
+            Err(_) => self.file.dataset(object).ok()?.attrs(),
+        };
+        attributes.ok()?.get(name).cloned()
+    }
+}
+
+impl H5Dataset {
+    pub(crate) fn object(&self) -> &str {
+        &self.object
+    }
+
+    /// Length of the first axis.
+    pub(crate) fn rows(&self) -> u64 {
+        self.shape.first().copied().unwrap_or(1)
+    }
+
+    pub(crate) fn shape(&self) -> &[u64] {
+        &self.shape
+    }
+
+    pub(crate) fn kind(&self) -> &DType {
+        &self.kind
+    }
+
+    pub(crate) fn datatype(&self) -> Result<hdf5_pure::Datatype> {
+        self.dataset.datatype().map_err(|e| self.error(e))
+    }
+
+    pub(crate) fn error(&self, problem: impl ToString) -> FormatError {
+        FormatError::new(self.path.as_ref(), self.object.as_str(), problem)
+    }
+
+    /// Rows as numbers.
+    pub(crate) fn numbers(&self, start: u64, count: u64) -> Result<Vec<f64>> {
+        self.window(start, count, |d| d.read_f64_rows(start, count))
+    }
+
+    /// Rows as values of a matrix.
+    pub(crate) fn values(&self, start: u64, count: u64) -> Result<Vec<f32>> {
+        if let Some(chunks) = &self.chunks {
+            self.check(start, count)?;
+            return chunks.values(start, count).map_err(|e| self.error(e));
+        }
+        let narrow = |v: f64| crate::rows::narrow(v).map_err(|e| self.error(e));
+        self.numbers(start, count)?.into_iter().map(narrow).collect()
+    }
+
+    /// Rows as positions, each below `bound`.
+    pub(crate) fn indices(&self, start: u64, count: u64, bound: u64) -> Result<Vec<u32>> {
+        let outside = |i: i128| format!("holds the index {i}, outside the matrix (below {bound})");
+        if let Some(chunks) = &self.chunks {
+            self.check(start, count)?;
+            let indices = chunks.indices(start, count).map_err(|e| self.error(e))?;
+            return match indices.iter().find(|i| u64::from(**i) >= bound) {
+                Some(wrong) => Err(self.error(outside(i128::from(*wrong)))),
+                None => Ok(indices),
+            };
+        }
+        let raw = self.integers(start, count)?;
+        match raw.iter().find(|i| **i < 0 || **i as u64 >= bound || **i > i64::from(u32::MAX)) {
+            Some(wrong) => Err(self.error(outside(i128::from(*wrong)))),
+            None => Ok(raw.into_iter().map(|i| i as u32).collect()),
+        }
+    }
+
+    /// Rows as whole numbers.
+    pub(crate) fn integers(&self, start: u64, count: u64) -> Result<Vec<i64>> {
+        self.window(start, count, |d| d.read_i64_rows(start, count))
+    }
+
+    /// Rows as text.
+    pub(crate) fn texts(&self, start: u64, count: u64) -> Result<Vec<String>> {
+        self.window(start, count, |d| d.read_string_rows(start, count))
+    }
+
+    /// Rows as bytes: booleans, which h5py stores as an enumeration of one byte, and compound rows.
+    pub(crate) fn bytes(&self, start: u64, count: u64) -> Result<Vec<u8>> {
+        self.window(start, count, |d| d.read_raw_rows(start, count))
+    }
+
+    fn check(&self, start: u64, count: u64) -> Result<()> {
+        match start.checked_add(count).is_some_and(|end| end <= self.rows()) {
+            true => Ok(()),
+            false => {
+                let needed = start.saturating_add(count);
+                Err(self.error(format!("holds {} rows where {needed} are needed", self.rows())))
+            }
+        }
+    }
+
+    fn window<T>(
+        &self,
+        start: u64,
+        count: u64,
+        read: impl FnOnce(&hdf5_pure::Dataset) -> Result<Vec<T>, hdf5_pure::Error>,
+    ) -> Result<Vec<T>> {
+        self.check(start, count)?;
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        read(&self.dataset).map_err(|e| self.error(format!("cannot be read, perhaps the file is cut short: {e}")))
+    }
+}
+
+pub(crate) fn is_text(kind: &DType) -> bool {
+    matches!(kind, DType::String | DType::VariableLengthString)
+}
+
+pub(crate) fn is_flag(kind: &DType) -> bool {
+    matches!(kind, DType::Enum(names) if names.len() == 2)
+}
+
+pub(crate) fn is_integer(kind: &DType) -> bool {
+    use DType::{I8, I16, I32, I64, U8, U16, U32, U64};
+    matches!(kind, I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64)
+}

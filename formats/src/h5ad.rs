@@ -1,0 +1,219 @@
+//! AnnData's `.h5ad`, every encoding: dataframes as groups (0.1.0, 0.2.0) or compound tables, matrices in CSR, CSC or
+//! dense form, also as h5sparse wrote them; `X`, `raw.X` or a layer.
+
+use std::path::Path;
+
+use arrow::array::StringArray;
+use cellql_schemas::feature::Feature;
+
+use crate::block::{BLOCK_CELLS, Block, CellSource, ObsColumn};
+use crate::h5::file::H5;
+use crate::h5::frame::Frame;
+use crate::h5::matrix::Matrix;
+use crate::open::OpenOptions;
+use crate::{Result, features};
+
+/// Layers that hold raw counts by their name, best first.
+const COUNT_LAYERS: &[&str] = &["counts", "raw_counts", "raw", "count", "umi", "umis", "spliced_unspliced_counts"];
+
+/// An open `.h5ad`.
+pub(crate) struct H5ad {
+    h5: H5,
+    features: Vec<Feature>,
+    obs: Frame,
+    matrix: Matrix,
+    name: String,
+    notes: Vec<String>,
+    next: u64,
+}
+
+/// A matrix that a file offers.
+struct Candidate {
+    name: String,
+    object: String,
+    var: String,
+    matrix: Matrix,
+    look: Look,
+}
+
+/// What a sample of values looks like, best first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Look {
+    Counts,
+    Positive,
+    Empty,
+    Negative,
+}
+
+fn look(sample: &[f32]) -> Look {
+    let mut look = Look::Empty;
+    for &value in sample.iter().filter(|v| **v != 0.0) {
+        if value < 0.0 {
+            return Look::Negative;
+        }
+        match (look, value.fract() == 0.0) {
+            (Look::Empty, true) => look = Look::Counts,
+            (_, false) => look = Look::Positive,
+            _ => {}
+        }
+    }
+    look
+}
+
+impl H5ad {
+    /// Opens the file, chooses the matrix, reads its features and checks that its parts fit each other.
+    pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let h5 = H5::open(path)?;
+        let obs = Frame::open(&h5, "obs")?;
+        let mut notes = Vec::new();
+        let chosen = choose(&h5, obs.len(), options, &mut notes)?;
+        let var = Frame::open(&h5, &chosen.var)?;
+        let features = features::from_index(var.index()?, |name| var.text(name))?;
+        let (_, columns) = chosen.matrix.shape();
+        if columns != features.len() as u64 {
+            let problem = format!("has {columns} columns but {} names {} genes", chosen.var, features.len());
+            return Err(h5.error(&chosen.object, problem));
+        }
+        if !obs.skipped().is_empty() {
+            notes.push(format!("obs columns of a kind that no table can hold: {}", obs.skipped().join(", ")));
+        }
+        Ok(Self { h5, features, obs, matrix: chosen.matrix, name: chosen.name, notes, next: 0 })
+    }
+}
+
+/// The matrix to read: the one asked for, else raw counts where they are.
+fn choose(h5: &H5, n_obs: u64, options: &OpenOptions, notes: &mut Vec<String>) -> Result<Candidate> {
+    let offers = offers(h5)?;
+    let names: Vec<&str> = offers.iter().map(|(name, ..)| name.as_str()).collect();
+    if let Some(wanted) = options.matrix() {
+        let found = offers.iter().find(|(name, ..)| *name == wanted);
+        let missing = || h5.error(&wanted, format!("is not in this file; it has {}", names.join(", ")));
+        let (name, object, var) = found.ok_or_else(missing)?;
+        return Candidate::open(h5, name, object, var, n_obs);
+    }
+    let mut candidates = Vec::new();
+    for (name, object, var) in &offers {
+        match Candidate::open(h5, name, object, var, n_obs) {
+            Ok(candidate) => candidates.push(candidate),
+            // A broken X is the file's error; a layer of another shape or kind is only not offered.
+            Err(error) if name == "X" => return Err(error),
+            Err(error) => notes.push(format!("{} was not considered: {}", error.object, error.problem)),
+        }
+    }
+    let mut best: Option<Candidate> = None;
+    for candidate in candidates {
+        if best.as_ref().is_none_or(|held| candidate.rank() < held.rank()) {
+            best = Some(candidate);
+        }
+    }
+    let best = best.ok_or_else(|| h5.error("X", "is missing: there is no matrix to read"))?;
+    if offers.len() > 1 {
+        let what = match best.look {
+            Look::Counts => "whole numbers",
+            Look::Positive => "no matrix holds whole numbers",
+            Look::Empty => "no matrix holds a value",
+            Look::Negative => "every matrix holds negative values",
+        };
+        notes.push(format!("read from {} ({what}); the file has {}", best.name, names.join(", ")));
+    }
+    Ok(best)
+}
+
+/// Names a user gives matrices, where they lie, and which dataframe names their columns.
+fn offers(h5: &H5) -> Result<Vec<(String, String, String)>> {
+    let mut offers = Vec::new();
+    let mut add = |name: &str, object: &str, var: &str| {
+        if h5.has(object) {
+            offers.push((name.to_owned(), object.to_owned(), var.to_owned()));
+        }
+    };
+    add("X", "X", "var");
+    add("raw/X", "raw/X", "raw/var");
+    add("raw/X", "raw.X", "raw.var");
+    for layer in h5.members("layers")? {
+        let object = format!("layers/{layer}");
+        add(&object, &object, "var");
+    }
+    Ok(offers)
+}
+
+impl Candidate {
+    fn open(h5: &H5, name: &str, object: &str, var: &str, n_obs: u64) -> Result<Self> {
+        let matrix = Matrix::open(h5, object, n_obs)?;
+        let look = look(&matrix.sample()?);
+        Ok(Self { name: name.to_owned(), object: object.to_owned(), var: var.to_owned(), matrix, look })
+    }
+
+    /// Less is better: counts before anything else, then more genes, then `X`, `raw/X`, layers of counts by name.
+    fn rank(&self) -> (Look, std::cmp::Reverse<u64>, usize) {
+        let (_, genes) = self.matrix.shape();
+        let by_name = match self.name.strip_prefix("layers/") {
+            None => usize::from(self.name != "X"),
+            Some(layer) => {
+                let layer = layer.to_lowercase();
+                2 + COUNT_LAYERS.iter().position(|l| *l == layer).unwrap_or(COUNT_LAYERS.len())
+            }
+        };
+        (self.look, std::cmp::Reverse(genes), by_name)
+    }
+}
+
+impl CellSource for H5ad {
+    fn n_cells(&self) -> Option<u64> {
+        Some(self.obs.len())
+    }
+
+    fn features(&self) -> &[Feature] {
+        &self.features
+    }
+
+    fn obs_columns(&self) -> &[ObsColumn] {
+        self.obs.columns()
+    }
+
+    fn matrix(&self) -> &str {
+        &self.name
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    fn next_block(&mut self) -> Result<Option<Block>> {
+        let Some(rows) = self.matrix.rows(BLOCK_CELLS as u64)? else {
+            return Ok(None);
+        };
+        let count = rows.len() as u64;
+        if count == 0 {
+            return Err(self.h5.error(&self.name, format!("ends at cell {}, before its last row", self.next)));
+        }
+        let block = Block {
+            barcodes: StringArray::from_iter_values(self.obs.index_rows(self.next, count)?),
+            obs: self.obs.rows(self.next, count)?,
+            starts: rows.starts,
+            features: rows.features,
+            values: rows.values,
+        };
+        self.next += count;
+        Ok(Some(block))
+    }
+
+    fn rewind(&mut self) -> Result<()> {
+        self.next = 0;
+        self.matrix.rewind();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_at_values_tells_counts_from_the_rest() {
+        assert!(look(&[0.0, 3.0, 1.0]) == Look::Counts);
+        assert!(look(&[0.0, 3.0, 0.5]) == Look::Positive);
+        assert!(look(&[0.0, -0.5, 3.0]) == Look::Negative);
+        assert!(look(&[0.0]) == Look::Empty);
+    }
+}

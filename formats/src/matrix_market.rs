@@ -1,0 +1,298 @@
+//! Matrix Market as 10x Genomics and many others use it: `matrix.mtx` with `features.tsv` (or `genes.tsv`) and
+//! `barcodes.tsv` beside it, each plain or gzipped, perhaps behind a common prefix.
+
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+
+use arrow::array::StringArray;
+use cellql_schemas::feature::Feature;
+
+use crate::block::{BLOCK_CELLS, Block, CellSource, ObsColumn};
+use crate::features::identified;
+use crate::h5::matrix::temporary;
+use crate::open::OpenOptions;
+use crate::rows::narrow;
+use crate::spill::Spill;
+use crate::{FormatError, Result, gzip};
+
+/// Longest line of a table of names.
+const LINE: u64 = 1 << 20;
+/// As in 10x's HDF5 files.
+const EXPRESSION: &str = "Gene Expression";
+
+/// First bytes of every such file.
+pub(crate) const BANNER: &[u8] = b"%%MatrixMarket";
+
+/// The three files of one matrix.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    pub(crate) matrix: PathBuf,
+    pub(crate) features: PathBuf,
+    pub(crate) barcodes: PathBuf,
+}
+
+impl Parts {
+    /// The files that belong to a matrix: same folder, same prefix.
+    pub(crate) fn of(matrix: &Path, options: &OpenOptions) -> Result<Self> {
+        let folder = matrix.parent().unwrap_or(Path::new(""));
+        let name = matrix.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let stem = name.strip_suffix(".gz").unwrap_or(&name);
+        let prefix = stem.strip_suffix("matrix.mtx").or_else(|| stem.strip_suffix(".mtx")).unwrap_or(stem);
+        let find = |given: Option<&PathBuf>, what: &str, names: &[&str]| {
+            if let Some(given) = given {
+                return Ok(given.clone());
+            }
+            let tried = names.iter().flat_map(|n| ["", ".gz"].map(|gz| folder.join(format!("{prefix}{n}{gz}"))));
+            let missing = || {
+                let problem =
+                    format!("there is no {prefix}{} (or .gz) beside the matrix; name it with --{what}", names[0]);
+                FormatError::new(matrix, what, problem)
+            };
+            tried.into_iter().find(|p| p.is_file()).ok_or_else(missing)
+        };
+        Ok(Self {
+            matrix: matrix.to_owned(),
+            features: find(
+                options.genes.as_ref(),
+                "genes",
+                &["features.tsv", "genes.tsv", "features.txt", "genes.txt"],
+            )?,
+            barcodes: find(options.barcodes.as_ref(), "barcodes", &["barcodes.tsv", "barcodes.txt", "cells.tsv"])?,
+        })
+    }
+}
+
+/// Features by line: `id<TAB>name<TAB>type`, `id<TAB>name`, or one name.
+pub(crate) fn read_features(path: &Path) -> Result<(Vec<Feature>, Vec<bool>)> {
+    let mut kept = Vec::new();
+    let mut features = Vec::new();
+    for_lines(path, |line| {
+        let fields: Vec<&str> = line.split('\t').map(|f| f.trim().trim_matches('"')).collect();
+        kept.push(fields.get(2).is_none_or(|kind| kind.is_empty() || *kind == EXPRESSION || !kind.contains(' ')));
+        features.push(match fields[..] {
+            [only] => Feature::named(only),
+            [id, name, ..] => identified(name.to_owned(), id.to_owned()),
+            [] => Feature::default(),
+        });
+    })?;
+    Ok((features, kept))
+}
+
+fn for_lines(path: &Path, mut each: impl FnMut(&str)) -> Result<()> {
+    let mut reader = gzip::open(path)?;
+    let (mut bytes, mut number) = (Vec::new(), 0usize);
+    loop {
+        number += 1;
+        let fail = |e: std::io::Error| FormatError::new(path, format!("line {number}"), format!("cannot be read: {e}"));
+        if !gzip::read_line(reader.as_mut(), &mut bytes, LINE).map_err(fail)? {
+            return Ok(());
+        }
+        let line =
+            std::str::from_utf8(&bytes).map_err(|_| FormatError::new(path, format!("line {number}"), "is no text"))?;
+        each(line);
+    }
+}
+
+/// Names of cells: the first field of each line.
+pub(crate) fn read_barcodes(path: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for_lines(path, |line| {
+        names.push(line.split(['\t', ',']).next().unwrap_or_default().trim().trim_matches('"').to_owned());
+    })?;
+    Ok(names)
+}
+
+/// An open matrix with its names.
+pub(crate) struct MatrixMarket {
+    path: PathBuf,
+    features: Vec<Feature>,
+    barcodes: Vec<String>,
+    cells: Spill,
+    notes: Vec<String>,
+    next: u64,
+}
+
+/// What a file's banner and sizes say.
+struct Header {
+    pattern: bool,
+    rows: u64,
+    columns: u64,
+    values: u64,
+}
+
+impl MatrixMarket {
+    pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let parts = Parts::of(path, options)?;
+        let (features, kept) = read_features(&parts.features)?;
+        let mut barcodes = read_barcodes(&parts.barcodes)?;
+        let mut reader = gzip::open(path)?;
+        let mut lines = Lines { path, reader: reader.as_mut(), bytes: Vec::new(), number: 0 };
+        let header = lines.header()?;
+        let (genes, cells) = (features.len() as u64, barcodes.len() as u64);
+        // Some writers put a header over the barcodes.
+        let extra = |n: u64| n + 1 == cells && (header.rows == genes || header.columns == genes);
+        if extra(header.columns) || extra(header.rows) {
+            barcodes.remove(0);
+        }
+        let cells = barcodes.len() as u64;
+        let by_gene = match (header.rows, header.columns) {
+            shape if shape == (genes, cells) => true,
+            shape if shape == (cells, genes) => false,
+            (rows, columns) => {
+                let problem = format!("is {rows} × {columns} but {genes} features and {cells} barcodes are named");
+                return Err(FormatError::new(path, "sizes", problem));
+            }
+        };
+        let positions = positions(&kept);
+        let cells = lines.values(&header, by_gene, &positions, cells)?;
+        let left_out = kept.iter().filter(|k| !**k).count();
+        let notes = match left_out {
+            0 => Vec::new(),
+            n => vec![format!("left out {n} features that are no gene expression")],
+        };
+        let features = features.into_iter().zip(&kept).filter(|(_, k)| **k).map(|(f, _)| f).collect();
+        Ok(Self { path: path.to_owned(), features, barcodes, cells, notes, next: 0 })
+    }
+}
+
+/// New position of each feature; `None` for what is left out.
+fn positions(kept: &[bool]) -> Vec<Option<u32>> {
+    let mut next = 0;
+    let number = |keep: &bool| {
+        keep.then(|| {
+            next += 1;
+            next - 1
+        })
+    };
+    kept.iter().map(number).collect()
+}
+
+struct Lines<'a> {
+    path: &'a Path,
+    reader: &'a mut dyn BufRead,
+    bytes: Vec<u8>,
+    number: u64,
+}
+
+impl Lines<'_> {
+    fn error(&self, problem: impl ToString) -> FormatError {
+        FormatError::new(self.path, format!("line {}", self.number), problem)
+    }
+
+    /// The next line that is no comment and not empty.
+    fn next(&mut self) -> Result<bool> {
+        loop {
+            self.number += 1;
+            let more = gzip::read_line(self.reader, &mut self.bytes, 4096);
+            match more {
+                Err(e) => return Err(self.error(format!("cannot be read: {e}"))),
+                Ok(false) => return Ok(false),
+                Ok(true) if self.bytes.starts_with(b"%") || self.bytes.iter().all(u8::is_ascii_whitespace) => {}
+                Ok(true) => return Ok(true),
+            }
+        }
+    }
+
+    fn header(&mut self) -> Result<Header> {
+        self.number = 1;
+        gzip::read_line(self.reader, &mut self.bytes, 4096).map_err(|e| self.error(e))?;
+        let banner = String::from_utf8_lossy(&self.bytes).to_lowercase();
+        let words: Vec<&str> = banner.split_whitespace().collect();
+        let pattern = match words[..] {
+            ["%%matrixmarket", "matrix", "coordinate", "integer" | "real", "general"] => false,
+            ["%%matrixmarket", "matrix", "coordinate", "pattern", "general"] => true,
+            _ => return Err(self.error("is not 'matrix coordinate integer|real general', which matrices of cells are")),
+        };
+        if !self.next()? {
+            return Err(self.error("is missing: the sizes of the matrix"));
+        }
+        let text = String::from_utf8_lossy(&self.bytes).into_owned();
+        let sizes: Vec<u64> = text.split_whitespace().filter_map(|w| w.parse().ok()).collect();
+        match sizes[..] {
+            [rows, columns, values] => Ok(Header { pattern, rows, columns, values }),
+            _ => Err(self.error(format!("'{text}' are not three sizes"))),
+        }
+    }
+
+    /// Every value, into the cell it belongs to.
+    fn values(&mut self, header: &Header, by_gene: bool, positions: &[Option<u32>], cells: u64) -> Result<Spill> {
+        let mut spill = Spill::new(Some((cells, header.values))).map_err(|e| self.error(temporary(&e)))?;
+        let mut seen = 0u64;
+        while self.next()? {
+            seen += 1;
+            let (row, column, value) = self.entry(header)?;
+            let (gene, cell) = if by_gene { (row, column) } else { (column, row) };
+            if let Some(feature) = positions[gene as usize] {
+                spill.push(cell, feature, value).map_err(|e| self.error(temporary(&e)))?;
+            }
+        }
+        match seen == header.values {
+            true => Ok(spill),
+            false => Err(self.error(format!("the file ends after {seen} of {} values", header.values))),
+        }
+    }
+
+    fn entry(&self, header: &Header) -> Result<(u64, u64, f32)> {
+        let text = std::str::from_utf8(&self.bytes).map_err(|_| self.error("is no text"))?;
+        let mut words = text.split_ascii_whitespace();
+        let mut position = |bound: u64| {
+            let word = words.next().unwrap_or_default();
+            let number: u64 = word.parse().map_err(|_| self.error(format!("'{word}' is no position")))?;
+            match (1..=bound).contains(&number) {
+                true => Ok(number - 1),
+                false => Err(self.error(format!("position {number} is outside the matrix (1 to {bound})"))),
+            }
+        };
+        let (row, column) = (position(header.rows)?, position(header.columns)?);
+        if header.pattern {
+            return Ok((row, column, 1.0));
+        }
+        let word = words.next().unwrap_or_default();
+        let value: f64 = word.parse().map_err(|_| self.error(format!("'{word}' is not a number")))?;
+        Ok((row, column, narrow(value).map_err(|e| self.error(e))?))
+    }
+}
+
+impl CellSource for MatrixMarket {
+    fn n_cells(&self) -> Option<u64> {
+        Some(self.barcodes.len() as u64)
+    }
+
+    fn features(&self) -> &[Feature] {
+        &self.features
+    }
+
+    fn obs_columns(&self) -> &[ObsColumn] {
+        &[]
+    }
+
+    fn matrix(&self) -> &str {
+        "matrix"
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    fn next_block(&mut self) -> Result<Option<Block>> {
+        let rows = self.cells.rows(BLOCK_CELLS as u64);
+        let Some(rows) = rows.map_err(|e| FormatError::new(&self.path, "matrix", temporary(&e)))? else {
+            return Ok(None);
+        };
+        let start = self.next as usize;
+        self.next += rows.len() as u64;
+        Ok(Some(Block {
+            barcodes: StringArray::from_iter_values(&self.barcodes[start..start + rows.len()]),
+            obs: Vec::new(),
+            starts: rows.starts,
+            features: rows.features,
+            values: rows.values,
+        }))
+    }
+
+    fn rewind(&mut self) -> Result<()> {
+        self.next = 0;
+        self.cells.rewind();
+        Ok(())
+    }
+}

@@ -1,0 +1,326 @@
+//! Tables of columns, Parquet or whatever gives record batches: cellql's own export (a row per cell with `expr`), or long
+//! form (a row per value: cell, gene, value), in any order.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use arrow::array::{Array, ArrayRef, AsArray, StringArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type, Schema, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use cellql_schemas::cells;
+use cellql_schemas::exported::{self, ExportedGene};
+use cellql_schemas::expr::{Profiles, is_expr};
+use cellql_schemas::feature::Feature;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::block::{BLOCK_CELLS, Block, CellSource, ObsColumn, categorical_type};
+use crate::features::{are_ensembl, identified};
+use crate::h5::matrix::temporary;
+use crate::rows::{Rows, narrow};
+use crate::spill::Spill;
+use crate::{FormatError, Result};
+
+/// Names of the three columns of long form, best first.
+const CELL: &[&str] = &["cell", "cell_id", "barcode", "obs", "cell_name", "obs_names"];
+const GENE: &[&str] = &["gene", "gene_name", "symbol", "gene_id", "feature", "var", "var_names", "gene_symbol"];
+const VALUE: &[&str] = &["value", "count", "counts", "expression", "umi", "x"];
+/// Rows of a batch: an expression has thousands of values.
+const BATCH_ROWS: usize = 1024;
+
+/// Batches of a table, given as an iterator.
+pub type Batches = Box<dyn Iterator<Item = Result<RecordBatch, String>> + Send>;
+
+/// A table that can be read from the start as often as wanted.
+pub trait TableReader: Send {
+    /// Its columns, and metadata of the whole.
+    fn schema(&self) -> SchemaRef;
+    /// Its rows.
+    fn rows(&self) -> Option<u64>;
+    /// Starts at the first row.
+    fn batches(&self) -> Result<Batches, String>;
+}
+
+/// A Parquet file.
+pub(crate) struct Parquet {
+    path: PathBuf,
+    schema: SchemaRef,
+    rows: u64,
+}
+
+impl Parquet {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let builder = builder(path).map_err(|e| FormatError::new(path, "file", e))?;
+        let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or_default();
+        Ok(Self { path: path.to_owned(), schema: builder.schema().clone(), rows })
+    }
+}
+
+fn builder(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, String> {
+    let file = File::open(path).map_err(|e| format!("cannot be opened: {e}"))?;
+    ParquetRecordBatchReaderBuilder::try_new(file)
+        .map_err(|e| format!("is not a readable Parquet file, perhaps cut short: {e}"))
+}
+
+impl TableReader for Parquet {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn rows(&self) -> Option<u64> {
+        Some(self.rows)
+    }
+
+    fn batches(&self) -> Result<Batches, String> {
+        let reader = builder(&self.path)?.with_batch_size(BATCH_ROWS).build().map_err(|e| e.to_string())?;
+        Ok(Box::new(reader.map(|b| b.map_err(|e| format!("cannot be read: {e}")))))
+    }
+}
+
+/// A table of cells.
+pub struct TableSource {
+    path: PathBuf,
+    features: Vec<Feature>,
+    columns: Vec<ObsColumn>,
+    notes: Vec<String>,
+    form: Form,
+}
+
+enum Form {
+    Export(Export),
+    Long { cells: Spill, barcodes: Vec<String>, next: u64 },
+}
+
+/// One row per cell.
+struct Export {
+    table: Box<dyn TableReader>,
+    batches: Batches,
+    /// Position of each gene id among the features.
+    positions: HashMap<u32, u32>,
+}
+
+impl TableSource {
+    /// Finds out what the table is.
+    ///
+    /// # Errors
+    /// It is neither an export nor long form, or cannot be read.
+    pub fn open(path: &Path, table: Box<dyn TableReader>) -> Result<Self> {
+        let schema = table.schema();
+        let is_export = schema.field_with_name(cells::EXPR).is_ok_and(|f| is_expr(f.data_type()));
+        if is_export { Self::export(path, table, &schema) } else { Self::long(path, table, &schema) }
+    }
+
+    fn export(path: &Path, table: Box<dyn TableReader>, schema: &Schema) -> Result<Self> {
+        let wrong = |object: &str, problem: String| FormatError::new(path, object, problem);
+        let genes = schema.metadata().get(exported::GENES);
+        let genes = genes
+            .ok_or_else(|| wrong(exported::GENES, "is missing from the metadata: what do the gene ids mean?".into()))?;
+        let genes: Vec<ExportedGene> =
+            serde_json::from_str(genes).map_err(|e| wrong(exported::GENES, format!("is no list of genes: {e}")))?;
+        let positions = genes.iter().zip(0..).map(|(gene, i)| (gene.gene_id, i)).collect();
+        let features = genes.into_iter().map(|g| Feature { name: g.symbol, ensembl_id: g.ensembl_id }).collect();
+        let (mut columns, mut skipped) = (Vec::new(), Vec::new());
+        for field in schema.fields().iter().filter(|f| !cells::is_reserved(f.name())) {
+            match obs_type(field.data_type()) {
+                Some(of) => columns.push(ObsColumn::plain(field.name(), of)),
+                None => skipped.push(field.name().clone()),
+            }
+        }
+        let notes = match skipped.is_empty() {
+            true => Vec::new(),
+            false => vec![format!("columns that are no obs: {}", skipped.join(", "))],
+        };
+        let batches = table.batches().map_err(|e| wrong("rows", e))?;
+        let form = Form::Export(Export { table, batches, positions });
+        Ok(Self { path: path.to_owned(), features, columns, notes, form })
+    }
+
+    fn long(path: &Path, table: Box<dyn TableReader>, schema: &Schema) -> Result<Self> {
+        let find = |names: &[&str]| {
+            let named = |name: &&str| schema.fields().iter().find(|f| f.name().eq_ignore_ascii_case(name));
+            names.iter().find_map(named).map(|f| f.name().clone())
+        };
+        let (cell, gene, value) = (find(CELL), find(GENE), find(VALUE));
+        let (Some(cell), Some(gene), Some(value)) = (cell, gene, value) else {
+            let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+            let problem = format!(
+                "are {}; expected cellql's export (expr with its genes) or long form (cell, gene, value)",
+                names.join(", ")
+            );
+            return Err(FormatError::new(path, "columns", problem));
+        };
+        let mut names = Names::default();
+        let mut genes = Names::default();
+        let mut spill = Spill::new(None).map_err(|e| FormatError::new(path, "rows", temporary(&e)))?;
+        for batch in table.batches().map_err(|e| FormatError::new(path, "rows", e))? {
+            let batch = batch.map_err(|e| FormatError::new(path, "rows", e))?;
+            let column = |name: &str, of: &DataType| complete(path, &batch, name, of);
+            let (cells, named) = (column(&cell, &DataType::Utf8)?, column(&gene, &DataType::Utf8)?);
+            let values = column(&value, &DataType::Float64)?;
+            let (cells, named) = (cells.as_string::<i32>(), named.as_string::<i32>());
+            for (i, value) in values.as_primitive::<Float64Type>().values().iter().enumerate() {
+                let value = narrow(*value).map_err(|e| FormatError::new(path, "values", e))?;
+                let (cell, gene) = (names.number(cells.value(i)), genes.number(named.value(i)));
+                spill.push(u64::from(cell), gene, value).map_err(|e| FormatError::new(path, "rows", temporary(&e)))?;
+            }
+        }
+        let features = match are_ensembl(genes.names.iter().map(String::as_str)) {
+            true => genes.names.into_iter().map(|n| identified(n.clone(), n)).collect(),
+            false => genes.names.into_iter().map(Feature::named).collect(),
+        };
+        let form = Form::Long { cells: spill, barcodes: names.names, next: 0 };
+        Ok(Self { path: path.to_owned(), features, columns: Vec::new(), notes: Vec::new(), form })
+    }
+
+    fn error(&self, object: &str, problem: impl ToString) -> FormatError {
+        FormatError::new(&self.path, object, problem)
+    }
+
+    fn exported_block(&mut self) -> Result<Option<Block>> {
+        let Form::Export(export) = &mut self.form else { return Ok(None) };
+        let Some(batch) = export.batches.next() else { return Ok(None) };
+        let batch = batch.map_err(|e| FormatError::new(&self.path, "rows", e))?;
+        let Form::Export(export) = &self.form else { return Ok(None) };
+        let barcodes = complete(&self.path, &batch, cells::BARCODE, &DataType::Utf8)?;
+        let expr = batch.column_by_name(cells::EXPR).ok_or_else(|| self.error(cells::EXPR, "is missing"))?;
+        let profiles = Profiles::new(expr).map_err(|e| self.error(cells::EXPR, e))?;
+        let mut rows = Rows::new();
+        for profile in profiles.iter().flatten() {
+            for (gene, value) in profile.gene_ids.iter().zip(profile.values) {
+                let unknown =
+                    || self.error(cells::EXPR, format!("gene_id {gene} is not among the genes of the metadata"));
+                rows.features.push(*export.positions.get(gene).ok_or_else(unknown)?);
+                rows.values.push(*value);
+            }
+            rows.close_row();
+        }
+        if rows.len() != batch.num_rows() {
+            return Err(self.error(cells::EXPR, "is NULL in some rows"));
+        }
+        let obs = self.columns.iter().map(|c| column(&self.path, &batch, &c.name, &c.data_type));
+        let Rows { starts, features, values } = rows;
+        Ok(Some(Block {
+            barcodes: barcodes.as_string::<i32>().clone(),
+            obs: obs.collect::<Result<_>>()?,
+            starts,
+            features,
+            values,
+        }))
+    }
+
+    fn long_block(&mut self) -> Result<Option<Block>> {
+        let Form::Long { cells, barcodes, next } = &mut self.form else { return Ok(None) };
+        let rows = cells.rows(BLOCK_CELLS as u64);
+        let Some(rows) = rows.map_err(|e| FormatError::new(&self.path, "rows", temporary(&e)))? else {
+            return Ok(None);
+        };
+        let start = *next as usize;
+        *next += rows.len() as u64;
+        let barcodes = StringArray::from_iter_values(&barcodes[start..start + rows.len()]);
+        Ok(Some(Block { barcodes, obs: Vec::new(), starts: rows.starts, features: rows.features, values: rows.values }))
+    }
+}
+
+/// A column in the wanted type, without missing values.
+fn complete(path: &Path, batch: &RecordBatch, name: &str, of: &DataType) -> Result<ArrayRef> {
+    let column = column(path, batch, name, of)?;
+    match column.null_count() {
+        0 => Ok(column),
+        n => Err(FormatError::new(path, name, format!("has {n} missing values, or such that are no {of}"))),
+    }
+}
+
+/// A column in the wanted type.
+fn column(path: &Path, batch: &RecordBatch, name: &str, of: &DataType) -> Result<ArrayRef> {
+    let wrong = |problem: String| FormatError::new(path, name, problem);
+    let column = batch.column_by_name(name).ok_or_else(|| wrong("is missing".into()))?;
+    cast(column, of).map_err(|e| wrong(format!("cannot be read as {of}: {e}")))
+}
+
+/// The obs type that a column's values fit.
+fn obs_type(of: &DataType) -> Option<DataType> {
+    match of {
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(DataType::Utf8),
+        DataType::Dictionary(_, values) if obs_type(values) == Some(DataType::Utf8) => Some(categorical_type()),
+        DataType::Boolean => Some(DataType::Boolean),
+        other if other.is_integer() => Some(DataType::Int64),
+        other if other.is_floating() => Some(DataType::Float64),
+        _ => None,
+    }
+}
+
+/// Numbers for names, in order of appearance.
+#[derive(Default)]
+struct Names {
+    names: Vec<String>,
+    numbers: HashMap<String, u32>,
+    last: u32,
+}
+
+impl Names {
+    fn number(&mut self, name: &str) -> u32 {
+        // Rows of one cell mostly stand together.
+        if self.names.get(self.last as usize).is_some_and(|n| n == name) {
+            return self.last;
+        }
+        self.last = match self.numbers.get(name) {
+            Some(number) => *number,
+            None => {
+                let number = self.names.len() as u32;
+                self.names.push(name.to_owned());
+                self.numbers.insert(name.to_owned(), number);
+                number
+            }
+        };
+        self.last
+    }
+}
+
+impl CellSource for TableSource {
+    fn n_cells(&self) -> Option<u64> {
+        match &self.form {
+            Form::Export(export) => export.table.rows(),
+            Form::Long { cells, .. } => Some(cells.n_cells()),
+        }
+    }
+
+    fn features(&self) -> &[Feature] {
+        &self.features
+    }
+
+    fn obs_columns(&self) -> &[ObsColumn] {
+        &self.columns
+    }
+
+    fn matrix(&self) -> &str {
+        match self.form {
+            Form::Export(_) => cells::EXPR,
+            Form::Long { .. } => "long form",
+        }
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    fn next_block(&mut self) -> Result<Option<Block>> {
+        match self.form {
+            Form::Export(_) => self.exported_block(),
+            Form::Long { .. } => self.long_block(),
+        }
+    }
+
+    fn rewind(&mut self) -> Result<()> {
+        match &mut self.form {
+            Form::Export(export) => {
+                export.batches = export.table.batches().map_err(|e| FormatError::new(&self.path, "rows", e))?;
+            }
+            Form::Long { cells, next, .. } => {
+                cells.rewind();
+                *next = 0;
+            }
+        }
+        Ok(())
+    }
+}

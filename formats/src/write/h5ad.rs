@@ -1,0 +1,365 @@
+//! Writes `.h5ad` as anndata 0.8 and later do: encoding 0.2.0 for dataframes, CSR `X`. Values go to disk as they come; obs
+//! and embeddings are held until the end, since their text and their two dimensions cannot be appended.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type, Int32Type, Int64Type};
+use hdf5_pure::{
+    AttrValue, BufferedAppender, Dataset, DatasetBuilder, EnumTypeBuilder, File, FileAccessProperties,
+    FileCreateProperties, MaxExtent, StagedGroup, SyncPolicy,
+};
+
+use crate::{FormatError, Result};
+
+/// Numbers of a chunk of `X`. Of 65,536 and more hdf5-pure 0.47 writes a length that libhdf5 refuses.
+const CHUNK: u64 = 1 << 15;
+/// As anndata's own default for compression.
+const LEVEL: u32 = 4;
+
+/// A column of a dataframe.
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// `Utf8`, `Int64`, `Float64`, `Boolean` or `Dictionary(Int32, Utf8)`.
+    pub values: ArrayRef,
+    /// True for a categorical whose categories have an order.
+    pub ordered: bool,
+}
+
+impl Column {
+    /// A column without an order of categories.
+    pub fn new(name: impl Into<String>, values: ArrayRef) -> Self {
+        Self { name: name.into(), values, ordered: false }
+    }
+}
+
+/// A file that is being written; it has its name only once it is whole.
+pub struct H5adWriter {
+    path: PathBuf,
+    partial: PathBuf,
+    file: File,
+    indptr: Vec<i64>,
+    columns: u64,
+}
+
+/// An entry of `obsm`: name, numbers of a row, rows one after the other.
+pub type Embedding = (String, usize, Vec<f32>);
+
+impl H5adWriter {
+    /// Begins a file of cells with `columns` genes.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn create(path: &Path, columns: usize) -> Result<Self> {
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let fail = |e: hdf5_pure::Error| FormatError::new(path, "file", format!("cannot be written: {e}"));
+        let access = FileAccessProperties::new().with_sync_policy(SyncPolicy::OnClose);
+        let file = File::create_with_options(&partial, FileCreateProperties::new(), access).map_err(fail)?;
+        let build = || -> Result<(), hdf5_pure::Error> {
+            file.root().create_group_with("X", |x| {
+                x.create_dataset("data", |d| growing(d.with_f32_data(&[])));
+                x.create_dataset("indices", |d| growing(d.with_i32_data(&[])));
+            })?;
+            file.commit()
+        };
+        build().map_err(fail)?;
+        Ok(Self { path: path.to_owned(), partial, file, indptr: vec![0], columns: columns as u64 })
+    }
+
+    /// Adds cells: where each one's values start (one more than the cells), column and value of each.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn append(&mut self, starts: &[usize], columns: &[i32], values: &[f32]) -> Result<()> {
+        let before = self.indptr.last().copied().unwrap_or_default();
+        let first = starts.first().copied().unwrap_or_default();
+        self.indptr.extend(starts.iter().skip(1).map(|s| before + (s - first) as i64));
+        let fail = |e: hdf5_pure::Error| FormatError::new(&self.path, "X", format!("cannot be written: {e}"));
+        let grow = || -> Result<(), hdf5_pure::Error> {
+            grow(&mut self.file.dataset("X/data")?, |a| a.append(values))?;
+            grow(&mut self.file.dataset("X/indices")?, |a| a.append(columns))
+        };
+        grow().map_err(fail)
+    }
+
+    /// Writes everything else and gives the file its name.
+    ///
+    /// # Errors
+    /// The file cannot be written, or a column is of a type that obs cannot have.
+    pub fn finish(
+        self,
+        obs: (&[String], &[Column]),
+        var: (&[String], &[Column]),
+        obsm: &[Embedding],
+        provenance: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        let fail = |e: hdf5_pure::Error| FormatError::new(&self.path, "file", format!("cannot be written: {e}"));
+        let frames = [frame(&self.path, obs)?, frame(&self.path, var)?];
+        let write = || -> Result<(), hdf5_pure::Error> {
+            let root = self.file.root();
+            encoded(&mut |name, value| root.set_attr(name, value), "anndata", "0.1.0")?;
+            let x = self.file.group("X")?;
+            encoded(&mut |name, value| x.set_attr(name, value), "csr_matrix", "0.1.0")?;
+            x.set_attr("shape", AttrValue::I64Array(vec![self.indptr.len() as i64 - 1, self.columns as i64]))?;
+            x.create_dataset("indptr", |d| {
+                d.with_i64_data(&self.indptr);
+            })?;
+            for (name, frame) in ["obs", "var"].into_iter().zip(&frames) {
+                root.create_group_with(name, |g| frame.write(g))?;
+            }
+            root.create_group_with("obsm", |g| {
+                encoded_group(g, "dict", "0.1.0");
+                for (name, width, rows) in obsm {
+                    let shape = [(rows.len() / (*width).max(1)) as u64, *width as u64];
+                    g.create_dataset(name, |d| {
+                        array(d.with_f32_data(rows).with_shape(&shape));
+                    });
+                }
+            })?;
+            for name in ["layers", "varm", "obsp", "varp"] {
+                root.create_group_with(name, |g| encoded_group(g, "dict", "0.1.0"))?;
+            }
+            root.create_group_with("uns", |g| {
+                encoded_group(g, "dict", "0.1.0");
+                g.create_group_with("cellql", |g| {
+                    encoded_group(g, "dict", "0.1.0");
+                    for (name, text) in provenance {
+                        g.create_dataset(name, |d| scalar(d, text));
+                    }
+                });
+            })?;
+            self.file.commit()
+        };
+        write().map_err(fail)?;
+        self.file.close().map_err(fail)?;
+        let named = std::fs::rename(&self.partial, &self.path);
+        named.map_err(|e| FormatError::new(&self.path, "file", format!("cannot be named: {e}")))
+    }
+}
+
+fn growing(dataset: &mut DatasetBuilder) {
+    dataset.with_shape(&[0]).with_maxshape(&[MaxExtent::Unlimited]).with_chunks(&[CHUNK]).with_deflate(LEVEL);
+}
+
+fn grow(
+    dataset: &mut Dataset,
+    append: impl FnOnce(&mut BufferedAppender<'_>) -> Result<(), hdf5_pure::Error>,
+) -> Result<(), hdf5_pure::Error> {
+    let mut appender = dataset.buffered_appender()?;
+    append(&mut appender)?;
+    appender.finish()
+}
+
+type SetAttribute<'a> = dyn FnMut(&str, AttrValue) -> Result<(), hdf5_pure::Error> + 'a;
+
+fn encoded(set: &mut SetAttribute<'_>, kind: &str, version: &str) -> Result<(), hdf5_pure::Error> {
+    set("encoding-type", AttrValue::VarLenString(kind.to_owned()))?;
+    set("encoding-version", AttrValue::VarLenString(version.to_owned()))
+}
+
+fn encoded_group(group: &mut StagedGroup<'_>, kind: &str, version: &str) {
+    group.set_attr("encoding-type", AttrValue::VarLenString(kind.to_owned()));
+    group.set_attr("encoding-version", AttrValue::VarLenString(version.to_owned()));
+}
+
+fn marked<'a>(dataset: &'a mut DatasetBuilder, kind: &str) -> &'a mut DatasetBuilder {
+    dataset.set_attr("encoding-type", AttrValue::VarLenString(kind.to_owned()));
+    dataset.set_attr("encoding-version", AttrValue::VarLenString("0.2.0".to_owned()))
+}
+
+fn array(dataset: &mut DatasetBuilder) {
+    marked(dataset, "array");
+}
+
+fn texts(dataset: &mut DatasetBuilder, values: &[&str]) {
+    marked(dataset.with_vlen_strings(values), "string-array");
+}
+
+fn scalar(dataset: &mut DatasetBuilder, text: &str) {
+    marked(dataset.with_vlen_strings(&[text]).with_shape(&[]), "string");
+}
+
+fn flags(dataset: &mut DatasetBuilder, values: &[u8]) {
+    // As h5py stores booleans.
+    match EnumTypeBuilder::u8_based().value("FALSE", 0).value("TRUE", 1).build() {
+        Ok(kind) => array(dataset.with_enum_u8_data(kind, values)),
+        Err(_) => array(dataset.with_u8_data(values)),
+    }
+}
+
+/// A dataframe ready to be written.
+struct Frame<'a> {
+    index: &'a [String],
+    columns: Vec<(String, Stored)>,
+}
+
+enum Stored {
+    Text(Vec<String>),
+    Integers(Vec<i64>),
+    Numbers(Vec<f64>),
+    Flags(Vec<u8>),
+    /// Values, and where they are missing.
+    MaskedIntegers(Vec<i64>, Vec<u8>),
+    MaskedFlags(Vec<u8>, Vec<u8>),
+    Codes {
+        codes: Vec<i32>,
+        categories: Vec<String>,
+        ordered: bool,
+    },
+}
+
+fn frame<'a>(path: &Path, (index, columns): (&'a [String], &[Column])) -> Result<Frame<'a>> {
+    let stored = columns.iter().map(|c| {
+        let wrong = || FormatError::new(path, c.name.clone(), format!("has the type {}", c.values.data_type()));
+        Ok((c.name.clone(), stored(c).ok_or_else(wrong)?))
+    });
+    Ok(Frame { index, columns: stored.collect::<Result<_>>()? })
+}
+
+fn stored(column: &Column) -> Option<Stored> {
+    let values = &column.values;
+    let mask = || (0..values.len()).map(|i| u8::from(values.is_null(i))).collect::<Vec<u8>>();
+    Some(match values.data_type() {
+        // Text has no missing values in anndata before 0.11; a categorical has.
+        DataType::Utf8 if values.null_count() > 0 => {
+            let codes = cast(values, &crate::block::categorical_type()).ok()?;
+            codes_of(&codes, false)?
+        }
+        DataType::Utf8 => Stored::Text(values.as_string::<i32>().iter().flatten().map(str::to_owned).collect()),
+        DataType::Int64 => {
+            let numbers: Vec<i64> = values.as_primitive::<Int64Type>().iter().map(Option::unwrap_or_default).collect();
+            if values.null_count() > 0 { Stored::MaskedIntegers(numbers, mask()) } else { Stored::Integers(numbers) }
+        }
+        DataType::Float64 => {
+            Stored::Numbers(values.as_primitive::<Float64Type>().iter().map(|v| v.unwrap_or(f64::NAN)).collect())
+        }
+        DataType::Boolean => {
+            let flags: Vec<u8> = values.as_boolean().iter().map(|v| u8::from(v.unwrap_or_default())).collect();
+            if values.null_count() > 0 { Stored::MaskedFlags(flags, mask()) } else { Stored::Flags(flags) }
+        }
+        DataType::Dictionary(_, _) => {
+            let codes = cast(values, &crate::block::categorical_type()).ok()?;
+            codes_of(&codes, column.ordered)?
+        }
+        _ => return None,
+    })
+}
+
+fn codes_of(values: &ArrayRef, ordered: bool) -> Option<Stored> {
+    let dictionary = values.as_dictionary_opt::<Int32Type>()?;
+    let categories = dictionary.values().as_string_opt::<i32>()?;
+    let codes = dictionary.keys().iter().map(|k| k.unwrap_or(-1)).collect();
+    Some(Stored::Codes {
+        codes,
+        categories: categories.iter().map(|c| c.unwrap_or_default().to_owned()).collect(),
+        ordered,
+    })
+}
+
+impl Frame<'_> {
+    fn write(&self, group: &mut StagedGroup<'_>) {
+        encoded_group(group, "dataframe", "0.2.0");
+        group.set_attr("_index", AttrValue::VarLenString("_index".to_owned()));
+        let order = self.columns.iter().map(|(name, _)| name.clone()).collect();
+        group.set_attr("column-order", AttrValue::VarLenStringArray(order));
+        let index: Vec<&str> = self.index.iter().map(String::as_str).collect();
+        group.create_dataset("_index", |d| texts(d, &index));
+        for (name, column) in &self.columns {
+            column.write(group, name);
+        }
+    }
+}
+
+impl Stored {
+    fn write(&self, group: &mut StagedGroup<'_>, name: &str) {
+        match self {
+            Stored::Text(values) => {
+                let values: Vec<&str> = values.iter().map(String::as_str).collect();
+                group.create_dataset(name, |d| texts(d, &values));
+            }
+            Stored::Integers(values) => {
+                group.create_dataset(name, |d| array(d.with_i64_data(values)));
+            }
+            Stored::Numbers(values) => {
+                group.create_dataset(name, |d| array(d.with_f64_data(values)));
+            }
+            Stored::Flags(values) => {
+                group.create_dataset(name, |d| flags(d, values));
+            }
+            Stored::MaskedIntegers(values, mask) => {
+                group.create_group_with(name, |g| {
+                    encoded_group(g, "nullable-integer", "0.1.0");
+                    g.create_dataset("values", |d| array(d.with_i64_data(values)));
+                    g.create_dataset("mask", |d| flags(d, mask));
+                });
+            }
+            Stored::MaskedFlags(values, mask) => {
+                group.create_group_with(name, |g| {
+                    encoded_group(g, "nullable-boolean", "0.1.0");
+                    g.create_dataset("values", |d| flags(d, values));
+                    g.create_dataset("mask", |d| flags(d, mask));
+                });
+            }
+            Stored::Codes { codes, categories, ordered } => {
+                group.create_group_with(name, |g| {
+                    encoded_group(g, "categorical", "0.2.0");
+                    g.set_attr("ordered", AttrValue::U8(u8::from(*ordered)));
+                    let categories: Vec<&str> = categories.iter().map(String::as_str).collect();
+                    g.create_dataset("categories", |d| texts(d, &categories));
+                    g.create_dataset("codes", |d| array(d.with_i32_data(codes)));
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{BooleanArray, DictionaryArray, Float64Array, Int64Array, StringArray};
+
+    use super::*;
+    use crate::{OpenOptions, open};
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.h5ad");
+        let mut writer = H5adWriter::create(&path, 3).unwrap();
+        writer.append(&[0, 2, 2], &[0, 2], &[1.0, 5.0]).unwrap();
+        writer.append(&[0, 1], &[1], &[7.0]).unwrap();
+        let names = |n: &[&str]| n.iter().map(|s| (*s).to_owned()).collect::<Vec<String>>();
+        let kinds: DictionaryArray<Int32Type> = [Some("b"), None, Some("a")].into_iter().collect();
+        let columns = [
+            Column::new("age", Arc::new(Int64Array::from(vec![Some(1), None, Some(3)]))),
+            Column::new("kind", Arc::new(kinds)),
+            Column::new("note", Arc::new(StringArray::from(vec!["x", "", "é"]))),
+            Column::new("score", Arc::new(Float64Array::from(vec![0.5, 1.5, -2.0]))),
+            Column::new("flag", Arc::new(BooleanArray::from(vec![true, false, true]))),
+        ];
+        let (obs, var) = (names(&["c1", "c2", "c3"]), names(&["INS", "GCG", "SST"]));
+        let embedding = ("X_m".to_owned(), 2, vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let provenance = BTreeMap::from([("store".to_owned(), "here".to_owned())]);
+        writer.finish((&obs, &columns), (&var, &[]), &[embedding], &provenance).unwrap();
+
+        let mut source = open(&path, &OpenOptions::default()).unwrap();
+        let block = source.next_block().unwrap().unwrap();
+        assert_eq!((block.starts.as_slice(), block.features.as_slice()), (&[0, 2, 2, 3][..], &[0, 2, 1][..]));
+        assert_eq!(block.values, [1.0, 5.0, 7.0]);
+        for (column, read) in columns.iter().zip(&block.obs) {
+            let plain = |a: &ArrayRef| match a.data_type() {
+                DataType::Dictionary(_, _) => cast(a, &DataType::Utf8).unwrap(),
+                _ => Arc::clone(a),
+            };
+            assert_eq!(&plain(&column.values), &plain(read), "{}", column.name);
+        }
+        assert!(!folder.path().join("out.h5ad.partial").exists());
+    }
+}

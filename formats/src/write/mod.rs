@@ -1,0 +1,3 @@
+//! Writers.
+
+pub mod h5ad;

@@ -1,0 +1,51 @@
+//! Any bytes as a file of cells: a reader says what is wrong with them or gives cells that hold together, and neither
+//! panics nor takes more memory or time than the file can stand for.
+//!
+//! The input is one file of any format; the files that some formats have beside it are fixed.
+
+#![no_main]
+
+use std::path::PathBuf;
+
+use cellql_formats::{CellSource, OpenOptions, open, recognise};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(folder) = tempfile::tempdir() else { return };
+    let beside = |name: &str, what: &str, count: usize| -> PathBuf {
+        let path = folder.path().join(name);
+        let lines: String = (0..count).map(|i| format!("{what}{i}\n")).collect();
+        let _ = std::fs::write(&path, lines);
+        path
+    };
+    let options = OpenOptions {
+        genes: Some(beside("genes.tsv", "GENE", 40)),
+        barcodes: Some(beside("barcodes.tsv", "CELL", 60)),
+        ..OpenOptions::default()
+    };
+    let path = folder.path().join("matrix.mtx");
+    if std::fs::write(&path, bytes).is_err() || !matches!(recognise(&path), Ok(Some(_))) {
+        return;
+    }
+    match open(&path, &options) {
+        Ok(mut source) => drain(source.as_mut()),
+        Err(error) => assert!(!error.object.is_empty() && !error.problem.is_empty()),
+    }
+});
+
+/// Reads every cell, and checks what every user of a block relies on.
+fn drain(source: &mut dyn CellSource) {
+    let (features, columns) = (source.features().len(), source.obs_columns().len());
+    let mut cells = 0u64;
+    while let Ok(Some(block)) = source.next_block() {
+        assert!(!block.is_empty());
+        assert_eq!(block.barcodes_len(), block.len());
+        assert!(block.starts.windows(2).all(|w| w[0] <= w[1]));
+        assert_eq!(block.starts.last(), Some(&block.values.len()));
+        assert_eq!(block.features.len(), block.values.len());
+        assert!(block.features.iter().all(|f| (*f as usize) < features));
+        assert_eq!(block.obs.len(), columns);
+        cells += block.len() as u64;
+        assert!(source.n_cells().is_none_or(|all| cells <= all));
+    }
+}

@@ -1,0 +1,150 @@
+//! To `.h5ad`: CSR counts, obs, var, an `obsm` entry per embedding table, and provenance in `uns/cellql`.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
+use arrow::datatypes::{Float32Type, Schema, UInt64Type};
+use arrow::record_batch::RecordBatch;
+use cellql_formats::write::h5ad::{Column, Embedding, H5adWriter};
+use cellql_schemas::expr::Profiles;
+use cellql_schemas::{cells, embeddings};
+use futures::StreamExt;
+
+use super::Selection;
+use super::obs::Obs;
+use crate::error::{Error, Result};
+use crate::progress::OnProgress;
+use crate::query::Session;
+use crate::store::embedding_table;
+
+/// Writes the file; gives the names of the embeddings that went along.
+pub(super) async fn write(
+    session: &Session,
+    selection: &Selection,
+    path: &Path,
+    on_progress: &OnProgress,
+) -> Result<Vec<String>> {
+    let positions: HashMap<u32, i32> = selection.genes.iter().map(|(gene, _)| *gene).zip(0..).collect();
+    let table = selection.store.table(cells::TABLE).await?;
+    let schema = Schema::from(table.schema());
+    let mut obs = Obs::new(schema.fields().iter().map(AsRef::as_ref));
+    let mut writer = H5adWriter::create(path, selection.genes.len())?;
+    let (mut ids, total) = (Vec::new(), selection.cell_ids.len() as u64);
+    let mut batches = pin!(selection.rows(cells::TABLE).await?);
+    while let Some(batch) = batches.next().await {
+        let batch = batch?;
+        if batch.num_rows() == 0 {
+            continue;
+        }
+        append(&mut writer, &batch, &positions)?;
+        ids.extend_from_slice(batch.column(0).as_primitive::<UInt64Type>().values());
+        obs.add(&batch);
+        on_progress(ids.len() as u64, Some(total));
+    }
+    let (barcodes, columns) = obs.finish(&selection.obs)?;
+    let index = unique(&barcodes, &columns, &ids);
+    let (genes, var) = var(session, &selection.genes);
+    let mut provenance = selection.provenance.clone();
+    let mut obsm = Vec::new();
+    for recipe in session.engine().recipes() {
+        let (embedding, made_by) = vectors(selection, &recipe, &ids).await?;
+        obsm.push(embedding);
+        provenance.insert(format!("X_{recipe}"), made_by);
+    }
+    writer.finish((&index, &columns), (&genes, &var), &obsm, &provenance)?;
+    Ok(obsm.into_iter().map(|(name, ..)| name).collect())
+}
+
+fn append(writer: &mut H5adWriter, batch: &RecordBatch, positions: &HashMap<u32, i32>) -> Result<()> {
+    let missing = || Error::Request(format!("the table cells has no column {}", cells::EXPR));
+    let expr = batch.column_by_name(cells::EXPR).ok_or_else(missing)?;
+    let profiles = Profiles::new(expr).map_err(Error::store("reading expressions"))?;
+    let (mut starts, mut columns, mut values) = (vec![0], Vec::new(), Vec::new());
+    for profile in profiles.iter() {
+        if let Some(profile) = profile {
+            for (gene, value) in profile.gene_ids.iter().zip(profile.values) {
+                let unknown =
+                    || Error::Request(format!("a cell expresses gene {gene}, which its data set does not measure"));
+                columns.push(*positions.get(gene).ok_or_else(unknown)?);
+                values.push(*value);
+            }
+        }
+        starts.push(values.len());
+    }
+    Ok(writer.append(&starts, &columns, &values)?)
+}
+
+/// Names for cells that differ: barcodes, with the data set and then the cell's id where they are not enough.
+fn unique(barcodes: &StringArray, columns: &[Column], ids: &[u64]) -> Vec<String> {
+    let differ = |names: &[String]| names.iter().collect::<HashSet<_>>().len() == names.len();
+    let plain: Vec<String> = barcodes.iter().map(|b| b.unwrap_or_default().to_owned()).collect();
+    if differ(&plain) {
+        return plain;
+    }
+    let dataset = columns
+        .iter()
+        .find(|c| c.name == cells::DATASET_ID)
+        .and_then(|c| c.values.as_primitive_opt::<arrow::datatypes::Int64Type>().cloned());
+    if let Some(dataset) = dataset {
+        let named: Vec<String> = plain.iter().zip(dataset.values()).map(|(b, d)| format!("{b}-{d}")).collect();
+        if differ(&named) {
+            return named;
+        }
+    }
+    plain.iter().zip(ids).map(|(barcode, id)| format!("{barcode}-{id}")).collect()
+}
+
+/// Index and columns of var.
+fn var(session: &Session, genes: &[(u32, String)]) -> (Vec<String>, Vec<Column>) {
+    let exported: Vec<_> = genes.iter().map(|(gene, _)| session.engine().genes().exported(*gene)).collect();
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut index = Vec::with_capacity(genes.len());
+    for (gene, (_, name)) in exported.iter().zip(genes) {
+        let symbol = gene.as_ref().map_or(name, |g| &g.symbol).clone();
+        let times = seen.entry(symbol.clone()).or_insert(0);
+        index.push(if *times == 0 { symbol } else { format!("{symbol}-{times}") });
+        *times += 1;
+    }
+    let text = |of: &dyn Fn(usize) -> String| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values((0..genes.len()).map(of)))
+    };
+    let of = |i: usize| exported[i].as_ref();
+    let columns = vec![
+        Column::new("gene_ids", text(&|i| of(i).and_then(|g| g.ensembl_id.clone()).unwrap_or_default())),
+        Column::new("hgnc_id", text(&|i| of(i).and_then(|g| g.hgnc_id.clone()).unwrap_or_default())),
+        Column::new("source_name", text(&|i| genes[i].1.clone())),
+        Column::new("gene_id", Arc::new(Int64Array::from_iter_values(genes.iter().map(|(g, _)| i64::from(*g))))),
+    ];
+    (index, columns)
+}
+
+/// Vectors of the cells in their order, NaN for a cell without one; and what the table says of itself.
+async fn vectors(selection: &Selection, recipe: &str, ids: &[u64]) -> Result<(Embedding, String)> {
+    let name = embedding_table(recipe);
+    let table = selection.store.table(&name).await?;
+    let schema = Schema::from(table.schema());
+    let made_by = serde_json::json!(schema.metadata()).to_string();
+    let places: HashMap<u64, usize> = ids.iter().copied().zip(0..).collect();
+    let (mut width, mut rows) = (0usize, Vec::new());
+    let mut batches = pin!(selection.rows(&name).await?);
+    while let Some(batch) = batches.next().await {
+        let batch = batch?;
+        let of = batch.column_by_name(embeddings::CELL_ID).zip(batch.column_by_name(embeddings::VECTOR));
+        let Some((ids, vectors)) = of else { continue };
+        let vectors = vectors.as_fixed_size_list();
+        if rows.is_empty() {
+            width = vectors.value_length() as usize;
+            rows = vec![f32::NAN; width * places.len()];
+        }
+        for (i, id) in ids.as_primitive::<UInt64Type>().values().iter().enumerate() {
+            if let Some(place) = places.get(id).filter(|_| vectors.is_valid(i)) {
+                let vector = vectors.value(i);
+                rows[place * width..(place + 1) * width].copy_from_slice(vector.as_primitive::<Float32Type>().values());
+            }
+        }
+    }
+    Ok(((format!("X_{recipe}"), width, rows), made_by))
+}

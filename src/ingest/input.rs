@@ -1,0 +1,141 @@
+//! Where cells come from: a file, a directory, or an object store whose files are fetched first.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cellql_formats::{OpenOptions, parts};
+use futures::{StreamExt, TryStreamExt};
+use lance::io::ObjectStore;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+
+use crate::error::{Error, Result};
+
+/// One data set to take in.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// Its file or directory on this machine.
+    pub path: PathBuf,
+    /// Where it comes from, as `datasets` shall say.
+    pub uri: String,
+    /// Fetched files live as long as their inputs.
+    _fetched: Option<Arc<TempDir>>,
+}
+
+impl Input {
+    /// A file of this machine.
+    pub fn local(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        Self { uri: path.display().to_string(), path, _fetched: None }
+    }
+
+    /// The same file, said to come from elsewhere.
+    pub fn from_elsewhere(self, uri: impl Into<String>) -> Self {
+        Self { uri: uri.into(), ..self }
+    }
+
+    /// What it is called where the user gives no name: the file's name without its endings.
+    pub(super) fn stem(&self) -> String {
+        let name = self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let stem = name.strip_suffix(".gz").unwrap_or(&name);
+        let stem = stem.rsplit_once('.').map_or(stem, |(stem, _)| stem);
+        match stem {
+            // A 10x folder is named by itself, not by the file that all of them hold.
+            "" | "matrix" | "filtered_feature_bc_matrix" | "raw_feature_bc_matrix" => {
+                let folder = self.path.parent().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
+                folder.filter(|f| !f.is_empty()).unwrap_or_else(|| "unnamed".to_owned())
+            }
+            stem => stem.trim_end_matches(['_', '.']).to_owned(),
+        }
+    }
+
+    /// SHA-256 of its files, as hex: of a single one its own, of several that over theirs.
+    pub(super) fn sha256(&self, options: &OpenOptions) -> Result<String> {
+        let files = parts(&self.path, options)?;
+        if let [only] = files.as_slice() {
+            return file_sha256(only);
+        }
+        let mut all = Sha256::new();
+        for file in &files {
+            all.update(file_sha256(file)?);
+        }
+        Ok(format!("{:x}", all.finalize()))
+    }
+}
+
+/// Every data set a path or URI stands for, and what else lies in a directory.
+///
+/// # Errors
+/// It cannot be read or fetched, or holds no data set.
+pub async fn inputs(uri: &str) -> Result<(Vec<Input>, Vec<PathBuf>)> {
+    let (local, fetched) = match uri.split_once("://") {
+        None => (PathBuf::from(uri), None),
+        Some(("file", path)) => (PathBuf::from(path), None),
+        Some(_) => {
+            let folder = TempDir::with_prefix("cellql-").map_err(Error::store(format!("fetching {uri}")))?;
+            (fetch(uri, folder.path()).await?, Some(Arc::new(folder)))
+        }
+    };
+    let (found, other) = cellql_formats::inputs(&local)?;
+    let several = found.len() > 1;
+    let input = |path: PathBuf| {
+        let inside = path.strip_prefix(&local).map(|p| p.display().to_string()).unwrap_or_default();
+        let uri = match (fetched.is_some(), several) {
+            (false, _) => path.display().to_string(),
+            (true, false) => uri.to_owned(),
+            (true, true) => format!("{}/{inside}", uri.trim_end_matches('/')),
+        };
+        Input { path, uri, _fetched: fetched.clone() }
+    };
+    Ok((found.into_iter().map(input).collect(), other))
+}
+
+/// Copies an object, or everything below a prefix, into a folder.
+async fn fetch(uri: &str, folder: &Path) -> Result<PathBuf> {
+    let doing = || format!("fetching {uri}");
+    let (objects, base) =
+        ObjectStore::from_uri(uri).await.map_err(|e| Error::Request(format!("{uri} cannot be fetched: {e}")))?;
+    let listed: Vec<_> = objects.inner.list(Some(&base)).try_collect().await.map_err(Error::store(doing()))?;
+    let name = base.filename().unwrap_or("data").to_owned();
+    let target = folder.join(&name);
+    if listed.is_empty() {
+        download(&objects, &base, &target).await.map_err(Error::store(doing()))?;
+        return Ok(target);
+    }
+    for object in &listed {
+        let inside: PathBuf = match object.location.prefix_match(&base) {
+            Some(parts) => parts.map(|p| p.as_ref().to_owned()).collect(),
+            None => continue,
+        };
+        download(&objects, &object.location, &target.join(inside)).await.map_err(Error::store(doing()))?;
+    }
+    Ok(target)
+}
+
+async fn download(
+    objects: &ObjectStore,
+    from: &object_store::path::Path,
+    to: &Path,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    use object_store::ObjectStoreExt;
+    if let Some(folder) = to.parent() {
+        tokio::fs::create_dir_all(folder).await?;
+    }
+    let mut file = tokio::fs::File::create(to).await?;
+    let mut bytes = objects.inner.get(from).await?.into_stream();
+    while let Some(part) = bytes.next().await {
+        file.write_all(&part?).await?;
+    }
+    file.flush().await?;
+    Ok(())
+}
+
+/// SHA-256 of a file as lower-case hex, read front to back.
+pub(crate) fn file_sha256(file: &Path) -> Result<String> {
+    let fail = |e: std::io::Error| Error::input(file, "file", format!("cannot be read: {e}"));
+    let mut handle = std::fs::File::open(file).map_err(fail)?;
+    let mut hash = Sha256::new();
+    std::io::copy(&mut handle, &mut hash).map_err(fail)?;
+    Ok(format!("{:x}", hash.finalize()))
+}
