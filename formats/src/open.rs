@@ -1,8 +1,11 @@
 //! Which format a path is of, by its content, and the reader for it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use crate::block::CellSource;
+use cellql_schemas::feature::Feature;
+
+use crate::block::{Block, CellSource, ObsColumn};
 use crate::dense::Dense;
 use crate::h5::file::{H5, is_hdf5};
 use crate::h5ad::H5ad;
@@ -100,22 +103,24 @@ pub fn recognise(path: &Path) -> Result<Option<Kind>> {
 /// # Errors
 /// It is damaged, of no known format, or needs options it was not given.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
-    match recognise(path)? {
+    let kind = recognise(path)?;
+    let source = unless_it_panics(path, || match kind {
         Some(Kind::H5ad | Kind::TenX | Kind::Loom) => open_hdf5(path, options),
         Some(Kind::Parquet) => Ok(Box::new(TableSource::open(path, Box::new(Parquet::open(path)?))?)),
         Some(Kind::Npz) => Ok(Box::new(Npz::open(path, options)?)),
         Some(Kind::MatrixMarket) => Ok(Box::new(MatrixMarket::open(path, options)?)),
         Some(Kind::Dense) => Ok(Box::new(Dense::open(path)?)),
         Some(Kind::Lance) | None => Err(FormatError::new(path, "directory", "is no data set that files are read from")),
-    }
+    })?;
+    Ok(Box::new(Guarded { path: path.to_owned(), source, _unpacked: None }))
 }
 
 fn open_hdf5(path: &Path, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
-    if let Some(plain) = unpacked(path)? {
-        let source = open_plain_hdf5(&plain, options).map_err(|e| FormatError { file: path.to_owned(), ..e })?;
-        return Ok(Box::new(Unpacked { source, _file: plain }));
-    }
-    open_plain_hdf5(path, options)
+    let Some(plain) = unpacked(path)? else {
+        return open_plain_hdf5(path, options);
+    };
+    let source = open_plain_hdf5(&plain, options).map_err(|e| FormatError { file: path.to_owned(), ..e })?;
+    Ok(Box::new(Guarded { path: path.to_owned(), source, _unpacked: Some(plain) }))
 }
 
 fn open_plain_hdf5(path: &Path, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
@@ -141,42 +146,6 @@ fn unpacked(path: &Path) -> Result<Option<tempfile::TempPath>> {
     let mut file = tempfile::Builder::new().suffix(".h5").tempfile().map_err(fail)?;
     std::io::copy(gzip::open(path)?.as_mut(), &mut file).map_err(fail)?;
     Ok(Some(file.into_temp_path()))
-}
-
-/// A source whose file is temporary.
-struct Unpacked {
-    source: Box<dyn CellSource>,
-    _file: tempfile::TempPath,
-}
-
-impl CellSource for Unpacked {
-    fn n_cells(&self) -> Option<u64> {
-        self.source.n_cells()
-    }
-
-    fn features(&self) -> &[cellql_schemas::feature::Feature] {
-        self.source.features()
-    }
-
-    fn obs_columns(&self) -> &[crate::ObsColumn] {
-        self.source.obs_columns()
-    }
-
-    fn matrix(&self) -> &str {
-        self.source.matrix()
-    }
-
-    fn notes(&self) -> &[String] {
-        self.source.notes()
-    }
-
-    fn next_block(&mut self) -> Result<Option<crate::Block>> {
-        self.source.next_block()
-    }
-
-    fn rewind(&mut self) -> Result<()> {
-        self.source.rewind()
-    }
 }
 
 /// The files that a data set consists of: what its identity is computed from.
@@ -258,4 +227,47 @@ fn is_table_of_names(name: &str) -> bool {
 fn is_data(name: &str) -> bool {
     let name = name.strip_suffix(".gz").unwrap_or(name);
     [".h5ad", ".h5", ".loom", ".mtx", ".csv", ".tsv", ".txt", ".npz", ".parquet"].iter().any(|n| name.ends_with(n))
+}
+
+/// Libraries of formats assert what a damaged file need not fulfil; that is the file's error and not our end.
+fn unless_it_panics<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(FormatError::new(path, "file", "is damaged in a way its reader does not expect")))
+}
+
+/// A source of whatever format, which fails where its library panics and keeps the file it reads.
+struct Guarded {
+    path: PathBuf,
+    source: Box<dyn CellSource>,
+    _unpacked: Option<tempfile::TempPath>,
+}
+
+impl CellSource for Guarded {
+    fn n_cells(&self) -> Option<u64> {
+        self.source.n_cells()
+    }
+
+    fn features(&self) -> &[Feature] {
+        self.source.features()
+    }
+
+    fn obs_columns(&self) -> &[ObsColumn] {
+        self.source.obs_columns()
+    }
+
+    fn matrix(&self) -> &str {
+        self.source.matrix()
+    }
+
+    fn notes(&self) -> &[String] {
+        self.source.notes()
+    }
+
+    fn next_block(&mut self) -> Result<Option<Block>> {
+        unless_it_panics(&self.path, || self.source.next_block())
+    }
+
+    fn rewind(&mut self) -> Result<()> {
+        unless_it_panics(&self.path, || self.source.rewind())
+    }
 }

@@ -19,6 +19,12 @@ use lance::dataset::{InsertBuilder, NewColumnTransform, UpdateBuilder, WriteMode
 use super::{OnWait, Store, StoreVersion, version};
 use crate::error::{Error, Result};
 
+/// Rows of a data file. Lance gathers narrow columns until a page of them is full, which for a million rows (its own
+/// choice) takes hundreds of megabytes; a quarter of that holds some 800 MB of expression.
+const ROWS_PER_FILE: usize = 1 << 18;
+/// Rows that compaction reads at once: an expression has thousands of values.
+const BATCH_ROWS: usize = 1024;
+
 /// A change that is being prepared. Dropped without [`Transaction::publish`], it never happened.
 #[derive(Debug)]
 pub struct Transaction {
@@ -147,7 +153,13 @@ impl Transaction {
         };
         let about = || Error::store(self.about(table));
         let (rows, files) = (current.count_rows(None).await.map_err(about())?, current.get_fragments().len());
-        let options = CompactionOptions { materialize_deletions_threshold: 0.0, ..CompactionOptions::default() };
+        let options = CompactionOptions {
+            target_rows_per_fragment: ROWS_PER_FILE,
+            materialize_deletions_threshold: 0.0,
+            batch_size: Some(BATCH_ROWS),
+            num_threads: Some(1),
+            ..CompactionOptions::default()
+        };
         compact_files(&mut current, options, None).await.map_err(about())?;
         // Lance may need several commits for it; that none of them is another writer's shows by the rows.
         if current.count_rows(None).await.map_err(about())? != rows {
@@ -191,7 +203,12 @@ impl Transaction {
         let before = current.as_ref().map_or(0, |t| t.version().version);
         // A folder that no version names was left by a writer that died before it published.
         let mode = if current.is_none() { WriteMode::Overwrite } else { mode };
-        let params = WriteParams { mode, session: Some(Arc::clone(&self.store.session)), ..WriteParams::default() };
+        let params = WriteParams {
+            mode,
+            session: Some(Arc::clone(&self.store.session)),
+            max_rows_per_file: ROWS_PER_FILE,
+            ..WriteParams::default()
+        };
         let uri = self.store.table_uri(table);
         let written = match current {
             Some(current) => InsertBuilder::new(Arc::new(current)).with_params(&params).execute_stream(rows).await,
