@@ -6,7 +6,7 @@ CARGO = set -e; PROTOC="$$(scripts/ensure-tools.sh)"; export PROTOC; cargo
 # Always the whole workspace: another selection means other features of dependencies, and compiling them twice.
 WHOLE = --workspace --locked
 
-.PHONY: bench-ingest build clean data demo fmt fuzz lint release test
+.PHONY: bench-ingest bench-model build clean data demo fmt fuzz lint release test
 
 demo: build
 	rm -rf demo/store   # the demo's own place only: another STORE is the user's and never removed
@@ -44,6 +44,10 @@ fuzz: data
 BENCH_CELLS ?= 10000 50000
 bench-ingest: build data
 	scripts/bench-ingest.sh "$(CARGO_TARGET_DIR)/debug/cellql" $(BENCH_CELLS)
+
+# A model of 100M sizes beside PyTorch, on real cells. Installs PyTorch (some gigabytes) and takes ten minutes and more.
+bench-model: build data
+	scripts/bench-model.sh "$(CARGO_TARGET_DIR)/debug/cellql" $(BENCH_MODEL)
 
 clean:
 	rm -rf "$(CARGO_TARGET_DIR)" demo/store

@@ -2,20 +2,28 @@
 //!
 //! Each such loop is compiled three times: for AVX-512, for AVX2, and for any CPU.
 
-/// Compiles `$body` for the widest vectors this CPU has and calls it.
+/// Compiles `$body` for the widest vectors this CPU has and calls it. After `fused`, the body has a constant parameter that
+/// says whether the CPU has fused multiply-add.
 macro_rules! dispatch {
-    ($vis:vis fn $name:ident($($arg:ident : $ty:ty),* $(,)?) $(-> $out:ty)? = $body:ident) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident : $ty:ty),* $(,)?) $(-> $out:ty)? = fused $body:ident) => {
+        dispatch! { @ $(#[$doc])* $vis fn $name($($arg: $ty),*) $(-> $out)? = ($body::<true>) ($body::<false>) }
+    };
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident : $ty:ty),* $(,)?) $(-> $out:ty)? = $body:ident) => {
+        dispatch! { @ $(#[$doc])* $vis fn $name($($arg: $ty),*) $(-> $out)? = ($body) ($body) }
+    };
+    (@ $(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident : $ty:ty),*) $(-> $out:ty)? = ($fast:expr) ($plain:expr)) => {
         #[allow(unsafe_code, reason = "calls a function compiled for features that were just detected")]
+        $(#[$doc])*
         $vis fn $name($($arg: $ty),*) $(-> $out)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
                 fn wide($($arg: $ty),*) $(-> $out)? {
-                    $body($($arg),*)
+                    $fast($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 fn half($($arg: $ty),*) $(-> $out)? {
-                    $body($($arg),*)
+                    $fast($($arg),*)
                 }
                 if is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512vl")
@@ -29,11 +37,17 @@ macro_rules! dispatch {
                     return unsafe { half($($arg),*) };
                 }
             }
-            $body($($arg),*)
+            $plain($($arg),*)
         }
     };
 }
 pub(crate) use dispatch;
+
+/// a·b + c, fused where the caller knows that the CPU can: elsewhere that would be a slow library call.
+#[inline(always)]
+pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
 
 const LANES: usize = 16;
 

@@ -37,6 +37,8 @@ pub const NOTES: &str = "notes";
 pub const GENE_REPORT: &str = "gene_report";
 /// What the values are, as in `cells`.
 pub const VALUE_KIND: &str = "value_kind";
+/// How its values become a model's: `counts`, `log`, `log+total`, `bulk`, `bulk-log`.
+pub const INPUT: &str = "input";
 /// When it was ingested, UTC.
 pub const INGESTED_AT: &str = "ingested_at";
 /// Version of cellql that did it.
@@ -71,6 +73,7 @@ pub fn schema() -> Schema {
         text(NOTES),
         text(GENE_REPORT),
         text(VALUE_KIND),
+        text(INPUT),
         text(INGESTED_AT),
         text(PROGRAM_VERSION),
     ])

@@ -10,6 +10,7 @@ pub mod embeddings;
 pub mod exported;
 pub mod expr;
 pub mod feature;
+pub mod gene_embeddings;
 pub mod genes;
 pub mod indexes;
 pub mod models;

@@ -41,15 +41,38 @@ pub enum Pool {
     Max,
 }
 
-/// What the values of `expr` are.
+/// What the values of `expr` are, and with that how they become the model's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Input {
+    /// Counts of a cell: whole numbers, normalised here.
+    #[default]
+    #[serde(rename = "counts")]
+    Counts,
+    /// A cell, already log1p of counts per 10,000.
+    #[serde(rename = "log")]
+    Log,
+    /// The same, with the cell's total count beside it.
+    #[serde(rename = "log+total")]
+    LogTotal,
+    /// Counts of a bulk sample, scaled to the median total of its data set.
+    #[serde(rename = "bulk")]
+    Bulk,
+    /// A bulk sample, already log-normalised.
+    #[serde(rename = "bulk-log")]
+    BulkLog,
+}
+
+/// Numbers in which the model's matrix products are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Input {
-    /// Counts: whole numbers, normalised here.
+pub enum Precision {
+    /// 32-bit floating point: what the model was trained and checked with.
     #[default]
-    Counts,
-    /// Already log1p of counts per 10,000.
-    Log,
+    F32,
+    /// bfloat16 products, 32-bit sums.
+    Bf16,
+    /// 8-bit integers in linear layers, bfloat16 in attention.
+    Int8,
 }
 
 /// The target depth T handed to the model, as log10 counts.
@@ -153,12 +176,49 @@ impl FromStr for Pool {
 }
 
 impl Input {
+    /// Every input, in the order they are offered.
+    pub const ALL: [Input; 5] = [Input::Counts, Input::Log, Input::LogTotal, Input::Bulk, Input::BulkLog];
+
     /// The word that names it.
     pub fn name(self) -> &'static str {
         match self {
             Input::Counts => "counts",
             Input::Log => "log",
+            Input::LogTotal => "log+total",
+            Input::Bulk => "bulk",
+            Input::BulkLog => "bulk-log",
         }
+    }
+
+    /// Whether values must be whole numbers.
+    pub fn is_counts(self) -> bool {
+        matches!(self, Input::Counts | Input::Bulk)
+    }
+
+    /// Whether a number beside `expr` is needed: the cell's total count (`log+total`) or the median total of its data set
+    /// (`bulk`).
+    pub fn needs_total(self) -> bool {
+        matches!(self, Input::LogTotal | Input::Bulk)
+    }
+}
+
+impl Precision {
+    /// The word that names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+            Precision::Int8 => "int8",
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = RecipeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let all = [Precision::F32, Precision::Bf16, Precision::Int8].map(|p| (p.name(), p));
+        choose("precision", text, &all)
     }
 }
 
@@ -166,7 +226,7 @@ impl FromStr for Input {
     type Err = RecipeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        choose("input", text, &[("counts", Input::Counts), ("log", Input::Log)])
+        choose("input", text, &Input::ALL.map(|i| (i.name(), i)))
     }
 }
 
@@ -184,12 +244,21 @@ pub struct Recipe {
     /// Meaning of the values.
     #[serde(default)]
     pub input: Input,
+    /// Numbers the model computes with.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 impl Recipe {
     /// The default recipe of a model: pool `all`, depth `t4`, counts.
     pub fn of_model(model: impl Into<String>) -> Self {
-        Self { model: model.into(), pool: Pool::default(), depth: Depth::default(), input: Input::default() }
+        Self {
+            model: model.into(),
+            pool: Pool::default(),
+            depth: Depth::default(),
+            input: Input::default(),
+            precision: Precision::default(),
+        }
     }
 
     /// Name of its embedding table: the model's, followed by whatever is not the default.
@@ -203,6 +272,9 @@ impl Recipe {
         }
         if self.input != Input::default() {
             name.push_str(&format!("_{}", self.input.name()));
+        }
+        if self.precision != Precision::default() {
+            name.push_str(&format!("_{}", self.precision.name()));
         }
         name
     }

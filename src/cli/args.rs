@@ -62,8 +62,8 @@ pub(super) enum Verb {
         #[command(subcommand)]
         verb: ModelVerb,
     },
-    /// Embed the cells of a store into a table
-    Embed(RecipeArgs),
+    /// Embed the cells of a store, or with --genes its genes, into a table
+    Embed(EmbedArgs),
     /// Build and list nearest-neighbour indexes
     Index {
         #[command(subcommand)]
@@ -147,6 +147,10 @@ pub(super) struct IngestArgs {
     /// Leave out cells that another data set of the store holds already
     #[arg(long)]
     pub(super) skip_duplicates: bool,
+    /// What the values are: counts, log, log+total, bulk or bulk-log (default: counts where they are or can be had back,
+    /// else log)
+    #[arg(long)]
+    pub(super) input: Option<String>,
     /// Read this layer (default: raw counts where they are)
     #[arg(long, conflicts_with = "raw")]
     pub(super) layer: Option<String>,
@@ -199,6 +203,26 @@ pub(super) enum ModelVerb {
         /// Name of the model in the store
         #[arg(long)]
         name: String,
+    },
+    /// Say what a model is: sizes, vocabulary, origin, licence
+    Show {
+        /// Store to look into
+        store: String,
+        /// Name of the model (default: the only one)
+        name: Option<String>,
+    },
+    /// Write a model to .safetensors, with configuration and vocabulary inside, or to .ckpt as the authors have it
+    Export {
+        /// Store to look into
+        store: String,
+        /// File to write
+        out: PathBuf,
+        /// Name of the model (default: the only one)
+        #[arg(long)]
+        name: Option<String>,
+        /// Key of the model in a .ckpt
+        #[arg(long, value_enum, default_value_t = Key::Cell)]
+        key: Key,
     },
     /// List the models of a store
     List {
@@ -260,9 +284,47 @@ pub(super) struct RecipeArgs {
     /// Target depth: t4, f2, a0.5
     #[arg(long, default_value = "t4")]
     pub(super) depth: String,
-    /// What the values are: counts or log
+    /// What the values are: counts, log, log+total, bulk or bulk-log; data sets of another input are left out
     #[arg(long, default_value = "counts")]
     pub(super) input: String,
+    /// Numbers the model computes with: f32, bf16 or int8
+    #[arg(long, default_value = "f32")]
+    pub(super) precision: String,
+    /// Column of cells with each cell's total count, for input log+total
+    #[arg(long)]
+    pub(super) total: Option<String>,
+    /// Memory for a batch of cells, beside the weights: 512MB, 2GB
+    #[arg(long, value_parser = bytes)]
+    pub(super) memory: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EmbedArgs {
+    #[command(flatten)]
+    pub(super) recipe: RecipeArgs,
+    /// Average the context embeddings of genes over groups of cells instead
+    #[arg(long)]
+    pub(super) genes: bool,
+    /// Column of cells whose values are the groups (default: all cells are one group)
+    #[arg(long, requires = "genes")]
+    pub(super) group_by: Option<String>,
+    /// Cells of each group to average over, spread evenly over it (default: all)
+    #[arg(long, requires = "genes")]
+    pub(super) cells_per_group: Option<u64>,
+}
+
+/// Reads `512MB`, `2GB`, `1000000`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "K" | "KB" => 1_000,
+        "M" | "MB" => 1_000_000,
+        "G" | "GB" => 1_000_000_000,
+        _ => return Err(format!("'{text}' is no amount of memory: write 512MB or 2GB")),
+    };
+    let number: f64 = digits.parse().map_err(|_| format!("'{text}' is no amount of memory: write 512MB or 2GB"))?;
+    Ok((number * f64::from(unit)) as u64)
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,9 +1,7 @@
 //! `cellql demo`: real cells, a model, an index, and the questions they answer.
 
-use std::io::Write;
-
 use super::args::RecipeArgs;
-use super::output::{self, Format};
+use super::output::{self, Format, text as say};
 use super::talk::Talk;
 use super::{index, ingest, model};
 use crate::error::{Error, Result};
@@ -66,6 +64,9 @@ pub(super) async fn run(uri: &str, talk: &Talk) -> Result<()> {
         pool: "all".to_owned(),
         depth: "t4".to_owned(),
         input: "counts".to_owned(),
+        precision: "f32".to_owned(),
+        total: None,
+        memory: None,
     };
     let store = index::build_over(&store, &recipe, None, talk).await?;
     let session = Session::open(store).await?;
@@ -116,8 +117,4 @@ async fn first_of_type(session: &Session, kind: &str) -> Result<Option<u64>> {
     let query = format!("SELECT cell_id FROM cells WHERE cell_type = '{kind}' ORDER BY cell_id LIMIT 1");
     let rows = session.sql(&query).await?.collect().await?;
     Ok(rows.iter().find(|b| b.num_rows() > 0).map(|b| b.column(0).as_primitive::<UInt64Type>().value(0)))
-}
-
-fn say(text: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{text}").map_err(Error::store("writing to stdout"))
 }

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use cellql_schemas::recipe::Recipe;
+use cellql_schemas::recipe::{Precision, Recipe};
 
-use super::args::{IndexVerb, RecipeArgs};
+use super::args::{EmbedArgs, IndexVerb, RecipeArgs};
 use super::output;
 use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::index::{GraphOptions, build};
-use crate::jobs::{EmbedReport, embed_cells};
+use crate::jobs::{EmbedReport, Groups, Memory, embed_cells, embed_genes};
+use crate::model::Model;
 use crate::query::{Session, StoreEngine};
 use crate::store::Store;
 
@@ -28,8 +29,33 @@ pub(super) async fn run(verb: IndexVerb, talk: &Talk) -> Result<()> {
     }
 }
 
-pub(super) async fn embed(args: RecipeArgs, talk: &Talk) -> Result<()> {
-    fill(&super::open_to_write(&args.store, talk).await?, &args, talk).await?;
+pub(super) async fn embed(args: EmbedArgs, talk: &Talk) -> Result<()> {
+    let store = super::open_to_write(&args.recipe.store, talk).await?;
+    if !args.genes {
+        fill(&store, &args.recipe, talk).await?;
+        return Ok(());
+    }
+    let engine = Arc::new(StoreEngine::open(store).await?);
+    let recipe = recipe(&engine, &args.recipe, talk)?;
+    let groups = Groups { by: args.group_by, at_most: args.cells_per_group };
+    let (total, memory) = (args.recipe.total.as_deref(), Memory { bytes: args.recipe.memory });
+    let progress = talk.progress("embedding genes", "cells");
+    let start = Instant::now();
+    let (_, report) = embed_genes(&engine, &recipe, total, &groups, memory, progress).await?;
+    let cells: u64 = report.added.iter().map(|(_, cells)| cells).sum();
+    talk.say(&format!(
+        "gene_embeddings '{}': {} groups of {cells} cells added in {:.1} s, {} groups were there",
+        report.recipe,
+        report.added.len(),
+        start.elapsed().as_secs_f64(),
+        report.already
+    ));
+    for (group, cells) in &report.added {
+        talk.say(&format!("  {group}: {cells} cells"));
+    }
+    if report.without_vector > 0 {
+        talk.say(&format!("  {} cells have no embedding and are in no average", report.without_vector));
+    }
     Ok(())
 }
 
@@ -50,22 +76,11 @@ pub(super) async fn build_over(store: &Store, args: &RecipeArgs, name: Option<St
 
 async fn fill(store: &Store, args: &RecipeArgs, talk: &Talk) -> Result<(Store, EmbedReport)> {
     let engine = Arc::new(StoreEngine::open(store.clone()).await?);
-    let model = engine.entry(args.model.as_deref())?.clone();
-    let wrong = |e: cellql_schemas::recipe::RecipeError| Error::Request(e.to_string());
-    let recipe = Recipe {
-        model: model.name.clone(),
-        pool: args.pool.parse().map_err(wrong)?,
-        depth: args.depth.parse().map_err(wrong)?,
-        input: args.input.parse().map_err(wrong)?,
-    };
-    if !model.trained {
-        let name = &model.name;
-        talk.say(&format!(
-            "note: model '{name}' has untrained weights; its embeddings are a random projection of expression"
-        ));
-    }
+    let recipe = recipe(&engine, args, talk)?;
     let start = Instant::now();
-    let (store, report) = embed_cells(&engine, &recipe, talk.progress("embedding cells", "cells")).await?;
+    let (total, memory) = (args.total.as_deref(), Memory { bytes: args.memory });
+    let progress = talk.progress("embedding cells", "cells");
+    let (store, report) = embed_cells(&engine, &recipe, total, memory, progress).await?;
     talk.say(&format!(
         "embeddings '{}': {} cells added in {:.1} s, {} were there",
         report.recipe,
@@ -75,7 +90,7 @@ async fn fill(store: &Store, args: &RecipeArgs, talk: &Talk) -> Result<(Store, E
     ));
     if report.unsuitable > 0 {
         talk.say(&format!(
-            "  {} cells left out: their values are not what input '{}' means",
+            "  {} cells left out: their data sets have another input than '{}' (see cellql dataset list)",
             report.unsuitable, args.input
         ));
     }
@@ -83,4 +98,28 @@ async fn fill(store: &Store, args: &RecipeArgs, talk: &Talk) -> Result<(Store, E
         talk.say(&format!("  {cells} cells have no vector: {why}"));
     }
     Ok((store, report))
+}
+
+/// The recipe that flags ask for.
+fn recipe(engine: &StoreEngine, args: &RecipeArgs, talk: &Talk) -> Result<Recipe> {
+    let model = engine.entry(args.model.as_deref())?.clone();
+    let wrong = |e: cellql_schemas::recipe::RecipeError| Error::Request(e.to_string());
+    let recipe = Recipe {
+        model: model.name.clone(),
+        pool: args.pool.parse().map_err(wrong)?,
+        depth: args.depth.parse().map_err(wrong)?,
+        input: args.input.parse().map_err(wrong)?,
+        precision: args.precision.parse().map_err(wrong)?,
+    };
+    if !model.trained {
+        let name = &model.name;
+        talk.say(&format!(
+            "note: model '{name}' has untrained weights; its embeddings are a random projection of expression"
+        ));
+    }
+    if recipe.precision != Precision::F32 {
+        let precision = recipe.precision.name();
+        talk.say(&format!("precision {precision}: matrix products run on {}", Model::instructions(recipe.precision)));
+    }
+    Ok(recipe)
 }

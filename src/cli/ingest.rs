@@ -12,11 +12,13 @@ pub(super) async fn run(args: IngestArgs, talk: &Talk) -> Result<()> {
     if args.name.is_some() && args.files.len() > 1 {
         return Err(Error::Request("--name names one data set, but several files are given".into()));
     }
+    let wrong = |e: cellql_schemas::recipe::RecipeError| Error::Request(format!("--{e}"));
     let options = IngestOptions {
         name: args.name.clone(),
         min_genes: args.min_genes,
         allow_unresolved: args.allow_unresolved,
         skip_duplicates: args.skip_duplicates,
+        values: args.input.as_deref().map(str::parse).transpose().map_err(wrong)?,
         open: OpenOptions {
             layer: args.layer,
             raw: args.raw,

@@ -1,9 +1,12 @@
 //! `cellql model`.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::path::Path;
 
+use cellql_schemas::recipe::Precision;
 use cellql_schemas::vocabulary::Vocabulary;
+use comfy_table::{ContentArrangement, Table, presets};
 
 use super::args::{ImportArgs, ModelVerb};
 use super::output;
@@ -11,7 +14,8 @@ use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::ingest::file_sha256;
 use crate::model::registry::{self, Entry};
-use crate::model::{Config, Provenance, Size, Weights, decode, initialise, read_checkpoint, read_safetensors};
+use crate::model::{CheckpointKey, Config, Model, Provenance, Size, Weights, decode, initialise};
+use crate::model::{read_checkpoint, read_safetensors, write_checkpoint};
 use crate::query::Session;
 use crate::store::Store;
 
@@ -27,11 +31,103 @@ pub(super) async fn run(verb: ModelVerb, talk: &Talk) -> Result<()> {
             init(&store, size, seed, &name, talk).await?;
             Ok(())
         }
+        ModelVerb::Show { store, name } => show(&store, name.as_deref()).await,
+        ModelVerb::Export { store, out, name, key } => export(&store, &out, name.as_deref(), key.into(), talk).await,
         ModelVerb::List { store, format } => {
             let session = Session::open(Store::open(&store).await?).await?;
             output::write(session.sql("SELECT * FROM models ORDER BY name").await?, format).await
         }
     }
+}
+
+/// Prints what a model is.
+async fn show(uri: &str, name: Option<&str>) -> Result<()> {
+    let store = Store::open(uri).await?;
+    let entries = registry::list(&store).await?;
+    let entry = registry::find(&entries, name)?;
+    let model = registry::load(&store, entry).await?;
+    let (encoder, decoder) = (&model.config().encoder, &model.config().decoder);
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    let mut row = |what: &str, value: String| {
+        table.add_row([what.to_owned(), value]);
+    };
+    row("model", entry.name.clone());
+    row("trained on", trained_on(entry));
+    row("weights", format!("{:.2} million", entry.parameters as f64 / 1e6));
+    row("encoder", format!("{} layers of width {}, {} heads", encoder.depth, encoder.hidden_dim, encoder.heads));
+    row(
+        "decoder",
+        format!(
+            "{} layers of width {}, {} heads of {}, {} random features",
+            decoder.depth,
+            decoder.hidden_dim,
+            decoder.heads,
+            decoder.dim_head,
+            model.config().nb_features()
+        ),
+    );
+    row("value bins", model.config().bin_num.to_string());
+    row("cell embedding", format!("{} numbers (pool all), {} (pool max)", entry.dim, entry.dim / 4));
+    row("gene embedding", format!("{} numbers", decoder.hidden_dim));
+    row("vocabulary", format!("{} genes, sha256 {}", entry.n_genes, entry.vocabulary_sha256));
+    row("sha256", entry.sha256.clone());
+    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        row(&format!("{} here", precision.name()), Model::instructions(precision).to_owned());
+    }
+    if let Ok(Provenance::Imported { note, .. }) = serde_json::from_str(&entry.provenance) {
+        row("licence", note);
+    }
+    output::text(&table.to_string())
+}
+
+/// Where a model's weights come from, in words.
+fn trained_on(entry: &Entry) -> String {
+    match serde_json::from_str(&entry.provenance) {
+        Ok(Provenance::Untrained { seed }) => format!("nothing: weights were drawn at random from seed {seed}"),
+        Ok(Provenance::Imported { file, sha256, key, .. }) => {
+            let key = key.map_or_else(String::new, |key| format!(", key '{key}'"));
+            format!("not recorded; imported from {file}{key}, sha256 {sha256}")
+        }
+        Err(_) => "not recorded".to_owned(),
+    }
+}
+
+/// Writes a model as cellql keeps it, or as the authors' checkpoints are with its genes beside it.
+async fn export(uri: &str, out: &Path, name: Option<&str>, key: CheckpointKey, talk: &Talk) -> Result<()> {
+    let ending = out.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    if !["safetensors", "ckpt"].contains(&ending) {
+        let problem = "models are written as .safetensors or .ckpt; give the file one of these endings";
+        return Err(Error::input(out, "file", problem));
+    }
+    let store = Store::open(uri).await?;
+    let entries = registry::list(&store).await?;
+    let entry = registry::find(&entries, name)?;
+    let bytes = registry::bytes(&store, entry).await?;
+    if ending == "safetensors" {
+        write_whole(out, |file| file.write_all(&bytes).map_err(Error::store("writing the model")))?;
+    } else {
+        let weights = decode(&entry.name, &bytes)?;
+        let genes = out.with_extension("genes.tsv");
+        let lines = weights.vocabulary.names().iter().enumerate().map(|(i, name)| format!("{name}\t{i}\n"));
+        let list = format!("gene_name\tindex\n{}", lines.collect::<String>());
+        write_whole(&genes, |file| file.write_all(list.as_bytes()).map_err(Error::store("writing the genes")))?;
+        write_whole(out, |file| write_checkpoint(&weights, key, file).map(drop))?;
+        talk.say(&format!("its genes are in {}", genes.display()));
+    }
+    talk.say(&format!("model '{}' written to {}", entry.name, out.display()));
+    Ok(())
+}
+
+/// Writes a file that is there whole or not at all.
+fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let failed = |e: std::io::Error| Error::input(path, "file", format!("cannot be written: {e}"));
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    write(file.as_file_mut())?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|e| failed(e.error))?;
+    Ok(())
 }
 
 /// Adds an untrained model over the default vocabulary.

@@ -57,6 +57,14 @@ pub(super) async fn write(frame: DataFrame, format: Format) -> Result<()> {
     sink.finish()
 }
 
+/// Writes text for people to stdout.
+///
+/// # Errors
+/// Stdout cannot be written.
+pub(super) fn text(text: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{text}").map_err(Error::store("writing to stdout"))
+}
+
 type Out = BufWriter<std::io::Stdout>;
 
 enum Sink {

@@ -31,7 +31,8 @@ use arrow::array::AsArray;
 use arrow::datatypes::Schema;
 use arrow::record_batch::RecordBatch;
 use cellql_formats::{CellSource, Kind, OpenOptions, TableSource, recognise};
-use cellql_schemas::cells as table;
+use cellql_schemas::cells::{self as table, ValueKind};
+use cellql_schemas::recipe::Input as Values;
 use cellql_schemas::{datasets, genes};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
@@ -63,6 +64,8 @@ pub struct IngestOptions {
     pub allow_unresolved: bool,
     /// Leave out cells that another data set of the store holds already.
     pub skip_duplicates: bool,
+    /// What the values are, where the user says so.
+    pub values: Option<Values>,
     /// What of the file to read.
     pub open: OpenOptions,
 }
@@ -74,6 +77,7 @@ impl Default for IngestOptions {
             min_genes: 200,
             allow_unresolved: false,
             skip_duplicates: false,
+            values: None,
             open: OpenOptions::default(),
         }
     }
@@ -97,13 +101,22 @@ pub async fn ingest(
     // What values are is known for sure only at the end. Most are counts, so that is tried first; what contradicts it
     // starts the file over as what it then seems to be, and in the end as it is given.
     let mut source = open(input, &options.open).await?;
-    let mut reading = Reading::Counts;
+    let as_given = options.values.is_some_and(|values| !values.is_counts());
+    let mut reading = if as_given { Reading::AsGiven } else { Reading::Counts };
     loop {
         let job = Job { input, options, sha256: &sha256, reading, on_progress: &on_progress };
         match job.attempt(store, source).await? {
             Attempt::Done(done) => return Ok(*done),
             Attempt::Refused(given_back, by) => {
                 (source, reading) = next_reading(input, given_back, reading, by, options.min_genes).await?;
+                if let (Reading::AsGiven, Some(values)) = (reading, options.values) {
+                    let problem = format!(
+                        "values are not counts and no counts can be recovered from them, as --input {} says; name \
+                         another --layer or --raw, or say --input log or bulk-log",
+                        values.name()
+                    );
+                    return Err(Error::input(&input.path, "values", problem));
+                }
             }
         }
     }
@@ -214,6 +227,10 @@ impl Job<'_> {
             cells_duplicate: counts.duplicates - counts.skipped_duplicates,
             cells_dropped: cells.dropped(),
             value_kind: self.reading.kind().name().to_owned(),
+            input: self.options.values.unwrap_or(match self.reading.kind() {
+                ValueKind::Normalised => Values::Log,
+                ValueKind::Counts | ValueKind::Recovered => Values::Counts,
+            }),
             notes: source.notes().iter().cloned().chain(self.reading.note()).collect(),
             genes,
             obs_columns: cells.obs().iter().map(|t| t.report.clone()).collect(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, ListBuilder, StringArray, StringBuilder, UInt32Array, UInt32Builder, UInt64Array};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::datasets;
+use cellql_schemas::recipe::Input;
 use chrono::Utc;
 use serde::Serialize;
 
@@ -33,6 +34,8 @@ pub struct IngestReport {
     pub cells_dropped: Dropped,
     /// `counts`, `recovered` or `normalised`.
     pub value_kind: String,
+    /// How its values become a model's.
+    pub input: Input,
     /// What was chosen or left out.
     pub notes: Vec<String>,
     /// How names became genes.
@@ -69,6 +72,7 @@ impl IngestReport {
             text(&json(&self.notes)?),
             text(&json(&self.genes)?),
             text(&self.value_kind),
+            text(self.input.name()),
             text(&Utc::now().to_rfc3339()),
             text(env!("CARGO_PKG_VERSION")),
         ];

@@ -1,32 +1,29 @@
 //! Fills the embedding table of a recipe with the cells it lacks.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{Schema, SchemaRef, UInt64Type};
 use arrow::record_batch::RecordBatch;
-use cellql_schemas::cells::{self, ValueKind};
+use cellql_schemas::cells;
 use cellql_schemas::embeddings;
 use cellql_schemas::expr::Profiles;
-use cellql_schemas::recipe::{Input, Recipe};
+use cellql_schemas::recipe::Recipe;
 use cellql_udfs::embed::vector_column;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{StreamExt, TryStreamExt};
 
+use super::cells::{CELLS, Suitable};
+use super::{MODEL, Memory, recipe_metadata};
 use crate::error::{Error, Result};
+use crate::model::Sample;
 use crate::progress::OnProgress;
 use crate::query::StoreEngine;
 use crate::store::{Store, embedding_table};
-
-/// Cells read at a time.
-const CELLS: usize = 256;
-/// Schema metadata that says what the vectors are.
-const RECIPE: &str = "cellql.recipe";
-const MODEL: &str = "cellql.model_sha256";
 
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,24 +40,23 @@ pub struct EmbedReport {
     pub without_vector: BTreeMap<String, u64>,
 }
 
-/// Embeds every cell that the recipe's table lacks. Published whole at the end.
+/// Embeds every cell that the recipe's table lacks, of data sets with its input. `total` names a column of `cells`. Published
+/// whole at the end.
 ///
 /// # Errors
 /// An unknown model, a table made with another model of that name, or a store that cannot be written.
 pub async fn embed_cells(
     engine: &Arc<StoreEngine>,
     recipe: &Recipe,
+    total: Option<&str>,
+    memory: Memory,
     on_progress: OnProgress,
 ) -> Result<(Store, EmbedReport)> {
     let model = engine.entry(Some(&recipe.model))?.clone();
     let dim = model.embedding_dim(recipe.pool);
     let name = recipe.name();
     let table = embedding_table(&name);
-    let metadata = HashMap::from([
-        (RECIPE.to_owned(), serde_json::to_string(recipe).map_err(Error::store("recording the recipe"))?),
-        (MODEL.to_owned(), model.sha256.clone()),
-    ]);
-    let schema: SchemaRef = Arc::new(embeddings::schema(dim).with_metadata(metadata));
+    let schema: SchemaRef = Arc::new(embeddings::schema(dim).with_metadata(recipe_metadata(engine, recipe)?));
     let mut transaction = engine.store().begin(&format!("embedding cells with {name}")).await?;
     let store = transaction.store().clone();
     if store.version() != engine.store().version() {
@@ -71,26 +67,31 @@ pub async fn embed_cells(
         true => cells_in(&store, &table, &model.sha256).await?,
         false => HashSet::new(),
     };
-    let suitable = match recipe.input {
-        Input::Counts => format!("{} <> '{}'", cells::VALUE_KIND, ValueKind::Normalised.name()),
-        Input::Log => format!("{} = '{}'", cells::VALUE_KIND, ValueKind::Normalised.name()),
-    };
+    let suitable = Suitable::of(engine, recipe, total).await?;
     let all = store.table(cells::TABLE).await?;
     let counting = || Error::store("counting cells");
-    let total = all.count_rows(Some(suitable.clone())).await.map_err(counting())? as u64;
-    let unsuitable = all.count_rows(None).await.map_err(counting())? as u64 - total;
+    let n_suitable = all.count_rows(Some(suitable.filter.clone())).await.map_err(counting())? as u64;
+    let unsuitable = all.count_rows(None).await.map_err(counting())? as u64 - n_suitable;
     let already = there.len() as u64;
-    let added = total.saturating_sub(already);
+    let added = n_suitable.saturating_sub(already);
     engine.take_notices();
     if added > 0 {
         let reading = || Error::store("reading cells");
         let mut scan = all.scan();
-        scan.project(&[cells::CELL_ID, cells::EXPR]).map_err(reading())?;
-        scan.filter(&suitable).map_err(reading())?;
+        scan.project(&suitable.columns()).map_err(reading())?;
+        scan.filter(&suitable.filter).map_err(reading())?;
         scan.batch_size(CELLS);
         let cells = scan.try_into_stream().await.map_err(reading())?;
         let cells = cells.map_err(|e| DataFusionError::External(Box::new(e))).boxed();
-        let job = Job { engine: Arc::clone(engine), recipe: recipe.clone(), schema: Arc::clone(&schema), dim, there };
+        let job = Job {
+            engine: Arc::clone(engine),
+            recipe: recipe.clone(),
+            schema: Arc::clone(&schema),
+            dim,
+            there,
+            suitable,
+            token_budget: memory.tokens(engine, recipe)?,
+        };
         transaction.append(&table, job.rows(cells, on_progress, added)).await?;
     }
     let without_vector = engine.take_notices().not_embedded;
@@ -118,6 +119,8 @@ struct Job {
     schema: SchemaRef,
     dim: usize,
     there: HashSet<u64>,
+    suitable: Suitable,
+    token_budget: usize,
 }
 
 impl Job {
@@ -154,10 +157,11 @@ impl Job {
         };
         let batch = filter_record_batch(batch, &new)?;
         let profiles = Profiles::new(batch.column(1)).map_err(|e| DataFusionError::Execution(e.to_string()))?;
-        let embedded = self
-            .engine
-            .embed_cells(&self.recipe, profiles.iter())
-            .map_err(|e| DataFusionError::External(Box::new(e)))?;
+        let external = |e: Error| DataFusionError::External(Box::new(e));
+        let totals = self.suitable.totals(&batch).map_err(external)?;
+        let samples = profiles.iter().zip(totals);
+        let samples = samples.map(|(profile, total)| profile.map(|profile| Sample { profile, total }));
+        let embedded = self.engine.embed_cells(&self.recipe, samples, self.token_budget).map_err(external)?;
         let seen: ArrayRef = Arc::new(UInt32Array::from(embedded.genes_seen.clone()));
         let vectors: ArrayRef = Arc::new(vector_column(embedded, self.dim)?);
         Ok(RecordBatch::try_new(Arc::clone(&self.schema), vec![Arc::clone(batch.column(0)), vectors, seen])?)

@@ -1,7 +1,46 @@
-//! Long work over a store: embedding its cells into a table.
+//! Work over whole tables: embeddings of cells and of genes.
 //!
-//! Depends on `query` for the engine and on `store`. Knows nothing of SQL text or of the command line.
+//! Depends on `query` for models and on `store`. Knows nothing of SQL text or the terminal.
 
+mod cells;
 mod embed;
+mod embed_genes;
+
+use std::collections::HashMap;
+
+use cellql_schemas::recipe::Recipe;
 
 pub use embed::{EmbedReport, embed_cells};
+pub use embed_genes::{GenesReport, Groups, embed_genes};
+
+use crate::error::{Error, Result};
+use crate::model::DEFAULT_TOKEN_BUDGET;
+use crate::query::StoreEngine;
+
+/// Schema metadata that says what vectors are.
+const RECIPE: &str = "cellql.recipe";
+const MODEL: &str = "cellql.model_sha256";
+
+/// What the table of a recipe records: the recipe, and the model's hash.
+fn recipe_metadata(engine: &StoreEngine, recipe: &Recipe) -> Result<HashMap<String, String>> {
+    let json = serde_json::to_string(recipe).map_err(Error::store("recording the recipe"))?;
+    let sha256 = engine.entry(Some(&recipe.model))?.sha256.clone();
+    Ok(HashMap::from([(RECIPE.to_owned(), json), (MODEL.to_owned(), sha256)]))
+}
+
+/// Memory that a batch may take beside the weights; `None` for a batch of the usual size.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Memory {
+    /// Bytes.
+    pub bytes: Option<u64>,
+}
+
+impl Memory {
+    /// Tokens of a batch: each has a row, three of queries, keys and values, and one of attention, in f32. A cell that alone
+    /// is longer is a batch of its own.
+    fn tokens(self, engine: &StoreEngine, recipe: &Recipe) -> Result<usize> {
+        let Some(bytes) = self.bytes else { return Ok(DEFAULT_TOKEN_BUDGET) };
+        let width = engine.with_model(&recipe.model, |m| m.config().encoder.hidden_dim)?;
+        Ok((bytes as usize / (5 * 4 * width)).max(1))
+    }
+}

@@ -1,8 +1,10 @@
 //! Ragged batches: tokens of many cells end to end, so that linear layers are one large matrix product without padding.
 
+use std::ops::Range;
+
 use super::Tokens;
 
-/// Tokens of a batch at most: the peak of memory is some 15 × width × this × 4 bytes.
+/// Tokens of a batch at most: memory beside the weights peaks at some 5 × width × this × 4 bytes.
 pub const DEFAULT_TOKEN_BUDGET: usize = 8192;
 
 /// Splits cells into batches of at most `budget` tokens (one cell where it alone has more). Cells of similar length go
@@ -48,10 +50,9 @@ impl Packed {
         packed
     }
 
-    /// Rows of one cell in `[tokens, width]` output.
-    pub(super) fn cell<'a>(&self, encoded: &'a [f32], slot: usize) -> &'a [f32] {
-        let width = encoded.len() / self.positions.len().max(1);
-        &encoded[self.starts[slot] * width..self.starts[slot + 1] * width]
+    /// Tokens of a cell.
+    pub(super) fn cell(&self, slot: usize) -> Range<usize> {
+        self.starts[slot]..self.starts[slot + 1]
     }
 }
 

@@ -131,7 +131,8 @@ impl Config {
         Ok(config)
     }
 
-    fn check(&self) -> Result<()> {
+    /// Whether these sizes can be a model.
+    pub(super) fn check(&self) -> Result<()> {
         let (encoder, decoder) = (&self.encoder, &self.decoder);
         let sizes = [self.n_genes(), self.bin_num, encoder.hidden_dim, encoder.depth, encoder.heads];
         let decoder_sizes = [decoder.hidden_dim, decoder.depth, decoder.heads, decoder.dim_head];

@@ -1,98 +1,20 @@
-//! The encoder: value embedding plus gene embedding, then post-norm transformer layers over each cell's own tokens.
+//! The encoder on the CPU: value embedding plus gene embedding, then post-norm transformer layers over each cell's own
+//! tokens, then one more norm.
 //!
-//! Mirrors torch's `TransformerEncoderLayer` defaults (post-norm, ReLU, eps 1e-5) and one more norm at the end, as
-//! the authors' code composes them.
+//! Mirrors torch's `TransformerEncoderLayer` defaults (post-norm, ReLU, eps 1e-5), as the authors' code composes them. A
+//! layer is two passes: attention over tasks of (cell, head), then blocks of rows that go from what attention gave to the
+//! queries, keys and values of the next layer without leaving the cache.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
 
-use candle_core::{D, Device, Tensor};
+use rayon::prelude::*;
 
 use super::Config;
 use super::batch::Packed;
-use super::kernels::{LayerNorm, RaggedAttention, SoftmaxRows};
-use crate::error::{Error, Result};
-
-/// torch's default for layer norms.
-const EPS: f32 = 1e-5;
-/// Slope below zero in the value embedding.
-const LEAK: f64 = 0.1;
-
-/// Named tensors of known shapes.
-pub(super) struct Tensors<'a> {
-    model: &'a str,
-    tensors: &'a HashMap<String, Tensor>,
-    device: &'a Device,
-}
-
-impl Tensors<'_> {
-    fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let wrong = |what: String| Error::Request(format!("model '{}': weight '{name}' {what}", self.model));
-        let tensor = self.tensors.get(name).ok_or_else(|| wrong("is missing".into()))?;
-        if tensor.dims() != shape {
-            return Err(wrong(format!("has the shape {:?}, its configuration asks for {shape:?}", tensor.dims())));
-        }
-        tensor.to_device(self.device).map_err(Error::model(self.model, "loading weights"))
-    }
-
-    fn linear(&self, name: &str, inputs: usize, outputs: usize) -> Result<Linear> {
-        self.linear_named(&format!("{name}.weight"), &format!("{name}.bias"), inputs, outputs)
-    }
-
-    fn linear_named(&self, weight: &str, bias: &str, inputs: usize, outputs: usize) -> Result<Linear> {
-        Ok(Linear { weight: self.get(weight, &[outputs, inputs])?, bias: self.get(bias, &[outputs])? })
-    }
-
-    fn norm(&self, name: &str, dim: usize) -> Result<Norm> {
-        let part = |part: &str| self.get(&format!("{name}.{part}"), &[dim]);
-        Ok(Norm { weight: part("weight")?, bias: part("bias")? })
-    }
-}
-
-#[derive(Debug)]
-struct Linear {
-    /// `[outputs, inputs]`
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Linear {
-    /// `[rows, inputs]` to `[rows, outputs]`
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        x.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
-    }
-}
-
-#[derive(Debug)]
-struct Norm {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Norm {
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        x.apply_op3_no_bwd(&self.weight, &self.bias, &LayerNorm { eps: EPS })
-    }
-}
-
-/// Continuous values to vectors: a soft mixture of `bins` learned vectors.
-#[derive(Debug)]
-struct ValueEmbedding {
-    mlp: Linear,
-    mlp2: Linear,
-    /// `[bins, dim]`
-    bins: Tensor,
-    alpha: f64,
-}
-
-impl ValueEmbedding {
-    /// `[tokens, 1]` to `[tokens, dim]`
-    fn forward(&self, values: &Tensor) -> candle_core::Result<Tensor> {
-        let h = self.mlp.forward(values)?;
-        let h = h.maximum(&(&h * LEAK)?)?;
-        let weights = (self.mlp2.forward(&h)? + (h * self.alpha)?)?.apply_op1_no_bwd(&SoftmaxRows)?;
-        weights.matmul(&self.bins)
-    }
-}
+use super::embedding::{self, Embedding};
+use super::kernels::{Activations, Attention, BLOCK, Form, Isa, LayerNorm, Linear, Rows, Then};
+use super::weights::Tensors;
+use crate::error::Result;
 
 #[derive(Debug)]
 struct Layer {
@@ -100,82 +22,179 @@ struct Layer {
     out_proj: Linear,
     linear1: Linear,
     linear2: Linear,
-    norm1: Norm,
-    norm2: Norm,
-    heads: usize,
+    norm1: LayerNorm,
+    norm2: LayerNorm,
 }
 
 impl Layer {
-    fn load(tensors: &Tensors, at: &str, dim: usize, heads: usize) -> Result<Self> {
+    fn load(tensors: &Tensors, form: Form, at: &str, dim: usize) -> Result<Self> {
         let attention = format!("{at}.self_attn");
-        let weight = format!("{attention}.in_proj_weight");
-        let bias = format!("{attention}.in_proj_bias");
+        let in_proj = (format!("{attention}.in_proj_weight"), format!("{attention}.in_proj_bias"));
         Ok(Self {
-            in_proj: tensors.linear_named(&weight, &bias, dim, 3 * dim)?,
-            out_proj: tensors.linear(&format!("{attention}.out_proj"), dim, dim)?,
-            linear1: tensors.linear(&format!("{at}.linear1"), dim, 4 * dim)?,
-            linear2: tensors.linear(&format!("{at}.linear2"), 4 * dim, dim)?,
+            in_proj: tensors.linear_named(form, &in_proj.0, &in_proj.1, dim, 3 * dim)?,
+            out_proj: tensors.linear(form, &format!("{attention}.out_proj"), dim, dim)?,
+            linear1: tensors.linear(form, &format!("{at}.linear1"), dim, 4 * dim)?,
+            linear2: tensors.linear(form, &format!("{at}.linear2"), 4 * dim, dim)?,
             norm1: tensors.norm(&format!("{at}.norm1"), dim)?,
             norm2: tensors.norm(&format!("{at}.norm2"), dim)?,
-            heads,
         })
-    }
-
-    fn forward(&self, x: &Tensor, starts: &[usize]) -> candle_core::Result<Tensor> {
-        let qkv = self.in_proj.forward(x)?;
-        let mixed = qkv.apply_op1_no_bwd(&RaggedAttention { starts, heads: self.heads })?;
-        let x = self.norm1.forward(&(x + self.out_proj.forward(&mixed)?)?)?;
-        let fed = self.linear2.forward(&self.linear1.forward(&x)?.relu()?)?;
-        self.norm2.forward(&(&x + fed)?)
     }
 }
 
-/// The encoder of a model.
+/// The encoder of a model, its weights packed in one form of numbers.
 #[derive(Debug)]
 pub(super) struct Encoder {
-    values: ValueEmbedding,
-    /// `[seq_len + 1, dim]`: the gene embedding.
-    positions: Tensor,
     layers: Vec<Layer>,
-    norm: Norm,
-    device: Device,
+    norm: LayerNorm,
+    form: Form,
+    heads: usize,
+    dim: usize,
+}
+
+#[derive(Default)]
+struct Scratch {
+    attended: Rows,
+    y: Rows,
+    hidden: Rows,
+    activations: Activations,
+    embedding: embedding::Scratch,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+}
+
+/// Rows of a block: as many as kernels take, fewer where threads would stand idle.
+fn block_rows(rows: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    let blocks = rows.div_ceil(BLOCK);
+    let blocks = if blocks < 4 * threads { blocks.next_multiple_of(threads) } else { blocks };
+    rows.div_ceil(blocks.max(1)).clamp(1, BLOCK)
 }
 
 impl Encoder {
-    pub(super) fn load(
-        model: &str,
-        config: &Config,
-        tensors: &HashMap<String, Tensor>,
-        device: &Device,
-    ) -> Result<Self> {
-        let tensors = Tensors { model, tensors, device };
-        let (dim, bins) = (config.encoder.hidden_dim, config.bin_num);
-        let layer =
-            |l: usize| Layer::load(&tensors, &format!("encoder.transformer_encoder.{l}"), dim, config.encoder.heads);
+    pub(super) fn load(tensors: &Tensors, config: &Config, form: Form) -> Result<Self> {
+        let dim = config.encoder.hidden_dim;
+        let layers = (0..config.encoder.depth).into_par_iter();
+        let layer = |l| Layer::load(tensors, form, &format!("encoder.transformer_encoder.{l}"), dim);
         Ok(Self {
-            values: ValueEmbedding {
-                mlp: tensors.linear("token_emb.mlp", 1, bins)?,
-                mlp2: tensors.linear("token_emb.mlp2", bins, bins)?,
-                bins: tensors.get("token_emb.emb.weight", &[bins, dim])?,
-                alpha: config.bin_alpha,
-            },
-            positions: tensors.get("pos_emb.weight", &[config.seq_len + 1, dim])?,
-            layers: (0..config.encoder.depth).map(layer).collect::<Result<_>>()?,
+            layers: layers.map(layer).collect::<Result<_>>()?,
             norm: tensors.norm("encoder.norm", dim)?,
-            device: device.clone(),
+            form,
+            heads: config.encoder.heads,
+            dim,
         })
     }
 
-    /// Encodes a batch: `[tokens, dim]`, row after row.
-    pub(super) fn forward(&self, batch: &Packed) -> candle_core::Result<Vec<f32>> {
+    /// Encodes a batch: `[tokens, dim]`.
+    pub(super) fn forward(&self, embedding: &Embedding, batch: &Packed) -> Rows {
         let tokens = batch.values.len();
-        let values = Tensor::from_slice(&batch.values, (tokens, 1), &self.device)?;
-        let positions = Tensor::from_slice(&batch.positions, tokens, &self.device)?;
-        let mut x = (self.values.forward(&values)? + self.positions.index_select(&positions, 0)?)?;
-        for layer in &self.layers {
-            x = layer.forward(&x, &batch.starts)?;
+        let (mut x, mut qkv) = (Rows::new(tokens, self.dim), Rows::new(tokens, 3 * self.dim));
+        let mut attended = vec![0f32; tokens * self.dim];
+        let attention = Attention { isa: Isa::best(), form: self.form, heads: self.heads, dim: self.dim / self.heads };
+        let block = block_rows(tokens);
+        let (x_row, qkv_row) = (x.stride(), qkv.stride());
+        for l in 0..=self.layers.len() {
+            let blocks = x.all_mut().par_chunks_mut(block * x_row).zip(qkv.all_mut().par_chunks_mut(block * qkv_row));
+            blocks.enumerate().with_max_len(1).for_each(|(i, (x, qkv))| {
+                let block = Block { first: i * block, rows: x.len() / x_row, x, x_row };
+                SCRATCH.with_borrow_mut(|scratch| {
+                    match l.checked_sub(1) {
+                        None => self.embed(embedding, batch, block, qkv, qkv_row, scratch),
+                        Some(done) => self.after(done, batch, &attended, block, qkv, qkv_row, scratch),
+                    };
+                });
+            });
+            if l < self.layers.len() {
+                attention.run(&qkv, &batch.starts, &mut attended);
+            }
         }
-        debug_assert_eq!(x.dim(D::Minus1)?, self.norm.weight.dim(0)?);
-        self.norm.forward(&x)?.flatten_all()?.to_vec1()
+        x
+    }
+
+    /// Tokens, and the first layer's queries, keys and values.
+    fn embed(
+        &self,
+        embedding: &Embedding,
+        batch: &Packed,
+        block: Block,
+        qkv: &mut [f32],
+        qkv_row: usize,
+        scratch: &mut Scratch,
+    ) {
+        let Block { first, rows, x, x_row } = block;
+        embedding.values(&batch.values[first..first + rows], x, x_row, &mut scratch.embedding);
+        for (i, position) in batch.positions[first..first + rows].iter().enumerate() {
+            let gene = embedding.position(*position as usize);
+            x[i * x_row..][..self.dim].iter_mut().zip(gene).for_each(|(x, g)| *x += g);
+        }
+        let input = scratch.activations.of(self.form, x, x_row, rows, self.dim);
+        self.layers[0].in_proj.forward(input, rows, Then::Bias, qkv, qkv_row);
+    }
+
+    /// The rest of a layer after its attention, and the next one's queries, keys and values.
+    #[allow(clippy::too_many_arguments, reason = "a layer's inputs and outputs")]
+    fn after(
+        &self,
+        done: usize,
+        batch: &Packed,
+        attended: &[f32],
+        block: Block,
+        qkv: &mut [f32],
+        qkv_row: usize,
+        scratch: &mut Scratch,
+    ) {
+        let Block { first, rows, x, x_row } = block;
+        let (layer, dim, form) = (&self.layers[done], self.dim, self.form);
+        let Scratch { attended: gathered, y, hidden, activations, .. } = scratch;
+        gathered.resize(BLOCK, dim);
+        y.resize(BLOCK, dim);
+        hidden.resize(BLOCK, 4 * dim);
+        gather(attended, batch, self.heads, first, rows, gathered);
+
+        let input = activations.of(form, gathered.from(0), gathered.stride(), rows, dim);
+        let y_row = y.stride();
+        layer.out_proj.forward(input, rows, Then::Add { data: x, row: x_row }, y.all_mut(), y_row);
+        (0..rows).for_each(|i| layer.norm1.apply(y.row_mut(i)));
+
+        let hidden_row = hidden.stride();
+        let input = activations.of(form, y.from(0), y_row, rows, dim);
+        layer.linear1.forward(input, rows, Then::Relu, hidden.all_mut(), hidden_row);
+        let input = activations.of(form, hidden.from(0), hidden_row, rows, 4 * dim);
+        layer.linear2.forward(input, rows, Then::Add { data: y.from(0), row: y_row }, x, x_row);
+        (0..rows).for_each(|i| layer.norm2.apply(&mut x[i * x_row..][..dim]));
+
+        match self.layers.get(done + 1) {
+            Some(next) => {
+                let input = activations.of(form, x, x_row, rows, dim);
+                next.in_proj.forward(input, rows, Then::Bias, qkv, qkv_row);
+            }
+            None => (0..rows).for_each(|i| self.norm.apply(&mut x[i * x_row..][..dim])),
+        }
+    }
+}
+
+/// Rows `[first, first + rows)` of a batch.
+struct Block<'a> {
+    first: usize,
+    rows: usize,
+    x: &'a mut [f32],
+    x_row: usize,
+}
+
+/// Rows of what attention wrote cell by cell and head by head.
+fn gather(attended: &[f32], batch: &Packed, heads: usize, first: usize, rows: usize, out: &mut Rows) {
+    let mut cell = batch.starts.partition_point(|start| *start <= first) - 1;
+    for i in 0..rows {
+        while batch.starts[cell + 1] <= first + i {
+            cell += 1;
+        }
+        let (start, end) = (batch.starts[cell], batch.starts[cell + 1]);
+        let row = out.row_mut(i);
+        let (dim, width) = (row.len() / heads, row.len());
+        for (h, part) in row.chunks_exact_mut(dim).enumerate() {
+            let at = start * width + (h * (end - start) + first + i - start) * dim;
+            part.copy_from_slice(&attended[at..at + dim]);
+        }
     }
 }

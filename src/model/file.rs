@@ -75,21 +75,35 @@ pub fn encode(weights: &Weights) -> Result<(Vec<u8>, String)> {
     Ok((bytes, sha256))
 }
 
+/// Sizes and genes of a model's bytes.
+///
+/// # Errors
+/// As [`decode`].
+pub(super) fn header(name: &str, bytes: &[u8]) -> Result<(Config, Vocabulary)> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(name, &e))?;
+    let header = metadata.metadata().as_ref().and_then(|m| m.get(HEADER)).ok_or_else(|| damaged(name, &"no header"))?;
+    let header: Header = serde_json::from_str(header).map_err(|e| damaged(name, &e))?;
+    header.config.check()?;
+    let vocabulary = Vocabulary::new(header.vocabulary).map_err(|e| damaged(name, &e))?;
+    if vocabulary.len() != header.config.n_genes() {
+        let why = format!("{} genes but sizes for {}", vocabulary.len(), header.config.n_genes());
+        return Err(damaged(name, &why));
+    }
+    Ok((header.config, vocabulary))
+}
+
+fn damaged(name: &str, why: &dyn std::fmt::Display) -> Error {
+    Error::Request(format!("the file of model '{name}' is damaged: {why}"))
+}
+
 /// Reads what [`encode`] wrote.
 ///
 /// # Errors
 /// [`Error::Request`] naming the model where the bytes are something else.
 pub fn decode(name: &str, bytes: &[u8]) -> Result<Weights> {
-    let wrong = |why: String| Error::Request(format!("the file of model '{name}' is damaged: {why}"));
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| wrong(e.to_string()))?;
-    let header = metadata.metadata().as_ref().and_then(|m| m.get(HEADER)).ok_or_else(|| wrong("no header".into()))?;
-    let header: Header = serde_json::from_str(header).map_err(|e| wrong(e.to_string()))?;
-    let vocabulary = Vocabulary::new(header.vocabulary).map_err(|e| wrong(e.to_string()))?;
-    let tensors = tensors(bytes).map_err(|e| wrong(e.to_string()))?;
-    if vocabulary.len() != header.config.n_genes() {
-        return Err(wrong(format!("{} genes but sizes for {}", vocabulary.len(), header.config.n_genes())));
-    }
-    Ok(Weights { config: header.config, vocabulary, tensors })
+    let (config, vocabulary) = header(name, bytes)?;
+    let tensors = tensors(bytes).map_err(|e| damaged(name, &e))?;
+    Ok(Weights { config, vocabulary, tensors })
 }
 
 /// The tensors of a safetensors file, floating ones as f32; others are bookkeeping and left out.

@@ -1,8 +1,9 @@
 //! The foundation model: scFoundation / xTrimoGene, a masked autoencoder over one cell's genes.
 //!
 //! Paper: Hao et al., Nature Methods 2024, doi 10.1038/s41592-024-02305-7; authors' code:
-//! github.com/biomap-research/scFoundation. This module holds the encoder; cells come in as profiles, are aligned to the
-//! vocabulary ([`input`]), packed end to end ([`batch`]), encoded ([`encoder`]) and pooled ([`pool`]).
+//! github.com/biomap-research/scFoundation. Cells come in as profiles, are aligned to the vocabulary ([`input`]), packed end
+//! to end ([`batch`]), encoded ([`encoder`]) and pooled ([`pool`]), or decoded to a context embedding and a predicted
+//! expression of every gene ([`decoder`]).
 //!
 //! Depends on candle and `schemas`. Knows nothing of SQL: a model is bytes, a cell is two slices. Only [`registry`], which
 //! keeps models in a store, knows of tables.
@@ -10,41 +11,61 @@
 mod batch;
 mod checkpoint;
 mod config;
+mod decoder;
+mod embedding;
 mod encoder;
+mod export;
 mod file;
+mod graph;
 mod init;
 mod input;
 mod kernels;
+mod mapping;
 mod pickle;
 mod pool;
 pub mod registry;
+mod weights;
 
 pub use batch::DEFAULT_TOKEN_BUDGET;
 pub use checkpoint::{CheckpointKey, read_checkpoint, read_safetensors};
-pub use config::{Config, Decoder, Encoder as EncoderConfig, Size};
+pub use config::{Config, Decoder as DecoderConfig, Encoder as EncoderConfig, Size};
+pub use export::write_checkpoint;
 pub use file::{Provenance, Weights, decode, encode};
+pub use graph::Graph;
 pub use init::initialise;
-pub use input::{NotEmbeddable, Tokens};
+pub use input::{NotEmbeddable, Sample, Tokens};
+pub use mapping::ModelBytes;
 
-use candle_core::Device;
-use cellql_schemas::expr::Profile;
-use cellql_schemas::recipe::{Pool, Recipe};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cellql_schemas::recipe::{Pool, Precision, Recipe};
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
 
 use crate::error::{Error, Result};
 use batch::{Packed, plan};
+use decoder::Decoder;
+use embedding::Embedding;
 use encoder::Encoder;
+use kernels::{Form, Isa, Rows};
+use weights::Tensors;
 
-/// A model, loaded and ready to embed.
+/// A model, ready to run. Weights are packed for a precision when it is first asked for, once per process.
 #[derive(Debug)]
 pub struct Model {
     name: String,
     config: Config,
     vocabulary: Vocabulary,
-    encoder: Encoder,
+    bytes: ModelBytes,
+    embedding: Embedding,
+    encoders: Parts<Encoder>,
+    decoders: Parts<Decoder>,
 }
 
-/// Embeddings of some cells, in their order.
+/// One part of a model per precision.
+type Parts<T> = Mutex<BTreeMap<&'static str, Arc<T>>>;
+
+/// A vector per cell.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Embeddings {
     /// `[cells, dim]`; zeros for cells without an embedding.
@@ -60,10 +81,22 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Request`] where the bytes are no model or weights are missing or misshapen.
-    pub fn load(name: &str, bytes: &[u8]) -> Result<Self> {
-        let Weights { config, vocabulary, tensors } = decode(name, bytes)?;
-        let encoder = Encoder::load(name, &config, &tensors, &Device::Cpu)?;
-        Ok(Self { name: name.to_owned(), config, vocabulary, encoder })
+    pub fn load(name: &str, bytes: impl Into<ModelBytes>) -> Result<Self> {
+        let bytes = bytes.into();
+        let (config, vocabulary) = file::header(name, &bytes)?;
+        let embedding = Embedding::load(&Tensors::of(name, &bytes)?, &config)?;
+        let (encoders, decoders) = (Parts::default(), Parts::default());
+        Ok(Self { name: name.to_owned(), config, vocabulary, bytes, embedding, encoders, decoders })
+    }
+
+    /// Loads every part, so that what is missing or misshapen is known.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming the weight.
+    pub fn check(&self) -> Result<()> {
+        self.encoder(Precision::F32)?;
+        self.decoder(Precision::F32)?;
+        Ok(())
     }
 
     /// Name under which it was loaded.
@@ -86,6 +119,35 @@ impl Model {
         self.config.embedding_dim(pool)
     }
 
+    /// What a precision runs on here, for people: `AVX-512 VNNI`.
+    pub fn instructions(precision: Precision) -> &'static str {
+        Isa::best().describe(precision.into())
+    }
+
+    fn encoder(&self, precision: Precision) -> Result<Arc<Encoder>> {
+        self.part(&self.encoders, precision, |tensors, form| Encoder::load(tensors, &self.config, form))
+    }
+
+    fn decoder(&self, precision: Precision) -> Result<Arc<Decoder>> {
+        self.part(&self.decoders, precision, |tensors, form| Decoder::load(tensors, &self.config, form))
+    }
+
+    fn part<T>(
+        &self,
+        parts: &Parts<T>,
+        precision: Precision,
+        load: impl FnOnce(&Tensors, Form) -> Result<T>,
+    ) -> Result<Arc<T>> {
+        // Held while loading, so that two callers load once.
+        let mut parts = parts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(part) = parts.get(precision.name()) {
+            return Ok(Arc::clone(part));
+        }
+        let part = Arc::new(load(&Tensors::of(&self.name, &self.bytes)?, precision.into())?);
+        parts.insert(precision.name(), Arc::clone(&part));
+        Ok(part)
+    }
+
     /// Embeds cells. The result of a cell is a function of that cell alone; batches hold at most `token_budget` tokens
     /// (or one cell), which bounds memory whatever the number of cells.
     ///
@@ -94,18 +156,74 @@ impl Model {
     pub fn embed<'a>(
         &self,
         recipe: &Recipe,
-        cells: impl Iterator<Item = Option<Profile<'a>>>,
+        cells: impl Iterator<Item = Option<Sample<'a>>>,
         placement: &Placement,
         token_budget: usize,
     ) -> Result<Embeddings> {
-        let dim = self.dim(recipe.pool);
+        let pool = |encoded: &Rows, cell: std::ops::Range<usize>, _: &Tokens, out: &mut [f32]| {
+            pool::pool(encoded, cell, recipe.pool, out);
+        };
+        self.run(recipe, cells, placement, token_budget, self.dim(recipe.pool), pool)
+    }
+
+    /// Predicted log-normalised expression of every vocabulary gene, `[cells, genes]`.
+    ///
+    /// # Errors
+    /// As [`Model::embed`].
+    pub fn enhance<'a>(
+        &self,
+        recipe: &Recipe,
+        cells: impl Iterator<Item = Option<Sample<'a>>>,
+        placement: &Placement,
+        token_budget: usize,
+    ) -> Result<Embeddings> {
+        let decoder = self.decoder(recipe.precision)?;
+        let enhance = |encoded: &Rows, cell: std::ops::Range<usize>, tokens: &Tokens, out: &mut [f32]| {
+            let row = encoded.stride();
+            out.copy_from_slice(&decoder.enhance(&self.embedding, tokens, encoded.from(cell.start), row));
+        };
+        self.run(recipe, cells, placement, token_budget, self.vocabulary.len(), enhance)
+    }
+
+    /// Context embeddings of the genes at `positions` of the vocabulary, `[cells, positions, decoder width]`.
+    ///
+    /// # Errors
+    /// As [`Model::embed`].
+    pub fn contexts<'a>(
+        &self,
+        recipe: &Recipe,
+        positions: &[u32],
+        cells: impl Iterator<Item = Option<Sample<'a>>>,
+        placement: &Placement,
+        token_budget: usize,
+    ) -> Result<Embeddings> {
+        let decoder = self.decoder(recipe.precision)?;
+        let decode = |encoded: &Rows, cell: std::ops::Range<usize>, tokens: &Tokens, out: &mut [f32]| {
+            let row = encoded.stride();
+            out.copy_from_slice(&decoder.contexts(&self.embedding, tokens, encoded.from(cell.start), row, positions));
+        };
+        let size = positions.len() * self.config.decoder.hidden_dim;
+        self.run(recipe, cells, placement, token_budget, size, decode)
+    }
+
+    /// Aligns cells, encodes them in batches, and has `finish` make `size` numbers of each.
+    fn run<'a>(
+        &self,
+        recipe: &Recipe,
+        cells: impl Iterator<Item = Option<Sample<'a>>>,
+        placement: &Placement,
+        token_budget: usize,
+        size: usize,
+        finish: impl Fn(&Rows, std::ops::Range<usize>, &Tokens, &mut [f32]),
+    ) -> Result<Embeddings> {
+        let encoder = self.encoder(recipe.precision)?;
         let mut out = Embeddings::default();
         let mut tokens = Vec::new();
         for (row, cell) in cells.enumerate() {
             let aligned = match cell {
                 None => Err(NotEmbeddable::Missing),
                 Some(cell) => input::align(cell, placement, recipe, self.vocabulary.len())
-                    .map_err(|e| Error::Request(format!("embed with model '{}': {e}", self.name)))?,
+                    .map_err(|e| Error::Request(format!("model '{}': {e}", self.name)))?,
             };
             out.genes_seen.push(aligned.as_ref().map_or(0, |t| t.n_genes() as u32));
             match aligned {
@@ -116,16 +234,113 @@ impl Model {
                 Err(why) => out.refused.push(Some(why)),
             }
         }
-        out.vectors = vec![0.0; out.refused.len() * dim];
+        out.vectors = vec![0.0; out.refused.len() * size];
         for batch in plan(&tokens, token_budget) {
             let packed = Packed::new(batch.iter().map(|&i| &tokens[i].1));
-            let encoded = self.encoder.forward(&packed).map_err(Error::model(&self.name, "encoding cells"))?;
+            let encoded = encoder.forward(&self.embedding, &packed);
             for (slot, &i) in batch.iter().enumerate() {
-                let row = tokens[i].0;
-                let target = &mut out.vectors[row * dim..(row + 1) * dim];
-                pool::pool(packed.cell(&encoded, slot), self.config.encoder.hidden_dim, recipe.pool, target);
+                let (row, tokens) = &tokens[i];
+                finish(&encoded, packed.cell(slot), tokens, &mut out.vectors[row * size..(row + 1) * size]);
             }
         }
         Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device, Tensor, Var};
+    use cellql_schemas::expr::Profile;
+    use cellql_schemas::nomenclature::Nomenclature;
+
+    /// A small model with weights at random, and two cells as tokens.
+    fn small() -> (Weights, Vec<Tokens>) {
+        let vocabulary = Vocabulary::new((0..90).map(|i| format!("gene{i}")).collect()).unwrap();
+        let mut config = Config::of_size(Size::M3, 90);
+        config.encoder = EncoderConfig { hidden_dim: 40, depth: 2, heads: 5 };
+        config.decoder = DecoderConfig { hidden_dim: 36, depth: 2, heads: 3, dim_head: 10 };
+        let weights = initialise(&config, vocabulary, 3).unwrap();
+        let cell = |step: u32, depth: f32| {
+            let mut positions: Vec<u32> = (0..90).step_by(step as usize).collect();
+            let mut values: Vec<f32> = positions.iter().map(|p| (p * 7 % 5 + 1) as f32 * 0.7).collect();
+            positions.extend([90, 91]);
+            values.extend([4.0, depth]);
+            Tokens { positions, values }
+        };
+        (weights, vec![cell(3, 3.1), cell(7, 2.6)])
+    }
+
+    fn worst(a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn kernels_and_plain_tensors_agree() {
+        let (weights, cells) = small();
+        let model = Model::load("small", encode(&weights).unwrap().0).unwrap();
+        let graph = Graph::new(weights.config.clone(), &weights.tensors, &Device::Cpu, DType::F32).unwrap();
+        let packed = Packed::new(cells.iter());
+        let plain = graph.encode(&packed.positions, &packed.values, &packed.starts).unwrap();
+        let fast = model.encoder(Precision::F32).unwrap().forward(&model.embedding, &packed);
+        for (i, row) in plain.to_vec2::<f32>().unwrap().iter().enumerate() {
+            assert!(worst(fast.row(i), row) < 1e-5);
+        }
+        let decoder = model.decoder(Precision::F32).unwrap();
+        for (slot, cell) in cells.iter().enumerate() {
+            let range = packed.cell(slot);
+            let encoded = plain.narrow(0, range.start, range.len()).unwrap();
+            let mut values = vec![0f32; 92];
+            cell.positions.iter().zip(&cell.values).for_each(|(p, v)| values[*p as usize] = *v);
+            let contexts = graph.decode(&values, cell, &encoded).unwrap();
+            let predicted = graph.predict(&contexts).unwrap().to_vec1::<f32>().unwrap();
+            let enhanced = decoder.enhance(&model.embedding, cell, fast.from(range.start), fast.stride());
+            assert!(worst(&enhanced, &predicted[..90]) < 1e-5);
+            let wanted: Vec<u32> = (0..90).rev().collect();
+            let found = decoder.contexts(&model.embedding, cell, fast.from(range.start), fast.stride(), &wanted);
+            for (found, p) in found.chunks(36).zip(&wanted) {
+                assert!(worst(found, &contexts.get(*p as usize).unwrap().to_vec1::<f32>().unwrap()) < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn every_weight_gets_a_finite_gradient_and_none_is_cut_off() {
+        let (weights, cells) = small();
+        let vars: std::collections::HashMap<String, Var> =
+            weights.tensors.iter().map(|(n, t)| (n.clone(), Var::from_tensor(t).unwrap())).collect();
+        let tensors = vars.iter().map(|(n, v)| (n.clone(), v.as_tensor().clone())).collect();
+        let graph = Graph::new(weights.config.clone(), &tensors, &Device::Cpu, DType::F32).unwrap();
+        let mut loss = Tensor::new(0f32, &Device::Cpu).unwrap();
+        for cell in &cells {
+            let encoded = graph.encode(&cell.positions, &cell.values, &[0, cell.len()]).unwrap();
+            // Zeros, a masked position and padding, so that every kind of value is there.
+            let mut values = vec![0f32; 92];
+            cell.positions.iter().zip(&cell.values).for_each(|(p, v)| values[*p as usize] = *v);
+            (values[1], values[2]) = (102.0, 103.0);
+            let contexts = graph.decode(&values, cell, &encoded).unwrap();
+            loss = (loss + graph.predict(&contexts).unwrap().sqr().unwrap().mean_all().unwrap()).unwrap();
+        }
+        let gradients = loss.backward().unwrap();
+        for (name, var) in vars.iter().filter(|(n, _)| !n.ends_with("projection_matrix")) {
+            let gradient = gradients.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let all = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!(all.iter().all(|g| g.is_finite()) && all.iter().any(|g| *g != 0.0), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_cell_of_the_vocabulary_alone_is_refused_without_it() {
+        let (weights, _) = small();
+        let model = Model::load("small", encode(&weights).unwrap().0).unwrap();
+        let by_name = std::collections::HashMap::from([("gene4".to_owned(), vec![4])]);
+        let placement = model.vocabulary().place(Nomenclature::hgnc(), &by_name, |_| None);
+        let cell =
+            |gene_ids: &'static [u32]| Some(Sample { profile: Profile { gene_ids, values: &[20.0] }, total: None });
+        let found = model.enhance(&Recipe::of_model("small"), [cell(&[4]), cell(&[5])].into_iter(), &placement, 10);
+        let found = found.unwrap();
+        assert_eq!(found.refused, [None, Some(NotEmbeddable::NoGenes)]);
+        assert!(found.vectors[..90].iter().any(|v| *v != 0.0) && found.vectors[90..].iter().all(|v| *v == 0.0));
     }
 }

@@ -6,13 +6,13 @@ use arrow::array::{ArrayRef, AsArray, BooleanArray, StringArray, UInt32Array, UI
 use arrow::datatypes::{UInt32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::models as table;
-use cellql_schemas::recipe::Pool;
+use cellql_schemas::recipe::{Pool, Precision};
 use cellql_schemas::suggest::did_you_mean;
 use chrono::Utc;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use sha2::{Digest, Sha256};
 
-use super::{Model, Provenance, Weights, encode};
+use super::{Model, ModelBytes, Provenance, Weights, encode};
 use crate::error::{Error, Result};
 use crate::store::Store;
 
@@ -61,7 +61,7 @@ pub async fn add(store: &Store, name: &str, weights: &Weights, provenance: &Prov
     }
     let (bytes, sha256) = encode(weights)?;
     // What cannot be loaded must not come in.
-    Model::load(name, &bytes)?;
+    Model::load(name, bytes.clone())?.check()?;
     let mut transaction = store.begin(&format!("adding model {name}")).await?;
     if list(transaction.store()).await?.iter().any(|m| m.name == name) {
         return Err(Error::Request(format!("the store already has a model '{name}'; choose another name")));
@@ -154,17 +154,49 @@ pub fn find<'a>(entries: &'a [Entry], name: Option<&str>) -> Result<&'a Entry> {
     }
 }
 
-/// Loads a model, after checking that its file is what was stored.
+/// The file of a model, after checking that it is what was stored.
+///
+/// # Errors
+/// The file is missing or damaged.
+pub async fn bytes(store: &Store, entry: &Entry) -> Result<ModelBytes> {
+    let bytes = open(store, entry).await?;
+    match format!("{:x}", Sha256::digest(&*bytes)) == entry.sha256 {
+        true => Ok(bytes),
+        false => Err(damaged(entry)),
+    }
+}
+
+async fn open(store: &Store, entry: &Entry) -> Result<ModelBytes> {
+    match store.local_path(&entry.path()) {
+        Some(path) => ModelBytes::map(&path),
+        None => Ok(ModelBytes::Held(store.read_file(&entry.path()).await?)),
+    }
+}
+
+fn damaged(entry: &Entry) -> Error {
+    let (name, path) = (&entry.name, entry.path());
+    Error::Request(format!("model '{name}': its file {path} is damaged; import it again by another name"))
+}
+
+/// Loads a model, and checks that its file is what was stored while its weights are read.
 ///
 /// # Errors
 /// The file is missing or damaged.
 pub async fn load(store: &Store, entry: &Entry) -> Result<Model> {
-    let bytes = store.read_file(&entry.path()).await?;
-    if format!("{:x}", Sha256::digest(&bytes)) != entry.sha256 {
-        let (name, path) = (&entry.name, entry.path());
-        return Err(Error::Request(format!(
-            "model '{name}': its file {path} is damaged; import it again by another name"
-        )));
-    }
-    Model::load(&entry.name, &bytes)
+    let (to_check, to_load) = match open(store, entry).await? {
+        ModelBytes::Held(bytes) => (ModelBytes::Held(bytes.clone()), ModelBytes::Held(bytes)),
+        mapped => (mapped, open(store, entry).await?),
+    };
+    std::thread::scope(|scope| {
+        let hash = scope.spawn(|| format!("{:x}", Sha256::digest(&*to_check)));
+        let model = Model::load(&entry.name, to_load).and_then(|model| {
+            // What every question needs first, so that it is ready when the hash is.
+            model.encoder(Precision::F32)?;
+            Ok(model)
+        });
+        if hash.join().ok().as_ref() != Some(&entry.sha256) {
+            return Err(damaged(entry));
+        }
+        model
+    })
 }

@@ -13,7 +13,8 @@ use cellql_schemas::recipe::Recipe;
 use cellql_schemas::suggest::did_you_mean;
 use cellql_schemas::vocabulary::Placement;
 use cellql_schemas::{cells, embeddings};
-use cellql_udfs::engine::{Embedded, Engine, EngineError, Query, SearchRequest};
+use cellql_udfs::engine::{Embedded, Engine, EngineError, Enhanced, Query, SearchRequest};
+use cellql_udfs::over_cells::Cells;
 use tokio::runtime::Handle;
 
 use super::memo::{self, Memo, Remembered};
@@ -21,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::genes::Catalogue;
 use crate::index::{self, Method, Neighbour};
 use crate::model::registry::{self, Entry};
-use crate::model::{DEFAULT_TOKEN_BUDGET, Model};
+use crate::model::{DEFAULT_TOKEN_BUDGET, Embeddings, Model, Sample};
 use crate::store::Store;
 
 /// Distance column of a search.
@@ -130,9 +131,19 @@ impl StoreEngine {
         Ok(fresh)
     }
 
-    /// Embeds cells, each distinct one once per session: what was computed before is remembered.
-    fn embed_remembering(&self, recipe: &Recipe, profiles: &Profiles) -> Result<Embedded> {
-        let keys: Vec<Option<memo::Key>> = profiles.iter().map(|cell| cell.map(|c| memo::key(recipe, c))).collect();
+    /// Computes `dim` numbers of each cell, of each distinct one once per session: what was computed before is remembered.
+    fn remembering(
+        &self,
+        what: &str,
+        recipe: &Recipe,
+        cells: Cells,
+        dim: usize,
+        compute: impl FnOnce(&Loaded, &mut dyn Iterator<Item = Option<Sample<'_>>>) -> Result<Embeddings>,
+    ) -> Result<Embedded> {
+        let sample = |row: usize| cells.profiles.get(row).map(|profile| Sample { profile, total: cells.total(row) });
+        let keys: Vec<Option<memo::Key>> = (0..cells.profiles.len())
+            .map(|row| sample(row).map(|s| memo::key(what, recipe, s.profile, s.total)))
+            .collect();
         let mut rows: Vec<Option<Remembered>> = {
             let memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
             keys.iter().map(|key| key.as_ref().and_then(|k| memo.get(k))).collect()
@@ -145,13 +156,12 @@ impl StoreEngine {
         }
         let mut new: Vec<usize> = first.values().copied().collect();
         new.sort_unstable();
-        let dim = self.entry(Some(&recipe.model))?.embedding_dim(recipe.pool);
         if !new.is_empty() {
-            let embedded = self.embed_cells(recipe, new.iter().map(|&row| profiles.get(row)))?;
+            let computed = self.computing(recipe, |loaded| compute(loaded, &mut new.iter().map(|&row| sample(row))))?;
             let mut memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
             for (i, &row) in new.iter().enumerate() {
-                let vector = embedded.valid[i].then(|| Arc::from(&embedded.vectors[i * dim..(i + 1) * dim]));
-                let fresh = Remembered { vector, genes_seen: embedded.genes_seen[i] };
+                let vector = computed.valid[i].then(|| Arc::from(&computed.vectors[i * dim..(i + 1) * dim]));
+                let fresh = Remembered { vector, genes_seen: computed.genes_seen[i] };
                 if let Some(key) = keys[row] {
                     memo.put(key, fresh.clone());
                 }
@@ -173,17 +183,9 @@ impl StoreEngine {
         Ok(out)
     }
 
-    /// Embeds cells; see [`Engine::embed`].
-    ///
-    /// # Errors
-    /// An unknown model, or values the recipe does not allow.
-    pub fn embed_cells<'a>(
-        &self,
-        recipe: &Recipe,
-        profiles: impl Iterator<Item = Option<Profile<'a>>>,
-    ) -> Result<Embedded> {
-        let loaded = self.loaded(&recipe.model)?;
-        let out = loaded.model.embed(recipe, profiles, &loaded.placement, DEFAULT_TOKEN_BUDGET)?;
+    /// Runs a model and notes what a person should know of it.
+    fn computing(&self, recipe: &Recipe, compute: impl FnOnce(&Loaded) -> Result<Embeddings>) -> Result<Embedded> {
+        let out = compute(&*self.loaded(&recipe.model)?)?;
         let trained = self.entry(Some(&recipe.model))?.trained;
         self.note(|notices| {
             if !trained && !notices.untrained.contains(&recipe.model) {
@@ -198,6 +200,81 @@ impl StoreEngine {
         });
         let valid = out.refused.iter().map(Option::is_none).collect();
         Ok(Embedded { vectors: out.vectors, genes_seen: out.genes_seen, valid })
+    }
+
+    /// Embeds cells, without looking up or remembering them.
+    ///
+    /// # Errors
+    /// An unknown model, or values the recipe does not allow.
+    pub fn embed_cells<'a>(
+        &self,
+        recipe: &Recipe,
+        cells: impl Iterator<Item = Option<Sample<'a>>>,
+        token_budget: usize,
+    ) -> Result<Embedded> {
+        self.computing(recipe, |l| l.model.embed(recipe, cells, &l.placement, token_budget))
+    }
+
+    /// Context embeddings of the genes at `positions` of the vocabulary, `[cells, positions, context_dim]`.
+    ///
+    /// # Errors
+    /// As [`StoreEngine::embed_cells`].
+    pub fn contexts<'a>(
+        &self,
+        recipe: &Recipe,
+        positions: &[u32],
+        cells: impl Iterator<Item = Option<Sample<'a>>>,
+        token_budget: usize,
+    ) -> Result<Embedded> {
+        self.computing(recipe, |l| l.model.contexts(recipe, positions, cells, &l.placement, token_budget))
+    }
+
+    /// Predicted expression of every vocabulary gene, `[cells, genes]`.
+    ///
+    /// # Errors
+    /// As [`StoreEngine::embed_cells`].
+    pub fn enhanced<'a>(
+        &self,
+        recipe: &Recipe,
+        cells: impl Iterator<Item = Option<Sample<'a>>>,
+        token_budget: usize,
+    ) -> Result<Embedded> {
+        self.computing(recipe, |l| l.model.enhance(recipe, cells, &l.placement, token_budget))
+    }
+
+    /// Genes of the store with their positions in a model's vocabulary, by gene.
+    ///
+    /// # Errors
+    /// An unknown model, or one that cannot be loaded.
+    pub fn genes_of_model(&self, model: &str) -> Result<Vec<(u32, u32)>> {
+        let loaded = self.loaded(model)?;
+        let places = 0..loaded.model.vocabulary().len();
+        let mut genes: Vec<(u32, u32)> =
+            places.filter_map(|p| Some((loaded.placement.gene_at(p)?, p as u32))).collect();
+        genes.sort_unstable();
+        Ok(genes)
+    }
+
+    /// Sum of the vocabulary's genes of each cell.
+    ///
+    /// # Errors
+    /// An unknown model, or one that cannot be loaded.
+    pub fn vocabulary_totals(&self, model: &str, cells: &Profiles) -> Result<Vec<Option<f64>>> {
+        let loaded = self.loaded(model)?;
+        let total = |cell: Profile| -> f64 {
+            let placed =
+                cell.gene_ids.iter().zip(cell.values).filter(|(g, _)| loaded.placement.position(**g).is_some());
+            placed.map(|(_, v)| f64::from(*v)).sum()
+        };
+        Ok(cells.iter().map(|cell| cell.map(total)).collect())
+    }
+
+    /// The loaded model of a name.
+    ///
+    /// # Errors
+    /// An unknown model, or one that cannot be loaded.
+    pub fn with_model<T>(&self, model: &str, read: impl FnOnce(&Model) -> T) -> Result<T> {
+        Ok(read(&self.loaded(model)?.model))
     }
 
     /// Names of the store's embedding tables.
@@ -303,8 +380,40 @@ impl Engine for StoreEngine {
         Ok(self.entry(Some(&recipe.model))?.embedding_dim(recipe.pool))
     }
 
-    fn embed(&self, recipe: &Recipe, cells: &Profiles) -> Result<Embedded, EngineError> {
-        Ok(self.embed_remembering(recipe, cells)?)
+    fn embed(&self, recipe: &Recipe, cells: Cells) -> Result<Embedded, EngineError> {
+        let dim = self.dim(recipe)?;
+        Ok(self.remembering("embed", recipe, cells, dim, |l, cells| {
+            l.model.embed(recipe, cells, &l.placement, DEFAULT_TOKEN_BUDGET)
+        })?)
+    }
+
+    fn gene_of_model(&self, model: &str, gene: &str) -> Result<u32, EngineError> {
+        let id = self.genes.find(gene)?;
+        let position = self.loaded(model)?.placement.position(id);
+        position
+            .ok_or_else(|| EngineError::Request(format!("gene '{gene}' is not in the vocabulary of model '{model}'")))
+    }
+
+    fn context_dim(&self, model: &str) -> Result<usize, EngineError> {
+        Ok(self.with_model(model, |m| m.config().decoder.hidden_dim)?)
+    }
+
+    fn embed_gene(&self, recipe: &Recipe, position: u32, cells: Cells) -> Result<Embedded, EngineError> {
+        let dim = self.context_dim(&recipe.model)?;
+        Ok(self.remembering(&format!("gene {position}"), recipe, cells, dim, |l, cells| {
+            l.model.contexts(recipe, &[position], cells, &l.placement, DEFAULT_TOKEN_BUDGET)
+        })?)
+    }
+
+    fn enhance(&self, recipe: &Recipe, cells: Cells) -> Result<Enhanced, EngineError> {
+        let n_genes = self.entry(Some(&recipe.model))?.n_genes as usize;
+        let all = self.remembering("enhance", recipe, cells, n_genes, |l, cells| {
+            l.model.enhance(recipe, cells, &l.placement, DEFAULT_TOKEN_BUDGET)
+        })?;
+        let (gene_ids, places): (Vec<u32>, Vec<u32>) = self.genes_of_model(&recipe.model)?.into_iter().unzip();
+        let cells = all.vectors.chunks_exact(n_genes);
+        let values = cells.flat_map(|cell| places.iter().map(|place| cell[*place as usize])).collect();
+        Ok(Enhanced { gene_ids, values, valid: all.valid })
     }
 
     fn genes_seen(&self, model: &str, cells: &Profiles) -> Result<Vec<Option<u32>>, EngineError> {

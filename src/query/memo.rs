@@ -1,4 +1,4 @@
-//! Embeddings already computed in this session, by what they were computed from.
+//! What models already computed in this session, by what it was computed from.
 //!
 //! However DataFusion shapes a query – a filter and a projection over the same call, a join that repeats a subquery, a
 //! call in ORDER BY and in SELECT – each distinct cell goes through the model once. Keyed by recipe and content, so a
@@ -31,13 +31,14 @@ pub(super) struct Memo {
     bytes: usize,
 }
 
-/// The key of a cell under a recipe.
-pub(super) fn key(recipe: &Recipe, cell: Profile<'_>) -> Key {
+/// The key of a cell: `what` is computed of it under a recipe.
+pub(super) fn key(what: &str, recipe: &Recipe, cell: Profile<'_>, total: Option<f64>) -> Key {
     let mut hash = blake3::Hasher::new();
-    for part in [&recipe.model, &recipe.name()] {
+    for part in [what, &recipe.model, &recipe.name()] {
         hash.update(part.as_bytes());
         hash.update(&[0]);
     }
+    hash.update(&total.unwrap_or(f64::NAN).to_le_bytes());
     for (gene, value) in cell.gene_ids.iter().zip(cell.values) {
         hash.update(&gene.to_le_bytes());
         hash.update(&value.to_le_bytes());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, StringArray, UInt64Array};
 use arrow::record_batch::RecordBatch;
-use cellql_schemas::{cells, embeddings};
+use cellql_schemas::{cells, embeddings, gene_embeddings};
 use cellql_udfs::engine::Engine;
 use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
 use datafusion::dataframe::DataFrame;
@@ -17,7 +17,7 @@ use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
 use super::table::StoreTable;
 use crate::error::{Error, Result};
-use crate::store::{Store, StoreVersion, embedding_table};
+use crate::store::{Store, StoreVersion, embedding_table, gene_embedding_table};
 
 const CATALOG: &str = "cellql";
 const SCHEMA: &str = "public";
@@ -75,12 +75,24 @@ impl Session {
             let table = store.table(&embedding_table(only)).await?;
             self.context.register_table(embeddings::SCHEMA, Arc::new(StoreTable::new(table)))?;
         }
+        let genes = Arc::new(MemorySchemaProvider::new());
+        let prefix = format!("{}/", gene_embeddings::SCHEMA);
+        let of_genes: Vec<&str> = store.tables().filter_map(|t| t.strip_prefix(&prefix)).collect();
+        for recipe in &of_genes {
+            let table = store.table(&gene_embedding_table(recipe)).await?;
+            genes.register_table((*recipe).to_owned(), Arc::new(StoreTable::new(table)))?;
+        }
+        if let [only] = of_genes.as_slice() {
+            let table = store.table(&gene_embedding_table(only)).await?;
+            self.context.register_table(gene_embeddings::SCHEMA, Arc::new(StoreTable::new(table)))?;
+        }
         for name in store.tables().filter(|t| !t.contains('/')) {
             let table = store.table(name).await?;
             self.context.register_table(name, Arc::new(StoreTable::new(table)))?;
         }
         let catalog = self.context.catalog(CATALOG).ok_or_else(|| Error::Request("no catalog".into()))?;
         catalog.register_schema(embeddings::SCHEMA, vectors)?;
+        catalog.register_schema(gene_embeddings::SCHEMA, genes)?;
         Ok(())
     }
 

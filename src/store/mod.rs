@@ -230,6 +230,11 @@ impl Store {
     }
 }
 
+/// Name of the table that holds the gene embeddings of a recipe.
+pub fn gene_embedding_table(recipe: &str) -> String {
+    format!("{}/{recipe}", schemas::gene_embeddings::SCHEMA)
+}
+
 /// Name of the table that holds the embeddings of a recipe.
 pub fn embedding_table(recipe: &str) -> String {
     format!("{}/{recipe}", schemas::embeddings::SCHEMA)

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// Format of the store this program reads and writes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const FOLDER: &str = "_versions";
 
 /// What a store is at one version.

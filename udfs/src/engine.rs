@@ -9,6 +9,8 @@ use cellql_schemas::expr::Profiles;
 use cellql_schemas::recipe::Recipe;
 use datafusion::error::DataFusionError;
 
+use crate::over_cells::Cells;
+
 /// A failure, by whose it is.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -41,6 +43,17 @@ pub struct Embedded {
     /// Vocabulary genes expressed in each cell, `[cells]`.
     pub genes_seen: Vec<u32>,
     /// False for cells without an embedding, `[cells]`.
+    pub valid: Vec<bool>,
+}
+
+/// Predicted expression of a batch of cells.
+#[derive(Debug, Clone, Default)]
+pub struct Enhanced {
+    /// Genes of the store that have a place in the vocabulary, ascending.
+    pub gene_ids: Vec<u32>,
+    /// `[cells, genes]`, log-normalised; zeros for cells without a prediction.
+    pub values: Vec<f32>,
+    /// False for cells without a prediction, `[cells]`.
     pub valid: Vec<bool>,
 }
 
@@ -91,7 +104,31 @@ pub trait Engine: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`EngineError::Data`] for values the recipe's input does not allow.
-    fn embed(&self, recipe: &Recipe, cells: &Profiles) -> Result<Embedded, EngineError>;
+    fn embed(&self, recipe: &Recipe, cells: Cells) -> Result<Embedded, EngineError>;
+
+    /// Position in a model's vocabulary of the gene meant by any of its names.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] for an unknown name, or a gene the model does not have.
+    fn gene_of_model(&self, model: &str, gene: &str) -> Result<u32, EngineError>;
+
+    /// Numbers in a context embedding of a gene.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] for an unknown model.
+    fn context_dim(&self, model: &str) -> Result<usize, EngineError>;
+
+    /// Context embeddings, `[cells, context_dim]`, of the gene at a position of the vocabulary.
+    ///
+    /// # Errors
+    /// As [`Engine::embed`].
+    fn embed_gene(&self, recipe: &Recipe, position: u32, cells: Cells) -> Result<Embedded, EngineError>;
+
+    /// Predicts the expression of every vocabulary gene.
+    ///
+    /// # Errors
+    /// As [`Engine::embed`].
+    fn enhance(&self, recipe: &Recipe, cells: Cells) -> Result<Enhanced, EngineError>;
 
     /// Vocabulary genes expressed in each cell; `None` for a NULL expression.
     ///

@@ -4,12 +4,15 @@
 //! this crate knows neither candle nor lance and can be registered in any DataFusion session.
 
 pub mod embed;
+pub mod embed_gene;
 pub mod engine;
+pub mod enhance;
 pub mod expression;
 pub mod genes_seen;
 pub mod log_normalise;
 pub mod named_arguments;
 mod options;
+pub mod over_cells;
 pub mod vector_search;
 
 use std::sync::Arc;
@@ -18,10 +21,13 @@ use datafusion::logical_expr::ScalarUDF;
 use datafusion::prelude::{Expr, SessionContext};
 
 use engine::Engine;
+use over_cells::Function;
 
 /// Names and parameters of every function of this crate, in the order positional arguments are read.
 pub const PARAMETERS: &[(&str, &[&str])] = &[
     (embed::NAME, embed::PARAMETERS),
+    (embed_gene::NAME, embed_gene::PARAMETERS),
+    (enhance::NAME, enhance::PARAMETERS),
     (genes_seen::NAME, genes_seen::PARAMETERS),
     (expression::NAME, expression::PARAMETERS),
     (log_normalise::NAME, log_normalise::PARAMETERS),
@@ -31,8 +37,10 @@ pub const PARAMETERS: &[(&str, &[&str])] = &[
 /// Every scalar function, bound to an engine.
 pub fn scalar_functions(engine: &Arc<dyn Engine>) -> Vec<ScalarUDF> {
     vec![
-        ScalarUDF::from(embed::Embed::new(Arc::clone(engine))),
-        ScalarUDF::from(genes_seen::GenesSeen::new(Arc::clone(engine))),
+        ScalarUDF::from(Function::<embed::Embed>::new(engine)),
+        ScalarUDF::from(Function::<embed_gene::EmbedGene>::new(engine)),
+        ScalarUDF::from(Function::<enhance::Enhance>::new(engine)),
+        ScalarUDF::from(Function::<genes_seen::GenesSeen>::new(engine)),
         ScalarUDF::from(expression::Expression::new(Arc::clone(engine))),
         ScalarUDF::from(log_normalise::LogNormalise::new()),
     ]
@@ -48,7 +56,7 @@ pub fn register_all(context: &SessionContext, engine: &Arc<dyn Engine>) {
 
 /// True where an expression runs a model.
 pub fn calls_model(expr: &Expr) -> bool {
-    calls_any(expr, &[embed::NAME])
+    calls_any(expr, &[embed::NAME, embed_gene::NAME, enhance::NAME])
 }
 
 /// True where an expression calls a function of this crate. A storage engine must not be handed such a filter: it

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use cellql_schemas::recipe::Recipe;
+use cellql_schemas::recipe::{Input, Recipe};
 use datafusion::common::{DataFusionError, Result, ScalarValue, plan_err};
 
 use crate::engine::Engine;
@@ -37,17 +37,55 @@ where
     }
 }
 
-/// Reads `model, pool, depth, input` from the constants that follow `expr`.
-pub(crate) fn recipe(function: &str, constants: &[Option<&ScalarValue>], engine: &dyn Engine) -> Result<Recipe> {
-    let option = |i: usize, name: &str| text(function, name, constants.get(i));
-    let model = option(1, "model")?;
-    Ok(Recipe {
-        pool: parsed(function, option(2, "pool")?)?,
-        depth: parsed(function, option(3, "depth")?)?,
-        input: parsed(function, option(4, "input")?)?,
-        model: engine.model(model)?,
-    })
+/// The arguments of a call, by the names of its parameters: constants as far as they are known.
+pub(crate) struct Arguments<'a> {
+    pub(crate) function: &'static str,
+    pub(crate) parameters: &'static [&'static str],
+    pub(crate) constants: &'a [Option<&'a ScalarValue>],
 }
+
+impl<'a> Arguments<'a> {
+    /// A constant string; `None` where it was left out or the function has no such parameter.
+    pub(crate) fn text(&self, parameter: &str) -> Result<Option<&'a str>> {
+        match self.parameters.iter().position(|p| *p == parameter) {
+            None => Ok(None),
+            Some(at) => text(self.function, parameter, self.constants.get(at)),
+        }
+    }
+
+    /// Reads `model`, `pool`, `depth`, `input` and `precision`, as far as the function has them.
+    pub(crate) fn recipe(&self, engine: &dyn Engine) -> Result<Recipe> {
+        let recipe = Recipe {
+            pool: parsed(self.function, self.text("pool")?)?,
+            depth: parsed(self.function, self.text("depth")?)?,
+            input: parsed(self.function, self.text("input")?)?,
+            precision: parsed(self.function, self.text("precision")?)?,
+            model: engine.model(self.text("model")?)?,
+        };
+        let given = self.parameters.iter().position(|p| *p == TOTAL).and_then(|at| self.constants.get(at));
+        let is_given = given.is_some_and(|total| total.is_none_or(|value| !value.is_null()));
+        match (recipe.input.needs_total(), is_given) {
+            (true, false) => plan_err!(
+                "{}: input '{}' needs total => {}",
+                self.function,
+                recipe.input.name(),
+                match recipe.input {
+                    Input::Bulk => "the median, over the samples of the data set, of their counts of vocabulary genes",
+                    _ => "the cell's total count, for example total => total_counts",
+                }
+            ),
+            (false, true) => plan_err!(
+                "{}: input '{}' takes no total; only 'log+total' and 'bulk' do",
+                self.function,
+                recipe.input.name()
+            ),
+            _ => Ok(recipe),
+        }
+    }
+}
+
+/// The parameter that is a number beside `expr`, of any row: see `Input::needs_total`.
+pub(crate) const TOTAL: &str = "total";
 
 /// Refuses a first argument that is no expression, and options that are no strings.
 pub(crate) fn check_types(
@@ -71,6 +109,8 @@ pub(crate) fn check_types(
     let mut wanted = vec![types[0].clone()];
     for (given, name) in types.iter().zip(parameters).skip(1) {
         match given {
+            _ if *name == TOTAL && (given.is_numeric() || given.is_null()) => wanted.push(DataType::Float64),
+            _ if *name == TOTAL => return plan_err!("{}: 'total' must be a number, not {given}", usage()),
             DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null => wanted.push(given.clone()),
             other => return plan_err!("{}: '{name}' must be a string, not {other}", usage()),
         }

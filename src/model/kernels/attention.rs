@@ -1,55 +1,79 @@
 //! Softmax attention inside each cell of a ragged batch.
 //!
-//! `softmax(q·kᵀ/√d)·v` per cell and head, in tiles of queries against tiles of keys with a running maximum and sum
-//! (Milakov & Gimelshein 2018; Dao et al. 2022), so no cell's K × K matrix is ever stored. Limit: the FLOPs of two
-//! products of 2·K²·d per head, plus K² exponentials.
+//! `softmax(q·kᵀ/√d)·v` per cell and head, in tiles of queries against blocks of keys with a running maximum and sum
+//! (Milakov & Gimelshein 2018; Dao et al. 2022), so no cell's K × K matrix is ever stored. Blocks of keys are the same
+//! however many queries or threads there are, so a query's result depends on its cell alone. Limit: the FLOPs of two
+//! products of 2·K²·d per head, plus K² exponentials, which at d = 64 take about a tenth of the time.
 
 use std::cell::RefCell;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, bail};
 use rayon::prelude::*;
 
-use super::{exp_nonpositive, floats};
+use super::linear::{bf16, to_bf16};
+use super::memory::{Aligned, Rows, stride};
+use super::numeric::exp2_nonpositive;
+use super::tile::{Form, Isa, Operand, PANEL, STRIP, multiply_bf16, multiply_f32};
 use crate::simd::{dispatch, max_of, sum_of};
 
-/// Queries per tile.
-const QUERIES: usize = 64;
-/// Keys per tile: a tile of scores stays in the second-level cache.
-const KEYS: usize = 512;
+/// Queries of a tile.
+const QUERIES: usize = 4 * STRIP;
+/// Keys of a block: with 64 numbers a head, keys and values of a block stay in the second-level cache.
+const KEYS: usize = 256;
+/// Distance between rows of scores: an odd number of cache lines.
+const SCORES: usize = KEYS + 16;
+/// Queries of one task where there are few cells, a multiple of [`QUERIES`].
+const SPLIT: usize = 8 * QUERIES;
 
-/// `[tokens, 3·width]` (q, k, v side by side) to `[tokens, width]`.
-pub(crate) struct RaggedAttention<'a> {
-    /// Where each cell's tokens start; one longer than the cells.
-    pub(crate) starts: &'a [usize],
-    /// Heads; they divide the width.
+/// Attention of a model's encoder.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attention {
+    pub(crate) isa: Isa,
+    /// bf16 for every reduced precision: scores and weights keep what 8 bits of a whole row would lose.
+    pub(crate) form: Form,
     pub(crate) heads: usize,
+    /// Numbers per head.
+    pub(crate) dim: usize,
 }
 
-impl CustomOp1 for RaggedAttention<'_> {
-    fn name(&self) -> &'static str {
-        "ragged-attention"
-    }
+/// Queries `[first, last)` of one head of one cell.
+struct Task<'a> {
+    attention: Attention,
+    qkv: &'a Rows,
+    /// Tokens of the cell.
+    cell: (usize, usize),
+    head: usize,
+    first: usize,
+    last: usize,
+}
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (tokens, packed) = layout.shape().dims2()?;
-        let width = packed / 3;
-        if packed != 3 * width || width % self.heads != 0 || self.starts.last() != Some(&tokens) {
-            bail!("ragged attention: {tokens} × {packed} does not fit {} heads", self.heads);
-        }
-        let qkv = floats(storage, layout)?;
-        let mut out = vec![0f32; tokens * width];
-        let mut tiles = Vec::new();
-        let mut rest = out.as_mut_slice();
-        for cell in self.starts.windows(2) {
-            for first in (cell[0]..cell[1]).step_by(QUERIES) {
-                let queries = QUERIES.min(cell[1] - first);
-                let (rows, after) = rest.split_at_mut(queries * width);
-                rest = after;
-                tiles.push((Tile { qkv, width, heads: self.heads, keys: (cell[0], cell[1]), first, queries }, rows));
+impl Attention {
+    /// From `[tokens, 3·width]` (q, k, v side by side) to `out`: cell after cell, head after head, `[tokens of the cell,
+    /// dim]`. `starts` says where cells begin and is one longer than the cells.
+    pub(crate) fn run(self, qkv: &Rows, starts: &[usize], out: &mut [f32]) {
+        let cells = starts.len() - 1;
+        // Whole cells where they keep every thread busy: packing keys is done once per task.
+        let split = if cells * self.heads >= 4 * rayon::current_num_threads() { usize::MAX } else { SPLIT };
+        let mut tasks = Vec::new();
+        let mut rest = out;
+        for cell in starts.windows(2) {
+            let cell = (cell[0], cell[1]);
+            for head in 0..self.heads {
+                for first in (cell.0..cell.1).step_by(split) {
+                    let last = first.saturating_add(split).min(cell.1);
+                    let (rows, after) = std::mem::take(&mut rest).split_at_mut((last - first) * self.dim);
+                    rest = after;
+                    tasks.push((Task { attention: self, qkv, cell, head, first, last }, rows));
+                }
             }
         }
-        tiles.into_par_iter().for_each(|(tile, rows)| SCRATCH.with_borrow_mut(|scratch| tile.run(scratch, rows)));
-        Ok((CpuStorage::F32(out), Shape::from((tokens, width))))
+        // Long ones first, so that none is left over at the end.
+        tasks.sort_by_key(|(task, _)| std::cmp::Reverse((task.last - task.first) * (task.cell.1 - task.cell.0)));
+        tasks.into_par_iter().with_max_len(1).for_each(|(task, rows)| {
+            SCRATCH.with_borrow_mut(|scratch| match self.form {
+                Form::F32 => task.run_f32(scratch, rows),
+                Form::Bf16 | Form::Int8 => task.run_bf16(scratch, rows),
+            });
+        });
     }
 }
 
@@ -59,176 +83,234 @@ thread_local! {
 
 #[derive(Default)]
 struct Scratch {
-    /// `[queries, keys]`
-    scores: Vec<f32>,
-    /// `[queries, head]`
-    sums: Vec<f32>,
+    /// Keys as panels `[dim, 32]`, one per 32 keys.
+    keys: Aligned<f32>,
+    /// Values as panels `[keys, 32]`, one per 32 of dim.
+    values: Aligned<f32>,
+    /// `[QUERIES, stride(dim)]`, scaled by log2 e / √dim.
+    queries: Aligned<f32>,
+    /// `[QUERIES, SCORES]`.
+    scores: Aligned<f32>,
+    /// `[QUERIES, dim padded to panels]`.
+    sums: Aligned<f32>,
+    /// The same in pairs of bf16.
+    key_lanes: Aligned<u32>,
+    value_lanes: Aligned<u32>,
+    query_lanes: Aligned<u32>,
+    weights: Aligned<u32>,
     /// Running maximum and sum of exponentials of each query.
     running: Vec<(f32, f32)>,
 }
 
-/// Some queries of one cell, all heads.
-struct Tile<'a> {
-    qkv: &'a [f32],
-    width: usize,
-    heads: usize,
-    /// First and one past the last token of the cell.
-    keys: (usize, usize),
-    /// First query token.
-    first: usize,
-    queries: usize,
-}
+impl Task<'_> {
+    fn width(&self) -> usize {
+        self.attention.heads * self.attention.dim
+    }
 
-impl Tile<'_> {
-    fn run(&self, scratch: &mut Scratch, out: &mut [f32]) {
-        let head = self.width / self.heads;
-        scratch.scores.resize(QUERIES * KEYS, 0.0);
-        for h in 0..self.heads {
-            scratch.sums.clear();
-            scratch.sums.resize(self.queries * head, 0.0);
-            scratch.running.clear();
-            scratch.running.resize(self.queries, (f32::NEG_INFINITY, 0.0));
-            for key in (self.keys.0..self.keys.1).step_by(KEYS) {
-                let keys = KEYS.min(self.keys.1 - key);
-                let scores = &mut scratch.scores[..self.queries * keys];
-                self.scores(h, key, keys, scores);
-                softmax_step(scores, keys, &mut scratch.running, &mut scratch.sums, head);
-                self.add_values(h, key, keys, scores, &mut scratch.sums);
+    fn keys(&self) -> usize {
+        self.cell.1 - self.cell.0
+    }
+
+    /// The numbers of a token in part 0 (q), 1 (k) or 2 (v).
+    fn part(&self, token: usize, part: usize) -> &[f32] {
+        let dim = self.attention.dim;
+        &self.qkv.row(token)[part * self.width() + self.head * dim..][..dim]
+    }
+
+    fn scale(&self) -> f32 {
+        std::f32::consts::LOG2_E / (self.attention.dim as f32).sqrt()
+    }
+
+    fn run_f32(&self, scratch: &mut Scratch, out: &mut [f32]) {
+        let Attention { isa, dim, .. } = self.attention;
+        let Scratch { keys, values, queries, scores, sums, running, .. } = scratch;
+        let (n, columns) = (self.keys(), dim.next_multiple_of(PANEL));
+        let padded = n.next_multiple_of(PANEL);
+        let keys = keys.at_least(padded * dim);
+        let values = values.at_least(n * columns);
+        self.pack_f32(keys, values);
+        let (q_row, scores) = (stride(dim), scores.at_least(QUERIES * SCORES));
+        let (queries, sums) = (queries.at_least(QUERIES * q_row), sums.at_least(QUERIES * columns));
+        for (first, out) in (self.first..self.last).step_by(QUERIES).zip(out.chunks_mut(QUERIES * dim)) {
+            let rows = out.len() / dim;
+            for (i, row) in queries.chunks_exact_mut(q_row).take(rows).enumerate() {
+                row.iter_mut().zip(self.part(first + i, 0)).for_each(|(to, q)| *to = q * self.scale());
             }
-            for (query, (sums, (_, total))) in scratch.sums.chunks_exact(head).zip(&scratch.running).enumerate() {
-                let target = &mut out[query * self.width + h * head..][..head];
-                target.iter_mut().zip(sums).for_each(|(t, s)| *t = s / total);
+            start(running, sums, rows);
+            for key in (0..n).step_by(KEYS) {
+                let some = KEYS.min(n - key);
+                for panel in (key..key + some).step_by(PANEL) {
+                    let a = Operand { data: queries, row: q_row, step: 1 };
+                    multiply_f32(isa, rows, dim, a, &keys[panel * dim..], &mut scores[panel - key..], SCORES, false);
+                }
+                softmax_step(scores, some, running, sums, columns);
+                for panel in (0..columns).step_by(PANEL) {
+                    let a = Operand { data: scores, row: SCORES, step: 1 };
+                    let b = &values[panel * n + key * PANEL..];
+                    multiply_f32(isa, rows, some, a, b, &mut sums[panel..], columns, true);
+                }
+            }
+            finish(running, sums, columns, out, dim);
+        }
+    }
+
+    fn pack_f32(&self, keys: &mut [f32], values: &mut [f32]) {
+        let (dim, n) = (self.attention.dim, self.keys());
+        for t in 0..n.next_multiple_of(PANEL) {
+            let panel = &mut keys[t / PANEL * PANEL * dim..][t % PANEL..];
+            let key = if t < n { self.part(self.cell.0 + t, 1) } else { &[] };
+            for i in 0..dim {
+                panel[i * PANEL] = key.get(i).copied().unwrap_or(0.0);
+            }
+        }
+        for t in 0..n {
+            for (panel, part) in self.part(self.cell.0 + t, 2).chunks(PANEL).enumerate() {
+                let row = &mut values[(panel * n + t) * PANEL..][..PANEL];
+                row[..part.len()].copy_from_slice(part);
+                row[part.len()..].fill(0.0);
             }
         }
     }
 
-    /// The tokens from `token` on, at part 0 (q), 1 (k) or 2 (v) of a head.
-    fn part(&self, token: usize, part: usize, head: usize) -> &[f32] {
-        let at = token * 3 * self.width + part * self.width + head * (self.width / self.heads);
-        &self.qkv[at..]
+    fn run_bf16(&self, scratch: &mut Scratch, out: &mut [f32]) {
+        let Attention { isa, dim, .. } = self.attention;
+        let Scratch { scores, sums, key_lanes, value_lanes, query_lanes, weights, running, queries, .. } = scratch;
+        let (n, columns, inner) = (self.keys(), dim.next_multiple_of(PANEL), Form::Bf16.lanes(dim));
+        let (padded, pairs) = (n.next_multiple_of(PANEL), Form::Bf16.lanes(n));
+        let keys = key_lanes.at_least(padded * inner);
+        let values = value_lanes.at_least(pairs * columns);
+        self.pack_bf16(keys, values, inner, pairs);
+        let (q_row, w_row) = (stride(inner), stride(KEYS / 2));
+        let (scores, sums) = (scores.at_least(QUERIES * SCORES), sums.at_least(QUERIES * columns));
+        let (lanes, weights) = (query_lanes.at_least(QUERIES * q_row), weights.at_least(QUERIES * w_row));
+        let scaled = queries.at_least(dim);
+        for (first, out) in (self.first..self.last).step_by(QUERIES).zip(out.chunks_mut(QUERIES * dim)) {
+            let rows = out.len() / dim;
+            for (i, row) in lanes.chunks_exact_mut(q_row).take(rows).enumerate() {
+                scaled.iter_mut().zip(self.part(first + i, 0)).for_each(|(to, q)| *to = q * self.scale());
+                to_bf16(scaled, &mut row[..inner]);
+            }
+            start(running, sums, rows);
+            for key in (0..n).step_by(KEYS) {
+                let some = KEYS.min(n - key);
+                for panel in (key..key + some).step_by(PANEL) {
+                    let a = Operand { data: lanes, row: q_row, step: 1 };
+                    let c = &mut scores[panel - key..];
+                    multiply_bf16(isa, rows, inner, a, &keys[panel * inner..], c, SCORES, false);
+                }
+                softmax_step(scores, some, running, sums, columns);
+                let pairs_here = Form::Bf16.lanes(some);
+                for (row, scores) in weights.chunks_exact_mut(w_row).zip(scores.chunks_exact(SCORES)).take(rows) {
+                    to_bf16(&scores[..some], &mut row[..pairs_here]);
+                }
+                for panel in (0..columns).step_by(PANEL) {
+                    let a = Operand { data: weights, row: w_row, step: 1 };
+                    let b = &values[panel * pairs + key / 2 * PANEL..];
+                    multiply_bf16(isa, rows, pairs_here, a, b, &mut sums[panel..], columns, true);
+                }
+            }
+            finish(running, sums, columns, out, dim);
+        }
     }
 
-    /// q·kᵀ/√d into `[queries, keys]`.
-    fn scores(&self, h: usize, key: usize, keys: usize, scores: &mut [f32]) {
-        let head = self.width / self.heads;
-        let row = 3 * self.width;
-        let q = Matrix { data: self.part(self.first, 0, h), rows: self.queries, columns: head, row, column: 1 };
-        let k = Matrix { data: self.part(key, 1, h), rows: head, columns: keys, row: 1, column: row };
-        multiply(q, k, scores, false, 1.0 / (head as f32).sqrt());
-    }
-
-    /// Adds p·v to `[queries, head]`.
-    fn add_values(&self, h: usize, key: usize, keys: usize, p: &[f32], sums: &mut [f32]) {
-        let head = self.width / self.heads;
-        let p = Matrix { data: p, rows: self.queries, columns: keys, row: keys, column: 1 };
-        let v = Matrix { data: self.part(key, 2, h), rows: keys, columns: head, row: 3 * self.width, column: 1 };
-        multiply(p, v, sums, true, 1.0);
+    fn pack_bf16(&self, keys: &mut [u32], values: &mut [u32], inner: usize, pairs: usize) {
+        let (dim, n) = (self.attention.dim, self.keys());
+        let mut row = vec![0u32; inner];
+        for t in 0..n.next_multiple_of(PANEL) {
+            to_bf16(if t < n { self.part(self.cell.0 + t, 1) } else { &[] }, &mut row);
+            let panel = &mut keys[t / PANEL * PANEL * inner..][t % PANEL..];
+            row.iter().enumerate().for_each(|(i, lane)| panel[i * PANEL] = *lane);
+        }
+        let zeros = vec![0f32; dim];
+        let value = |t: usize| if t < n { self.part(self.cell.0 + t, 2) } else { &zeros };
+        for pair in 0..pairs {
+            let (low, high) = (value(2 * pair), value(2 * pair + 1));
+            for (panel, (low, high)) in low.chunks(PANEL).zip(high.chunks(PANEL)).enumerate() {
+                let row = &mut values[(panel * pairs + pair) * PANEL..][..PANEL];
+                row.fill(0);
+                row.iter_mut().zip(low.iter().zip(high)).for_each(|(to, (l, h))| *to = bf16(*h) << 16 | bf16(*l));
+            }
+        }
     }
 }
 
-/// Turns a tile of scores into weights against each query's running maximum, and scales what was summed before.
+fn start(running: &mut Vec<(f32, f32)>, sums: &mut [f32], rows: usize) {
+    running.clear();
+    running.resize(rows, (f32::NEG_INFINITY, 0.0));
+    sums.fill(0.0);
+}
+
+/// Turns a tile of scores, in powers of two, into weights against each query's running maximum, and scales what was summed
+/// before.
 #[inline(always)]
-fn softmax_step_body(scores: &mut [f32], keys: usize, running: &mut [(f32, f32)], sums: &mut [f32], head: usize) {
-    for ((row, state), sums) in scores.chunks_exact_mut(keys).zip(running).zip(sums.chunks_exact_mut(head)) {
+fn softmax_step_body<const FUSED: bool>(
+    scores: &mut [f32],
+    keys: usize,
+    running: &mut [(f32, f32)],
+    sums: &mut [f32],
+    columns: usize,
+) {
+    for ((row, state), sums) in scores.chunks_exact_mut(SCORES).zip(running).zip(sums.chunks_exact_mut(columns)) {
+        let row = &mut row[..keys];
         let (before, total) = *state;
-        let tile = max_of(row);
-        let max = if tile > before { tile } else { before };
-        row.iter_mut().for_each(|s| *s = exp_nonpositive(*s - max));
-        let keep = exp_nonpositive(before - max);
+        let block = max_of(row);
+        let max = if block > before { block } else { before };
+        row.iter_mut().for_each(|s| *s = exp2_nonpositive::<FUSED>(*s - max));
+        let keep = exp2_nonpositive::<FUSED>(before - max);
         sums.iter_mut().for_each(|s| *s *= keep);
         *state = (max, total * keep + sum_of(row, |v| v));
     }
 }
 
 dispatch! {
-    fn softmax_step(scores: &mut [f32], keys: usize, running: &mut [(f32, f32)], sums: &mut [f32], head: usize)
-        = softmax_step_body
+    fn softmax_step(scores: &mut [f32], keys: usize, running: &mut [(f32, f32)], sums: &mut [f32], columns: usize)
+        = fused softmax_step_body
 }
 
-/// A view of a matrix by strides.
-#[derive(Clone, Copy)]
-struct Matrix<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    /// Distance between rows.
-    row: usize,
-    /// Distance between columns.
-    column: usize,
-}
-
-impl Matrix<'_> {
-    fn fits(&self) -> bool {
-        let last = (self.rows - 1) * self.row + (self.columns - 1) * self.column;
-        self.rows > 0 && self.columns > 0 && last < self.data.len()
-    }
-}
-
-/// `out = scale·a·b`, or `out += scale·a·b`; `out` is dense.
-#[allow(unsafe_code, reason = "gemm takes raw pointers; the one call is here, behind checks of every bound")]
-fn multiply(a: Matrix, b: Matrix, out: &mut [f32], add: bool, scale: f32) {
-    assert!(a.fits() && b.fits() && a.columns == b.rows && out.len() == a.rows * b.columns);
-    // SAFETY: `fits` shows that the last element of either input lies in its slice, `out` holds exactly
-    // rows × columns, and it is borrowed mutably, so it overlaps neither input.
-    unsafe {
-        gemm::gemm(
-            a.rows,
-            b.columns,
-            a.columns,
-            out.as_mut_ptr(),
-            1,
-            b.columns as isize,
-            add,
-            a.data.as_ptr(),
-            a.column as isize,
-            a.row as isize,
-            b.data.as_ptr(),
-            b.column as isize,
-            b.row as isize,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+fn finish(running: &[(f32, f32)], sums: &[f32], columns: usize, out: &mut [f32], dim: usize) {
+    for ((sums, (_, total)), out) in sums.chunks_exact(columns).zip(running).zip(out.chunks_exact_mut(dim)) {
+        out.iter_mut().zip(sums).for_each(|(o, s)| *o = s / total);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Tensor};
     use rand::{Rng, SeedableRng};
 
-    /// The definition, in f64, one query at a time.
-    fn plain(qkv: &[f32], starts: &[usize], width: usize, heads: usize) -> Vec<f32> {
-        let head = width / heads;
+    const HEADS: usize = 3;
+    const DIM: usize = 8;
+
+    /// The definition, in f64, one query at a time; laid out as [`Attention::run`] does.
+    fn plain(qkv: &[f32], starts: &[usize]) -> Vec<f32> {
+        let width = HEADS * DIM;
         let at = |token: usize, part: usize, h: usize, i: usize| {
-            f64::from(qkv[token * 3 * width + part * width + h * head + i])
+            f64::from(qkv[token * 3 * width + part * width + h * DIM + i])
         };
-        let mut out = vec![0f32; qkv.len() / 3];
+        let mut out = Vec::new();
         for cell in starts.windows(2) {
-            for (token, h) in (cell[0]..cell[1]).flat_map(|t| (0..heads).map(move |h| (t, h))) {
-                let score = |k: usize| (0..head).map(|i| at(token, 0, h, i) * at(k, 1, h, i)).sum::<f64>();
-                let scores: Vec<f64> = (cell[0]..cell[1]).map(|k| score(k) / (head as f64).sqrt()).collect();
+            for (h, token) in (0..HEADS).flat_map(|h| (cell[0]..cell[1]).map(move |t| (h, t))) {
+                let score = |k: usize| (0..DIM).map(|i| at(token, 0, h, i) * at(k, 1, h, i)).sum::<f64>();
+                let scores: Vec<f64> = (cell[0]..cell[1]).map(|k| score(k) / (DIM as f64).sqrt()).collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
                 let total: f64 = weights.iter().sum();
-                for i in 0..head {
+                for i in 0..DIM {
                     let sum: f64 = weights.iter().enumerate().map(|(k, w)| w * at(cell[0] + k, 2, h, i)).sum();
-                    out[token * width + h * head + i] = (sum / total) as f32;
+                    out.push((sum / total) as f32);
                 }
             }
         }
         out
     }
 
-    fn run(qkv: &[f32], starts: &[usize], width: usize, heads: usize) -> Vec<f32> {
-        let tokens = qkv.len() / (3 * width);
-        let tensor = Tensor::from_slice(qkv, (tokens, 3 * width), &Device::Cpu).unwrap();
-        let out = tensor.apply_op1_no_bwd(&RaggedAttention { starts, heads }).unwrap();
-        out.flatten_all().unwrap().to_vec1().unwrap()
+    fn run(qkv: &[f32], starts: &[usize], form: Form) -> Vec<f32> {
+        let width = 3 * HEADS * DIM;
+        let mut rows = Rows::new(qkv.len() / width, width);
+        qkv.chunks(width).enumerate().for_each(|(i, row)| rows.row_mut(i).copy_from_slice(row));
+        let mut out = vec![0.0; qkv.len() / 3];
+        Attention { isa: Isa::best(), form, heads: HEADS, dim: DIM }.run(&rows, starts, &mut out);
+        out
     }
 
     fn random(n: usize, spread: f32) -> Vec<f32> {
@@ -238,23 +320,26 @@ mod tests {
 
     #[test]
     fn tiles_give_what_the_definition_gives() {
-        let (width, heads) = (24, 3);
         let starts = [0, 1, 3, 70, 70 + 2 * KEYS + 5];
-        // Larger values make larger scores, and f32 rounds those by more.
-        for (spread, tolerance) in [(1.0, 1e-5), (6.0, 2e-4)] {
-            let qkv = random(starts[4] * 3 * width, spread);
-            let (ours, exact) = (run(&qkv, &starts, width, heads), plain(&qkv, &starts, width, heads));
+        // Larger values make larger scores, and those are rounded by more.
+        let cases = [(Form::F32, 1.0, 1e-5), (Form::F32, 6.0, 3e-4), (Form::Bf16, 1.0, 2e-2)];
+        for (form, spread, tolerance) in cases {
+            let qkv = random(starts[4] * 3 * HEADS * DIM, spread);
+            let (ours, exact) = (run(&qkv, &starts, form), plain(&qkv, &starts));
             let worst = ours.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(worst < tolerance, "{worst}");
+            assert!(worst < tolerance, "{form:?}: {worst}");
         }
     }
 
     #[test]
     fn a_cell_gets_the_same_bits_alone_and_among_others() {
-        let (width, heads) = (16, 2);
-        let qkv = random(300 * 3 * width, 2.0);
-        let among = run(&qkv, &[0, 90, 220, 300], width, heads);
-        let alone = run(&qkv[90 * 3 * width..220 * 3 * width], &[0, 130], width, heads);
-        assert_eq!(among[90 * width..220 * width], alone);
+        let (width, long) = (HEADS * DIM, 2 * SPLIT + 3);
+        let starts = [0, 90, 90 + long, 90 + long + 40];
+        let qkv = random(starts[3] * 3 * width, 2.0);
+        for form in [Form::F32, Form::Bf16] {
+            let among = run(&qkv, &starts, form);
+            let alone = run(&qkv[starts[1] * 3 * width..starts[2] * 3 * width], &[0, long], form);
+            assert_eq!(among[starts[1] * width..starts[2] * width], alone);
+        }
     }
 }

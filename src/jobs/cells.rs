@@ -1,0 +1,136 @@
+//! Which cells a recipe suits, and the number beside each that its input asks for.
+
+use std::collections::HashMap;
+
+use arrow::array::{Array, AsArray, Float64Array};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type, UInt32Type};
+use arrow::record_batch::RecordBatch;
+use cellql_schemas::expr::Profiles;
+use cellql_schemas::recipe::{Input, Recipe};
+use cellql_schemas::{cells, datasets};
+use futures::TryStreamExt;
+
+use crate::error::{Error, Result};
+use crate::query::StoreEngine;
+
+/// Cells read at a time.
+pub(super) const CELLS: usize = 256;
+const DATASET_ID: &str = "dataset_id";
+
+/// The cells of a store that a recipe suits.
+#[derive(Debug, Clone)]
+pub(super) struct Suitable {
+    /// Condition on `cells`.
+    pub(super) filter: String,
+    totals: Totals,
+}
+
+#[derive(Debug, Clone)]
+enum Totals {
+    None,
+    /// In this column of `cells`.
+    Column(String),
+    /// By data set: the median of its samples.
+    Median(HashMap<u32, f64>),
+}
+
+impl Suitable {
+    /// Those of data sets whose input is the recipe's. `total` names a column of `cells`.
+    pub(super) async fn of(engine: &StoreEngine, recipe: &Recipe, total: Option<&str>) -> Result<Self> {
+        let input = recipe.input;
+        let store = engine.store();
+        if let (Some(total), false) = (total, input == Input::LogTotal) {
+            return Err(Error::Request(format!("--total {total} is for input 'log+total', not '{}'", input.name())));
+        }
+        let is_input = format!("{} = '{}'", datasets::INPUT, input.name());
+        let found = store.read(datasets::TABLE, &[datasets::DATASET_ID], Some(&is_input)).await?;
+        let ids: Vec<u32> =
+            found.iter().flat_map(|b| b.column(0).as_primitive::<UInt32Type>().values().iter().copied()).collect();
+        let listed = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let filter = if ids.is_empty() { "false".to_owned() } else { format!("{DATASET_ID} IN ({listed})") };
+        let totals = match (input, total) {
+            (Input::LogTotal, None) => {
+                return Err(Error::Request(
+                    "input 'log+total' needs the column with each cell's total count: --total n_counts".into(),
+                ));
+            }
+            (Input::LogTotal, Some(column)) => {
+                let table = store.table(cells::TABLE).await?;
+                if table.schema().field(column).is_none() {
+                    return Err(Error::Request(format!("--total {column}: the table cells has no such column")));
+                }
+                Totals::Column(column.to_owned())
+            }
+            (Input::Bulk, _) => Totals::Median(medians(engine, &recipe.model, &filter).await?),
+            _ => Totals::None,
+        };
+        Ok(Self { filter, totals })
+    }
+
+    /// Columns to read: `cell_id`, `expr`, then what the numbers need.
+    pub(super) fn columns(&self) -> Vec<&str> {
+        let mut columns = vec![cells::CELL_ID, cells::EXPR];
+        match &self.totals {
+            Totals::None => {}
+            Totals::Column(name) => columns.push(name),
+            Totals::Median(_) => columns.push(DATASET_ID),
+        }
+        columns
+    }
+
+    /// The number beside each cell of a batch of [`Suitable::columns`].
+    pub(super) fn totals(&self, batch: &RecordBatch) -> Result<Vec<Option<f64>>> {
+        let Some(column) = batch.columns().get(2) else { return Ok(vec![None; batch.num_rows()]) };
+        match &self.totals {
+            Totals::Median(by_dataset) => {
+                let ids = column.as_primitive::<UInt32Type>();
+                Ok(ids.values().iter().map(|id| by_dataset.get(id).copied()).collect())
+            }
+            _ => {
+                let numbers = cast(column, &DataType::Float64).map_err(Error::store("reading total counts"))?;
+                let numbers: &Float64Array = numbers.as_primitive::<Float64Type>();
+                Ok((0..numbers.len()).map(|i| numbers.is_valid(i).then(|| numbers.value(i))).collect())
+            }
+        }
+    }
+}
+
+/// The median total over a vocabulary's genes of each data set's cells.
+async fn medians(engine: &StoreEngine, model: &str, filter: &str) -> Result<HashMap<u32, f64>> {
+    let doing = || Error::store("reading totals");
+    let mut scan = engine.store().table(cells::TABLE).await?.scan();
+    scan.project(&[DATASET_ID, cells::EXPR]).map_err(doing())?;
+    scan.filter(filter).map_err(doing())?;
+    scan.batch_size(CELLS);
+    let mut batches = scan.try_into_stream().await.map_err(doing())?;
+    let mut totals: HashMap<u32, Vec<f64>> = HashMap::new();
+    while let Some(batch) = batches.try_next().await.map_err(doing())? {
+        let profiles = Profiles::new(batch.column(1)).map_err(Error::store("reading totals"))?;
+        let found = engine.vocabulary_totals(model, &profiles)?;
+        for (id, total) in batch.column(0).as_primitive::<UInt32Type>().values().iter().zip(found) {
+            totals.entry(*id).or_default().extend(total);
+        }
+    }
+    Ok(totals.into_iter().map(|(id, all)| (id, median(all))).collect())
+}
+
+/// The middle value, or the mean of the two in the middle.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => values[n / 2],
+        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn a_median_lies_in_the_middle() {
+        assert_eq!((median(vec![3.0, 1.0, 2.0]), median(vec![4.0, 1.0, 2.0, 3.0])), (2.0, 2.5));
+    }
+}

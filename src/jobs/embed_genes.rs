@@ -1,0 +1,234 @@
+//! Averages the context embeddings of a model's genes over groups of cells.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array, StringArray, UInt32Array, UInt64Array};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, UInt64Type};
+use arrow::record_batch::RecordBatch;
+use cellql_schemas::cells;
+use cellql_schemas::embeddings::vector_type;
+use cellql_schemas::expr::Profiles;
+use cellql_schemas::gene_embeddings as table;
+use cellql_schemas::recipe::Recipe;
+use cellql_schemas::suggest::did_you_mean;
+use cellql_udfs::engine::Engine;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+
+use super::cells::{CELLS, Suitable};
+use super::{MODEL, Memory, recipe_metadata};
+use crate::error::{Error, Result};
+use crate::model::Sample;
+use crate::progress::OnProgress;
+use crate::query::StoreEngine;
+use crate::store::{Store, gene_embedding_table};
+
+/// Which cells are averaged.
+#[derive(Debug, Clone, Default)]
+pub struct Groups {
+    /// Column of `cells`; `None` for one group of all cells.
+    pub by: Option<String>,
+    /// Cells of each group at most, spread evenly over it.
+    pub at_most: Option<u64>,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GenesReport {
+    /// Name of the table's recipe.
+    pub recipe: String,
+    /// Group → cells averaged, of those added.
+    pub added: Vec<(String, u64)>,
+    /// Groups that were there already.
+    pub already: usize,
+    /// Cells without a vector.
+    pub without_vector: u64,
+}
+
+/// Adds the groups that the recipe's table lacks. Each is published when it is done, so that a run that was cut off goes on
+/// with the next one.
+///
+/// # Errors
+/// An unknown model or column, or a store that cannot be written.
+pub async fn embed_genes(
+    engine: &Arc<StoreEngine>,
+    recipe: &Recipe,
+    total: Option<&str>,
+    groups: &Groups,
+    memory: Memory,
+    on_progress: OnProgress,
+) -> Result<(Store, GenesReport)> {
+    let suitable = Suitable::of(engine, recipe, total).await?;
+    let members = members(engine, &suitable, groups).await?;
+    let by = groups.by.clone().unwrap_or_default();
+    let mut store = engine.store().clone();
+    let mut report = GenesReport { recipe: recipe.name(), added: Vec::new(), already: 0, without_vector: 0 };
+    let there = groups_in(engine, &store, recipe, &by).await?;
+    let todo: Vec<_> = members.into_iter().filter(|(group, _)| !there.contains(group)).collect();
+    report.already = there.len();
+    let all: u64 = todo.iter().map(|(_, ids)| ids.len() as u64).sum();
+    let mut done = 0;
+    for (group, ids) in todo {
+        let mut mean = Mean::new(engine, recipe)?;
+        for some in ids.chunks(CELLS) {
+            let listed = some.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+            let filter = format!("{} IN ({listed})", cells::CELL_ID);
+            for batch in engine.store().read(cells::TABLE, &suitable.columns(), Some(&filter)).await? {
+                let totals = suitable.totals(&batch)?;
+                let (engine, recipe, progress) = (Arc::clone(engine), recipe.clone(), Arc::clone(&on_progress));
+                let rows = batch.num_rows() as u64;
+                // Off the async threads; the mean travels along and comes back.
+                let add = move || {
+                    let result =
+                        mean.add(&engine, &recipe, &batch, &totals, memory, &|n| progress(done + n, Some(all)));
+                    result.map(|()| mean)
+                };
+                mean = tokio::task::spawn_blocking(add).await.map_err(Error::store("averaging genes"))??;
+                done += rows;
+            }
+        }
+        report.without_vector += ids.len() as u64 - mean.cells;
+        if mean.cells > 0 {
+            report.added.push((group.clone(), mean.cells));
+            store = publish(engine, &store, recipe, &by, &group, mean).await?;
+        }
+    }
+    Ok((store, report))
+}
+
+/// Groups and their cells, in order of their names.
+async fn members(engine: &StoreEngine, suitable: &Suitable, groups: &Groups) -> Result<Vec<(String, Vec<u64>)>> {
+    let store = engine.store();
+    let mut columns = vec![cells::CELL_ID];
+    if let Some(by) = &groups.by {
+        let table = store.table(cells::TABLE).await?;
+        if table.schema().field(by).is_none() {
+            let fields = &table.schema().fields;
+            let hint = did_you_mean(by, fields.iter().map(|f| f.name.as_str()));
+            return Err(Error::Request(format!("--group-by {by}: the table cells has no such column.{hint}")));
+        }
+        columns.push(by);
+    }
+    let mut found: std::collections::BTreeMap<String, Vec<u64>> = std::collections::BTreeMap::new();
+    for batch in store.read(cells::TABLE, &columns, Some(&suitable.filter)).await? {
+        let ids = batch.column(0).as_primitive::<UInt64Type>();
+        let names = batch.columns().get(1).map(|column| cast(column, &DataType::Utf8)).transpose();
+        let names = names.map_err(Error::store("reading the groups"))?;
+        let names = names.as_ref().map(|column| column.as_string::<i32>());
+        for (row, id) in ids.values().iter().enumerate() {
+            match names {
+                None => found.entry("all".to_owned()).or_default().push(*id),
+                Some(names) if names.is_valid(row) => found.entry(names.value(row).to_owned()).or_default().push(*id),
+                // Cells without a value belong to no group.
+                Some(_) => {}
+            }
+        }
+    }
+    let limit = groups.at_most.map_or(usize::MAX, |n| n as usize);
+    let spread = |mut ids: Vec<u64>| -> Vec<u64> {
+        ids.sort_unstable();
+        let n = ids.len();
+        if n <= limit { ids } else { (0..limit).map(|i| ids[i * n / limit]).collect() }
+    };
+    Ok(found.into_iter().map(|(group, ids)| (group, spread(ids))).collect())
+}
+
+/// Groups that a table has, after checking that the same model made it.
+async fn groups_in(engine: &StoreEngine, store: &Store, recipe: &Recipe, by: &str) -> Result<HashSet<String>> {
+    let name = gene_embedding_table(&recipe.name());
+    if !store.tables().any(|t| t == name) {
+        return Ok(HashSet::new());
+    }
+    let made = arrow::datatypes::Schema::from(store.table(&name).await?.schema());
+    let sha256 = &engine.entry(Some(&recipe.model))?.sha256;
+    if made.metadata().get(MODEL).is_some_and(|by| by != sha256) {
+        return Err(Error::Request(format!("table {name} was made with another model of that name")));
+    }
+    let filter = format!("{} = '{}'", table::GROUP_BY, by.replace('\'', "''"));
+    let batches = store.read(&name, &[table::GROUP], Some(&filter)).await?;
+    let names = batches.iter().flat_map(|b| b.column(0).as_string::<i32>().iter().flatten().map(str::to_owned));
+    Ok(names.collect())
+}
+
+/// A running mean of `[genes, width]`.
+struct Mean {
+    genes: Vec<u32>,
+    places: Vec<u32>,
+    width: usize,
+    sums: Vec<f64>,
+    cells: u64,
+}
+
+impl Mean {
+    fn new(engine: &StoreEngine, recipe: &Recipe) -> Result<Self> {
+        let (genes, places): (Vec<u32>, Vec<u32>) = engine.genes_of_model(&recipe.model)?.into_iter().unzip();
+        let width = engine.context_dim(&recipe.model).map_err(|e| Error::Request(e.to_string()))?;
+        let sums = vec![0.0; genes.len() * width];
+        Ok(Self { genes, places, width, sums, cells: 0 })
+    }
+
+    fn add(
+        &mut self,
+        engine: &StoreEngine,
+        recipe: &Recipe,
+        batch: &RecordBatch,
+        totals: &[Option<f64>],
+        memory: Memory,
+        on_cell: &dyn Fn(u64),
+    ) -> Result<()> {
+        let profiles = Profiles::new(batch.column(1)).map_err(Error::store("reading cells"))?;
+        let budget = memory.tokens(engine, recipe)?;
+        // One cell at a time: its contexts are tens of megabytes, and it keeps every core busy.
+        for (row, total) in totals.iter().enumerate() {
+            let sample = profiles.get(row).map(|profile| Sample { profile, total: *total });
+            let found = engine.contexts(recipe, &self.places, std::iter::once(sample), budget)?;
+            if found.valid == [true] {
+                self.sums.iter_mut().zip(&found.vectors).for_each(|(s, v)| *s += f64::from(*v));
+                self.cells += 1;
+            }
+            on_cell(row as u64 + 1);
+        }
+        Ok(())
+    }
+
+    fn into_batch(self, by: &str, group: &str, schema: &arrow::datatypes::SchemaRef) -> Result<RecordBatch> {
+        let n = self.genes.len();
+        let values: ArrayRef =
+            Arc::new(Float32Array::from_iter_values(self.sums.iter().map(|s| (s / self.cells as f64) as f32)));
+        let DataType::FixedSizeList(item, _) = vector_type(self.width) else {
+            return Err(Error::Request("a vector is a list of fixed size".into()));
+        };
+        let doing = || Error::store("building gene embeddings");
+        let vectors = FixedSizeListArray::try_new(item, self.width as i32, values, None).map_err(doing())?;
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(by, n))),
+            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(group, n))),
+            Arc::new(UInt32Array::from(self.genes)),
+            Arc::new(vectors),
+            Arc::new(UInt64Array::from(vec![self.cells; n])),
+        ];
+        RecordBatch::try_new(Arc::clone(schema), columns).map_err(doing())
+    }
+}
+
+async fn publish(
+    engine: &StoreEngine,
+    store: &Store,
+    recipe: &Recipe,
+    by: &str,
+    group: &str,
+    mean: Mean,
+) -> Result<Store> {
+    let name = recipe.name();
+    let schema = Arc::new(table::schema(mean.width).with_metadata(recipe_metadata(engine, recipe)?));
+    let row = mean.into_batch(by, group, &schema)?;
+    let mut transaction = store.begin(&format!("embedding genes of {group} with {name}")).await?;
+    if transaction.store().version() != store.version() {
+        // Genes are placed as they were when the engine opened; they may have moved since.
+        return Err(Error::Conflict { store: store.uri().to_owned(), doing: format!("embedding genes with {name}") });
+    }
+    let rows = RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(row)]));
+    transaction.append(&gene_embedding_table(&name), Box::pin(rows)).await?;
+    transaction.publish().await
+}

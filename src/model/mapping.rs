@@ -1,0 +1,52 @@
+//! The bytes of a model's file, mapped where they lie on this machine.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::Path;
+
+use bytes::Bytes;
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+
+/// A model's file.
+#[derive(Debug)]
+pub enum ModelBytes {
+    /// In memory, read from elsewhere.
+    Held(Bytes),
+    /// On this machine's disk; pages are read when first used and can be dropped again.
+    Mapped(Mmap),
+}
+
+impl ModelBytes {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    #[allow(unsafe_code, reason = "a mapping is memory that another process could change")]
+    pub fn map(path: &Path) -> Result<Self> {
+        let unreadable = |e: std::io::Error| Error::input(path, "file", format!("cannot be read: {e}"));
+        let file = File::open(path).map_err(unreadable)?;
+        // SAFETY: files of models are named by their hash, written once and renamed into place; nothing of cellql ever
+        // changes one. What another program does to a store while it is read is beyond us, as with any mapped library.
+        let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
+        Ok(Self::Mapped(map))
+    }
+}
+
+impl Deref for ModelBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            ModelBytes::Held(bytes) => bytes,
+            ModelBytes::Mapped(map) => map,
+        }
+    }
+}
+
+impl From<Vec<u8>> for ModelBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        ModelBytes::Held(bytes.into())
+    }
+}

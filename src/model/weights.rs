@@ -1,0 +1,62 @@
+//! Named weights by shape, read where they lie.
+
+use std::borrow::Cow;
+
+use candle_core::safetensors::Load;
+use candle_core::{DType, Device};
+use safetensors::{Dtype, SafeTensors};
+
+use super::kernels::{Form, Isa, LayerNorm, Linear};
+use crate::error::{Error, Result};
+
+/// The tensors of a model's file.
+#[derive(Debug)]
+pub(super) struct Tensors<'a> {
+    model: &'a str,
+    tensors: SafeTensors<'a>,
+}
+
+impl<'a> Tensors<'a> {
+    /// Of a model's bytes.
+    pub(super) fn of(model: &'a str, bytes: &'a [u8]) -> Result<Self> {
+        let damaged = |e| Error::Request(format!("the file of model '{model}' is damaged: {e}"));
+        Ok(Self { model, tensors: SafeTensors::deserialize(bytes).map_err(damaged)? })
+    }
+
+    /// A tensor of exactly this shape; f32 is not copied.
+    pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Cow<'a, [f32]>> {
+        let wrong = |what: String| Error::Request(format!("model '{}': weight '{name}' {what}", self.model));
+        let view = self.tensors.tensor(name).map_err(|_| wrong("is missing".into()))?;
+        if view.shape() != shape {
+            return Err(wrong(format!("has the shape {:?}, its configuration asks for {shape:?}", view.shape())));
+        }
+        if view.dtype() == Dtype::F32
+            && let Ok(floats) = bytemuck::try_cast_slice(view.data())
+        {
+            return Ok(Cow::Borrowed(floats));
+        }
+        let read = view.load(&Device::Cpu).and_then(|t| t.to_dtype(DType::F32)?.flatten_all()?.to_vec1());
+        Ok(Cow::Owned(read.map_err(Error::model(self.model, "reading weights"))?))
+    }
+
+    pub(super) fn linear(&self, form: Form, name: &str, inputs: usize, outputs: usize) -> Result<Linear> {
+        self.linear_named(form, &format!("{name}.weight"), &format!("{name}.bias"), inputs, outputs)
+    }
+
+    pub(super) fn linear_named(
+        &self,
+        form: Form,
+        weight: &str,
+        bias: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Linear> {
+        let (weight, bias) = (self.get(weight, &[outputs, inputs])?, self.get(bias, &[outputs])?);
+        Ok(Linear::pack(Isa::best(), form, &weight, &bias, inputs, outputs))
+    }
+
+    pub(super) fn norm(&self, name: &str, dim: usize) -> Result<LayerNorm> {
+        let part = |part: &str| self.get(&format!("{name}.{part}"), &[dim]);
+        Ok(LayerNorm::new(part("weight")?.into_owned(), part("bias")?.into_owned()))
+    }
+}
