@@ -6,8 +6,8 @@
 Cells are Baron's human pancreas cells with 1,500 to 2,500 expressed genes, and the same cells thinned binomially to about
 400. Weights are random (`cellql model init --size 100M`), the same file for all. PyTorch runs `benches/model_torch.py`: as the
 published script does (one cell at a time, fp32) and in its fastest batched bf16 form. Machine peaks are PyTorch's own
-matrix products. cellql's seconds are those of the whole command less those of the same command for one short cell, which
-is what loading takes. Programs take turns; medians over `--repeat` are printed, with [smallest, largest].
+matrix products. cellql's seconds are those of the whole
+command less those of planning it; loading the model, half a second and more, is in them. Programs take turns; medians over `--repeat` are printed, with [smallest, largest].
 """
 
 import argparse
