@@ -187,7 +187,7 @@ def enhance(args, folder, peak):
         script = torch("--what", "enhance", "--method", "script", *common)[-1]
         rounds.setdefault("script", []).append(script["seconds"])
         for precision in ["f32", "bf16", "int8"]:
-            call = f"enhance(expr, precision => '{precision}')['value'][1:3]"
+            call = f"expression(enhance(expr, precision => '{precision}'), 'INS')"
             load = run(args.cellql, "--quiet", "sql", store, "-c", f"SELECT {call} FROM cells WHERE cell_id = 0")[0]
             seconds = run(args.cellql, "--quiet", "sql", store, "-c", f"SELECT {call} FROM cells WHERE cell_id <= {n}")[0]
             rounds.setdefault(precision, []).append(seconds - load)
