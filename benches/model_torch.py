@@ -369,6 +369,9 @@ def check(folder):
     values = np.log1p(counts / total * 1e4)
     for name in ("cell.all.t4.F", "cell.max.f1.F", "gene.f1.F", "enhance.t4.F"):
         key, depth = ("cell" if name.startswith("cell") else "gene"), (4 if ".t4." in name else np.log10(total))
+        if not (folder / f"{key}.config.json").exists():
+            print(f"{name:15} skipped: {folder} has no {key}.config.json and {key}.weights.safetensors")
+            continue
         full = np.hstack([values, np.broadcast_to(depth, total.shape), np.log10(total)]).astype(np.float32)
         rows = list(torch.from_numpy(full))
         cells = [(row.nonzero()[:, 0], row[row > 0]) for row in rows]
