@@ -8,7 +8,7 @@ use crate::ingest::remove;
 use crate::query::Session;
 use crate::store::Store;
 
-const LIST: &str = "SELECT dataset_id, name, cells_kept AS cells, cells_read, cells_duplicate, value_kind, matrix, \
+const LIST: &str = "SELECT dataset_id, name, cells_kept AS cells, cells_read, cells_duplicate, value_kind, input, matrix, \
                     cardinality(measured_genes) AS genes, source_uri, ingested_at FROM datasets ORDER BY dataset_id";
 
 pub(super) async fn run(verb: DatasetVerb, talk: &Talk) -> Result<()> {
