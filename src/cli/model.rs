@@ -40,12 +40,17 @@ pub(super) async fn run(verb: ModelVerb, talk: &Talk) -> Result<()> {
     }
 }
 
+/// A store, and its model of a name.
+async fn find(uri: &str, name: Option<&str>) -> Result<(Store, Entry)> {
+    let store = Store::open(uri).await?;
+    let entry = registry::find(&registry::list(&store).await?, name)?.clone();
+    Ok((store, entry))
+}
+
 /// Prints what a model is.
 async fn show(uri: &str, name: Option<&str>) -> Result<()> {
-    let store = Store::open(uri).await?;
-    let entries = registry::list(&store).await?;
-    let entry = registry::find(&entries, name)?;
-    let model = registry::load(&store, entry).await?;
+    let (store, entry) = find(uri, name).await?;
+    let model = registry::load(&store, &entry).await?;
     let (encoder, decoder) = (&model.config().encoder, &model.config().decoder);
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
@@ -53,7 +58,7 @@ async fn show(uri: &str, name: Option<&str>) -> Result<()> {
         table.add_row([what.to_owned(), value]);
     };
     row("model", entry.name.clone());
-    row("trained on", trained_on(entry));
+    row("trained on", trained_on(&entry));
     row("weights", format!("{:.2} million", entry.parameters as f64 / 1e6));
     row("encoder", format!("{} layers of width {}, {} heads", encoder.depth, encoder.hidden_dim, encoder.heads));
     row(
@@ -100,10 +105,8 @@ async fn export(uri: &str, out: &Path, name: Option<&str>, key: CheckpointKey, t
         let problem = "models are written as .safetensors or .ckpt; give the file one of these endings";
         return Err(Error::input(out, "file", problem));
     }
-    let store = Store::open(uri).await?;
-    let entries = registry::list(&store).await?;
-    let entry = registry::find(&entries, name)?;
-    let bytes = registry::bytes(&store, entry).await?;
+    let (store, entry) = find(uri, name).await?;
+    let bytes = registry::bytes(&store, &entry).await?;
     if ending == "safetensors" {
         write_whole(out, |file| file.write_all(&bytes).map_err(Error::store("writing the model")))?;
     } else {

@@ -16,7 +16,6 @@ use crate::query::StoreEngine;
 
 /// Cells read at a time.
 pub(super) const CELLS: usize = 256;
-const DATASET_ID: &str = "dataset_id";
 
 /// The cells of a store that a recipe suits.
 #[derive(Debug, Clone)]
@@ -48,7 +47,7 @@ impl Suitable {
         let ids: Vec<u32> =
             found.iter().flat_map(|b| b.column(0).as_primitive::<UInt32Type>().values().iter().copied()).collect();
         let listed = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-        let filter = if ids.is_empty() { "false".to_owned() } else { format!("{DATASET_ID} IN ({listed})") };
+        let filter = if ids.is_empty() { "false".to_owned() } else { format!("{} IN ({listed})", cells::DATASET_ID) };
         let totals = match (input, total) {
             (Input::LogTotal, None) => {
                 return Err(Error::Request(
@@ -74,7 +73,7 @@ impl Suitable {
         match &self.totals {
             Totals::None => {}
             Totals::Column(name) => columns.push(name),
-            Totals::Median(_) => columns.push(DATASET_ID),
+            Totals::Median(_) => columns.push(cells::DATASET_ID),
         }
         columns
     }
@@ -100,7 +99,7 @@ impl Suitable {
 async fn medians(engine: &StoreEngine, model: &str, filter: &str) -> Result<HashMap<u32, f64>> {
     let doing = || Error::store("reading totals");
     let mut scan = engine.store().table(cells::TABLE).await?.scan();
-    scan.project(&[DATASET_ID, cells::EXPR]).map_err(doing())?;
+    scan.project(&[cells::DATASET_ID, cells::EXPR]).map_err(doing())?;
     scan.filter(filter).map_err(doing())?;
     scan.batch_size(CELLS);
     let mut batches = scan.try_into_stream().await.map_err(doing())?;

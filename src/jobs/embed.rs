@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::{Schema, SchemaRef, UInt64Type};
+use arrow::datatypes::{SchemaRef, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::cells;
 use cellql_schemas::embeddings;
@@ -18,7 +18,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{StreamExt, TryStreamExt};
 
 use super::cells::{CELLS, Suitable};
-use super::{MODEL, Memory, recipe_metadata};
+use super::{Memory, check_model, recipe_metadata};
 use crate::error::{Error, Result};
 use crate::model::Sample;
 use crate::progress::OnProgress;
@@ -104,10 +104,7 @@ pub async fn embed_cells(
 
 /// Cells of an embedding table, after checking that the same model made it.
 async fn cells_in(store: &Store, table: &str, sha256: &str) -> Result<HashSet<u64>> {
-    let made = Schema::from(store.table(table).await?.schema());
-    if made.metadata().get(MODEL).is_some_and(|by| by != sha256) {
-        return Err(Error::Request(format!("table {table} was made with another model of that name")));
-    }
+    check_model(store, table, sha256).await?;
     let batches = store.read(table, &[embeddings::CELL_ID], None).await?;
     let ids = batches.iter().flat_map(|b| b.column(0).as_primitive::<UInt64Type>().values().iter().copied());
     Ok(ids.collect())

@@ -3,21 +3,21 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array, StringArray, UInt32Array, UInt64Array};
+use arrow::array::{Array, ArrayRef, AsArray, StringArray, UInt32Array, UInt64Array};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::cells;
-use cellql_schemas::embeddings::vector_type;
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::gene_embeddings as table;
 use cellql_schemas::recipe::Recipe;
 use cellql_schemas::suggest::did_you_mean;
-use cellql_udfs::engine::Engine;
+use cellql_udfs::embed::vector_column;
+use cellql_udfs::engine::Embedded;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 
 use super::cells::{CELLS, Suitable};
-use super::{MODEL, Memory, recipe_metadata};
+use super::{Memory, check_model, recipe_metadata};
 use crate::error::{Error, Result};
 use crate::model::Sample;
 use crate::progress::OnProgress;
@@ -140,11 +140,7 @@ async fn groups_in(engine: &StoreEngine, store: &Store, recipe: &Recipe, by: &st
     if !store.tables().any(|t| t == name) {
         return Ok(HashSet::new());
     }
-    let made = arrow::datatypes::Schema::from(store.table(&name).await?.schema());
-    let sha256 = &engine.entry(Some(&recipe.model))?.sha256;
-    if made.metadata().get(MODEL).is_some_and(|by| by != sha256) {
-        return Err(Error::Request(format!("table {name} was made with another model of that name")));
-    }
+    check_model(store, &name, &engine.entry(Some(&recipe.model))?.sha256).await?;
     let filter = format!("{} = '{}'", table::GROUP_BY, by.replace('\'', "''"));
     let batches = store.read(&name, &[table::GROUP], Some(&filter)).await?;
     let names = batches.iter().flat_map(|b| b.column(0).as_string::<i32>().iter().flatten().map(str::to_owned));
@@ -163,7 +159,7 @@ struct Mean {
 impl Mean {
     fn new(engine: &StoreEngine, recipe: &Recipe) -> Result<Self> {
         let (genes, places): (Vec<u32>, Vec<u32>) = engine.genes_of_model(&recipe.model)?.into_iter().unzip();
-        let width = engine.context_dim(&recipe.model).map_err(|e| Error::Request(e.to_string()))?;
+        let width = engine.with_model(&recipe.model, |m| m.config().decoder.hidden_dim)?;
         let sums = vec![0.0; genes.len() * width];
         Ok(Self { genes, places, width, sums, cells: 0 })
     }
@@ -194,13 +190,9 @@ impl Mean {
 
     fn into_batch(self, by: &str, group: &str, schema: &arrow::datatypes::SchemaRef) -> Result<RecordBatch> {
         let n = self.genes.len();
-        let values: ArrayRef =
-            Arc::new(Float32Array::from_iter_values(self.sums.iter().map(|s| (s / self.cells as f64) as f32)));
-        let DataType::FixedSizeList(item, _) = vector_type(self.width) else {
-            return Err(Error::Request("a vector is a list of fixed size".into()));
-        };
-        let doing = || Error::store("building gene embeddings");
-        let vectors = FixedSizeListArray::try_new(item, self.width as i32, values, None).map_err(doing())?;
+        let means = self.sums.iter().map(|s| (s / self.cells as f64) as f32).collect();
+        let means = Embedded { vectors: means, valid: vec![true; n], ..Embedded::default() };
+        let vectors = vector_column(means, self.width)?;
         let columns: Vec<ArrayRef> = vec![
             Arc::new(StringArray::from_iter_values(std::iter::repeat_n(by, n))),
             Arc::new(StringArray::from_iter_values(std::iter::repeat_n(group, n))),
@@ -208,7 +200,7 @@ impl Mean {
             Arc::new(vectors),
             Arc::new(UInt64Array::from(vec![self.cells; n])),
         ];
-        RecordBatch::try_new(Arc::clone(schema), columns).map_err(doing())
+        RecordBatch::try_new(Arc::clone(schema), columns).map_err(Error::store("building gene embeddings"))
     }
 }
 

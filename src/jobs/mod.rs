@@ -8,6 +8,7 @@ mod embed_genes;
 
 use std::collections::HashMap;
 
+use arrow::datatypes::Schema;
 use cellql_schemas::recipe::Recipe;
 
 pub use embed::{EmbedReport, embed_cells};
@@ -16,6 +17,7 @@ pub use embed_genes::{GenesReport, Groups, embed_genes};
 use crate::error::{Error, Result};
 use crate::model::DEFAULT_TOKEN_BUDGET;
 use crate::query::StoreEngine;
+use crate::store::Store;
 
 /// Schema metadata that says what vectors are.
 const RECIPE: &str = "cellql.recipe";
@@ -26,6 +28,17 @@ fn recipe_metadata(engine: &StoreEngine, recipe: &Recipe) -> Result<HashMap<Stri
     let json = serde_json::to_string(recipe).map_err(Error::store("recording the recipe"))?;
     let sha256 = engine.entry(Some(&recipe.model))?.sha256.clone();
     Ok(HashMap::from([(RECIPE.to_owned(), json), (MODEL.to_owned(), sha256)]))
+}
+
+/// Refuses a table of vectors that another model of the same name made.
+async fn check_model(store: &Store, table: &str, sha256: &str) -> Result<()> {
+    let made = Schema::from(store.table(table).await?.schema());
+    match made.metadata().get(MODEL) {
+        Some(by) if by != sha256 => {
+            Err(Error::Request(format!("table {table} was made with another model of that name")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Memory that a batch may take beside the weights; `None` for a batch of the usual size.

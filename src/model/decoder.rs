@@ -254,7 +254,6 @@ impl Decoder {
     fn first(&self, embedding: &Embedding, cell: &Cell, unexpressed: &Unexpressed) -> (Rows, Context) {
         let layer = &self.layers[0];
         let mut x = unexpressed.rows.clone();
-        let row = x.stride();
         let mut is_expressed = vec![false; self.positions];
         cell.tokens.positions.iter().for_each(|p| is_expressed[*p as usize] = true);
         let tokens = cell.tokens.positions.par_chunks(BLOCK).enumerate().with_max_len(1);
@@ -292,7 +291,6 @@ impl Decoder {
         let zeros = unexpressed.largest.iter().zip(&is_expressed).filter(|(_, expressed)| !**expressed);
         let zeros = zeros.map(|(y, _)| *y).fold(f32::NEG_INFINITY, f32::max);
         let largest = parts[1..].iter().skip(1).step_by(2).map(KeySums::largest).fold(zeros, f32::max);
-        debug_assert_eq!(row, x.stride());
         (x, layer.favor.context(&parts, Some(largest)))
     }
 

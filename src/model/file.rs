@@ -92,7 +92,7 @@ pub(super) fn header(name: &str, bytes: &[u8]) -> Result<(Config, Vocabulary)> {
     Ok((header.config, vocabulary))
 }
 
-fn damaged(name: &str, why: &dyn std::fmt::Display) -> Error {
+pub(super) fn damaged(name: &str, why: &dyn std::fmt::Display) -> Error {
     Error::Request(format!("the file of model '{name}' is damaged: {why}"))
 }
 

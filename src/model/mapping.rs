@@ -3,19 +3,20 @@
 use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
 
-/// A model's file.
-#[derive(Debug)]
+/// A model's file. Copies share it.
+#[derive(Debug, Clone)]
 pub enum ModelBytes {
     /// In memory, read from elsewhere.
     Held(Bytes),
     /// On this machine's disk; pages are read when first used and can be dropped again.
-    Mapped(Mmap),
+    Mapped(Arc<Mmap>),
 }
 
 impl ModelBytes {
@@ -30,7 +31,7 @@ impl ModelBytes {
         // SAFETY: files of models are named by their hash, written once and renamed into place; nothing of cellql ever
         // changes one. What another program does to a store while it is read is beyond us, as with any mapped library.
         let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
-        Ok(Self::Mapped(map))
+        Ok(Self::Mapped(Arc::new(map)))
     }
 }
 

@@ -6,7 +6,7 @@ use arrow::array::{ArrayRef, AsArray, BooleanArray, StringArray, UInt32Array, UI
 use arrow::datatypes::{UInt32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::models as table;
-use cellql_schemas::recipe::{Pool, Precision};
+use cellql_schemas::recipe::Pool;
 use cellql_schemas::suggest::did_you_mean;
 use chrono::Utc;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -60,6 +60,7 @@ pub async fn add(store: &Store, name: &str, weights: &Weights, provenance: &Prov
         return Err(Error::Request(format!("'{name}' cannot name a model: use letters, digits, '_' and '-'")));
     }
     let (bytes, sha256) = encode(weights)?;
+    let bytes = ModelBytes::from(bytes);
     // What cannot be loaded must not come in.
     Model::load(name, bytes.clone())?.check()?;
     let mut transaction = store.begin(&format!("adding model {name}")).await?;
@@ -160,7 +161,7 @@ pub fn find<'a>(entries: &'a [Entry], name: Option<&str>) -> Result<&'a Entry> {
 /// The file is missing or damaged.
 pub async fn bytes(store: &Store, entry: &Entry) -> Result<ModelBytes> {
     let bytes = open(store, entry).await?;
-    match format!("{:x}", Sha256::digest(&*bytes)) == entry.sha256 {
+    match sha256(&bytes) == entry.sha256 {
         true => Ok(bytes),
         false => Err(damaged(entry)),
     }
@@ -173,6 +174,10 @@ async fn open(store: &Store, entry: &Entry) -> Result<ModelBytes> {
     }
 }
 
+fn sha256(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
 fn damaged(entry: &Entry) -> Error {
     let (name, path) = (&entry.name, entry.path());
     Error::Request(format!("model '{name}': its file {path} is damaged; import it again by another name"))
@@ -183,17 +188,11 @@ fn damaged(entry: &Entry) -> Error {
 /// # Errors
 /// The file is missing or damaged.
 pub async fn load(store: &Store, entry: &Entry) -> Result<Model> {
-    let (to_check, to_load) = match open(store, entry).await? {
-        ModelBytes::Held(bytes) => (ModelBytes::Held(bytes.clone()), ModelBytes::Held(bytes)),
-        mapped => (mapped, open(store, entry).await?),
-    };
+    let bytes = open(store, entry).await?;
+    let to_check = bytes.clone();
     std::thread::scope(|scope| {
-        let hash = scope.spawn(|| format!("{:x}", Sha256::digest(&*to_check)));
-        let model = Model::load(&entry.name, to_load).and_then(|model| {
-            // What every question needs first, so that it is ready when the hash is.
-            model.encoder(Precision::F32)?;
-            Ok(model)
-        });
+        let hash = scope.spawn(|| sha256(&to_check));
+        let model = Model::load(&entry.name, bytes);
         if hash.join().ok().as_ref() != Some(&entry.sha256) {
             return Err(damaged(entry));
         }

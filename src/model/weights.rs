@@ -6,6 +6,7 @@ use candle_core::safetensors::Load;
 use candle_core::{DType, Device};
 use safetensors::{Dtype, SafeTensors};
 
+use super::file::damaged;
 use super::kernels::{Form, Isa, LayerNorm, Linear};
 use crate::error::{Error, Result};
 
@@ -19,8 +20,7 @@ pub(super) struct Tensors<'a> {
 impl<'a> Tensors<'a> {
     /// Of a model's bytes.
     pub(super) fn of(model: &'a str, bytes: &'a [u8]) -> Result<Self> {
-        let damaged = |e| Error::Request(format!("the file of model '{model}' is damaged: {e}"));
-        Ok(Self { model, tensors: SafeTensors::deserialize(bytes).map_err(damaged)? })
+        Ok(Self { model, tensors: SafeTensors::deserialize(bytes).map_err(|e| damaged(model, &e))? })
     }
 
     /// A tensor of exactly this shape; f32 is not copied.

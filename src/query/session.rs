@@ -17,7 +17,7 @@ use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
 use super::table::StoreTable;
 use crate::error::{Error, Result};
-use crate::store::{Store, StoreVersion, embedding_table, gene_embedding_table};
+use crate::store::{Store, StoreVersion};
 
 const CATALOG: &str = "cellql";
 const SCHEMA: &str = "public";
@@ -65,35 +65,31 @@ impl Session {
 
     async fn register_tables(&self) -> Result<()> {
         let store = self.engine.store();
-        let vectors = Arc::new(MemorySchemaProvider::new());
-        for recipe in self.engine.recipes() {
-            let table = store.table(&embedding_table(&recipe)).await?;
-            vectors.register_table(recipe, Arc::new(StoreTable::new(table)))?;
-        }
-        // With a single recipe there is no doubt what `embeddings` means.
-        if let [only] = self.engine.recipes().as_slice() {
-            let table = store.table(&embedding_table(only)).await?;
-            self.context.register_table(embeddings::SCHEMA, Arc::new(StoreTable::new(table)))?;
-        }
-        let genes = Arc::new(MemorySchemaProvider::new());
-        let prefix = format!("{}/", gene_embeddings::SCHEMA);
-        let of_genes: Vec<&str> = store.tables().filter_map(|t| t.strip_prefix(&prefix)).collect();
-        for recipe in &of_genes {
-            let table = store.table(&gene_embedding_table(recipe)).await?;
-            genes.register_table((*recipe).to_owned(), Arc::new(StoreTable::new(table)))?;
-        }
-        if let [only] = of_genes.as_slice() {
-            let table = store.table(&gene_embedding_table(only)).await?;
-            self.context.register_table(gene_embeddings::SCHEMA, Arc::new(StoreTable::new(table)))?;
-        }
         for name in store.tables().filter(|t| !t.contains('/')) {
             let table = store.table(name).await?;
             self.context.register_table(name, Arc::new(StoreTable::new(table)))?;
         }
         let catalog = self.context.catalog(CATALOG).ok_or_else(|| Error::Request("no catalog".into()))?;
-        catalog.register_schema(embeddings::SCHEMA, vectors)?;
-        catalog.register_schema(gene_embeddings::SCHEMA, genes)?;
+        for schema in [embeddings::SCHEMA, gene_embeddings::SCHEMA] {
+            catalog.register_schema(schema, self.tables_by_recipe(schema).await?)?;
+        }
         Ok(())
+    }
+
+    /// The tables `<schema>/<recipe>` under their recipes. With a single recipe there is no doubt what plain `<schema>` means.
+    async fn tables_by_recipe(&self, schema: &str) -> Result<Arc<MemorySchemaProvider>> {
+        let store = self.engine.store();
+        let tables = Arc::new(MemorySchemaProvider::new());
+        let prefix = format!("{schema}/");
+        let names: Vec<&str> = store.tables().filter(|t| t.starts_with(&prefix)).collect();
+        for name in &names {
+            let table: Arc<StoreTable> = Arc::new(StoreTable::new(store.table(name).await?));
+            tables.register_table(name[prefix.len()..].to_owned(), Arc::clone(&table) as _)?;
+            if names.len() == 1 {
+                self.context.register_table(schema, table)?;
+            }
+        }
+        Ok(tables)
     }
 
     /// Plans one statement. It runs when its result is read.

@@ -158,13 +158,13 @@ impl Favor {
         for (h, head) in sums.heads.iter_mut().enumerate() {
             let (k, v) = (&k[h * dim..], &v[h * dim..]);
             let e = self.project(k, row, rows, activations, buffer);
-            let largest = e.chunks(apart).take(rows).map(|e| max_of(&e[..features])).fold(head.max, f32::max);
+            let largest = e.chunks(apart).map(|e| max_of(&e[..features])).fold(head.max, f32::max);
             if largest > head.max {
                 let keep = (head.max - largest).exp();
                 head.products.iter_mut().chain(&mut head.totals).for_each(|s| *s *= keep);
                 head.max = largest;
             }
-            for (i, e) in e.chunks_mut(apart).take(rows).enumerate() {
+            for (i, e) in e.chunks_mut(apart).enumerate() {
                 exponentials(&k[i * row..][..dim], &mut e[..features], head.max);
                 add(&mut head.totals, &e[..features]);
                 add(&mut head.values, &v[i * row..][..dim]);
@@ -276,7 +276,7 @@ impl Favor {
             let q = &q[h * dim..];
             let e = self.project(q, row, rows, activations, buffer);
             let mut over = [0f32; super::linear::BLOCK];
-            for ((i, e), over) in e.chunks_mut(apart).take(rows).enumerate().zip(&mut over) {
+            for ((i, e), over) in e.chunks_mut(apart).enumerate().zip(&mut over) {
                 let e = &mut e[..features];
                 let max = max_of(e);
                 exponentials(&q[i * row..][..dim], e, max);
@@ -304,7 +304,7 @@ impl Favor {
                     }
                 }
                 let columns = PANEL.min(dim - panel * PANEL);
-                for (i, (sums, over)) in sums.chunks_exact(PANEL).zip(&over).take(rows).enumerate() {
+                for (i, (sums, over)) in sums.chunks_exact(PANEL).zip(&over).enumerate() {
                     let out = &mut out[i * row + h * dim + panel * PANEL..][..columns];
                     out.iter_mut().zip(sums).for_each(|(o, s)| *o = s * over);
                 }

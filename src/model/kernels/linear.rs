@@ -268,25 +268,25 @@ struct Target<'a> {
 }
 
 #[inline(always)]
-fn finish(sums: &[f32], rows: usize, bias: &[f32], target: Target, then: impl Fn(f32, usize, usize) -> f32) {
+fn finish(sums: &[f32], rows: usize, bias: &[f32], target: Target, then: impl Fn(f32) -> f32) {
     let Target { out, row, first, columns } = target;
     for i in 0..rows {
         let out = &mut out[i * row + first..][..columns];
         let sums = &sums[i * PANEL..][..PANEL];
-        for (j, ((out, sum), bias)) in out.iter_mut().zip(sums).zip(bias).enumerate() {
-            *out = then(sum + bias, i, j);
+        for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
+            *out = then(sum + bias);
         }
     }
 }
 
 #[inline(always)]
 fn finish_bias_body(sums: &[f32], rows: usize, bias: &[f32], target: Target) {
-    finish(sums, rows, bias, target, |v, _, _| v);
+    finish(sums, rows, bias, target, |v| v);
 }
 
 #[inline(always)]
 fn finish_relu_body(sums: &[f32], rows: usize, bias: &[f32], target: Target) {
-    finish(sums, rows, bias, target, |v, _, _| if v > 0.0 { v } else { 0.0 });
+    finish(sums, rows, bias, target, |v| if v > 0.0 { v } else { 0.0 });
 }
 
 #[inline(always)]
