@@ -6,7 +6,7 @@ CARGO = set -e; PROTOC="$$(scripts/ensure-tools.sh)"; export PROTOC; cargo
 # Always the whole workspace: another selection means other features of dependencies, and compiling them twice.
 WHOLE = --workspace --locked
 
-.PHONY: bench-ingest bench-model build clean data demo fmt fuzz lint release test
+.PHONY: bench bench-ingest bench-model build clean cuda data demo fmt fuzz lint release test
 
 demo: build
 	rm -rf demo/store   # the demo's own place only: another STORE is the user's and never removed
@@ -44,6 +44,19 @@ fuzz: data
 BENCH_CELLS ?= 10000 50000
 bench-ingest: build data
 	scripts/bench-ingest.sh "$(CARGO_TARGET_DIR)/debug/cellql" $(BENCH_CELLS)
+
+# Single pieces beside what limits them; BENCH picks by name: make bench BENCH=attention. Same build as everything else.
+bench:
+	$(CARGO) bench $(WHOLE) --profile dev --bench main -- $(BENCH)
+
+# The program with models on CUDA devices, in a folder of its own, for it needs a driver to start. Without a CUDA toolkit on
+# PATH one comes from PyPI. CUDA_MODE=check only type-checks (a sixth of the download, no link).
+CUDA_MODE ?= build
+cuda:
+	set -e; PROTOC="$$(scripts/ensure-tools.sh)"; export PROTOC; \
+	settings="$$(scripts/cuda-toolkit.sh "$(CARGO_TARGET_DIR)/cuda-toolkit" $(CUDA_MODE))"; eval "$$settings"; \
+	cargo $(CUDA_MODE) $(WHOLE) --features cuda --target-dir "$(CARGO_TARGET_DIR)/cuda"
+	test $(CUDA_MODE) = check || echo "built: $(CARGO_TARGET_DIR)/cuda/debug/cellql" >&2
 
 # A model of 100M sizes beside PyTorch, on real cells. Installs PyTorch (some gigabytes) and takes ten minutes and more.
 bench-model: build data

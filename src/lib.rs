@@ -13,5 +13,4 @@ pub mod jobs;
 pub mod model;
 pub mod progress;
 pub mod query;
-mod simd;
 pub mod store;

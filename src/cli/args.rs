@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::output::Format;
-use crate::model::{CheckpointKey, Size};
+use crate::model::{CheckpointKey, Device, Size};
 
 /// A store for single-cell transcriptomes with a foundation model and SQL inside
 #[derive(Debug, Parser)]
@@ -184,6 +184,9 @@ pub(super) struct SqlArgs {
     /// How results are written
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(super) format: Format,
+    /// What runs models: cpu, or cuda, cuda:1 in a build with CUDA
+    #[arg(long, default_value = "cpu")]
+    pub(super) device: Device,
 }
 
 #[derive(Debug, Subcommand)]
@@ -296,6 +299,9 @@ pub(super) struct RecipeArgs {
     /// Memory for a batch of cells, beside the weights: 512MB, 2GB
     #[arg(long, value_parser = bytes)]
     pub(super) memory: Option<u64>,
+    /// What runs the model: cpu, or cuda, cuda:1 in a build with CUDA
+    #[arg(long, default_value = "cpu")]
+    pub(super) device: Device,
 }
 
 #[derive(Debug, Args)]

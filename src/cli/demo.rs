@@ -67,6 +67,7 @@ pub(super) async fn run(uri: &str, talk: &Talk) -> Result<()> {
         precision: "f32".to_owned(),
         total: None,
         memory: None,
+        device: crate::model::Device::Cpu,
     };
     let store = index::build_over(&store, &recipe, None, talk).await?;
     let session = Session::open(store).await?;

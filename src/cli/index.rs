@@ -11,7 +11,7 @@ use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::index::{GraphOptions, build};
 use crate::jobs::{EmbedReport, Groups, Memory, embed_cells, embed_genes};
-use crate::model::Model;
+use crate::model::{Device, Model};
 use crate::query::{Session, StoreEngine};
 use crate::store::Store;
 
@@ -35,7 +35,7 @@ pub(super) async fn embed(args: EmbedArgs, talk: &Talk) -> Result<()> {
         fill(&store, &args.recipe, talk).await?;
         return Ok(());
     }
-    let engine = Arc::new(StoreEngine::open(store).await?);
+    let engine = Arc::new(StoreEngine::open(store).await?.on(args.recipe.device)?);
     let recipe = recipe(&engine, &args.recipe, talk)?;
     let groups = Groups { by: args.group_by, at_most: args.cells_per_group };
     let (total, memory) = (args.recipe.total.as_deref(), Memory { bytes: args.recipe.memory });
@@ -75,7 +75,7 @@ pub(super) async fn build_over(store: &Store, args: &RecipeArgs, name: Option<St
 }
 
 async fn fill(store: &Store, args: &RecipeArgs, talk: &Talk) -> Result<(Store, EmbedReport)> {
-    let engine = Arc::new(StoreEngine::open(store.clone()).await?);
+    let engine = Arc::new(StoreEngine::open(store.clone()).await?.on(args.device)?);
     let recipe = recipe(&engine, args, talk)?;
     let start = Instant::now();
     let (total, memory) = (args.total.as_deref(), Memory { bytes: args.memory });
@@ -117,7 +117,7 @@ fn recipe(engine: &StoreEngine, args: &RecipeArgs, talk: &Talk) -> Result<Recipe
             "note: model '{name}' has untrained weights; its embeddings are a random projection of expression"
         ));
     }
-    if recipe.precision != Precision::F32 {
+    if recipe.precision != Precision::F32 && args.device == Device::Cpu {
         let precision = recipe.precision.name();
         talk.say(&format!("precision {precision}: matrix products run on {}", Model::instructions(recipe.precision)));
     }

@@ -23,7 +23,7 @@ pub(super) async fn run(args: SqlArgs, talk: &Talk) -> Result<()> {
             text
         }
     };
-    let session = Session::open(super::open(&args.store).await?).await?;
+    let session = Session::open_on(super::open(&args.store).await?, args.device).await?;
     for frame in session.statements(&script).await? {
         let written = output::write(frame, args.format).await;
         talk.notices(&session.take_notices());

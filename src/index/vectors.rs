@@ -10,8 +10,8 @@ use rayon::prelude::*;
 
 use super::search::Neighbour;
 use crate::error::{Error, Result};
-use crate::simd::dot;
 use crate::store::Store;
+use cellql_kernels::dot;
 
 /// Unit vectors and the cells they belong to. Cells without a vector, or with one of length zero, are left out:
 /// cosine says nothing about them.

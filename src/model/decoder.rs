@@ -13,12 +13,12 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 
 use super::embedding::{self, Embedding};
-use super::kernels::{
-    Activations, BLOCK, Context, Favor, FavorScratch, Form, Isa, KeySums, LayerNorm, Linear, Rows, Then, gelu,
-};
 use super::weights::Tensors;
 use super::{Config, Tokens};
 use crate::error::Result;
+use cellql_kernels::{
+    Activations, BLOCK, Context, Favor, FavorScratch, Form, Isa, KeySums, LayerNorm, Linear, Rows, Then, gelu,
+};
 
 /// Blocks of one part of the positions.
 const PART: usize = 5;
@@ -154,7 +154,7 @@ impl Decoder {
         let mut out = vec![0f32; genes.len()];
         let (weight, bias) = &self.to_final;
         self.decode(embedding, &Cell { tokens, encoded, row }, &genes, 1, &mut out, |context, out| {
-            out[0] = crate::simd::dot(context, weight) + bias;
+            out[0] = cellql_kernels::dot(context, weight) + bias;
         });
         out
     }

@@ -1,9 +1,9 @@
 //! What a token is before the first layer: the embedding of its value and of its gene.
 
 use super::Config;
-use super::kernels::{Activations, BLOCK, Form, Isa, Linear, Rows, Then, softmax};
 use super::weights::Tensors;
 use crate::error::Result;
+use cellql_kernels::{Activations, BLOCK, Form, Isa, Linear, Rows, Then, softmax};
 
 /// Slope below zero.
 const LEAK: f32 = 0.1;

@@ -12,9 +12,9 @@ use rayon::prelude::*;
 use super::Config;
 use super::batch::Packed;
 use super::embedding::{self, Embedding};
-use super::kernels::{Activations, Attention, BLOCK, Form, Isa, LayerNorm, Linear, Rows, Then};
 use super::weights::Tensors;
 use crate::error::Result;
+use cellql_kernels::{Activations, Attention, BLOCK, Form, Isa, LayerNorm, Linear, Rows, Then};
 
 #[derive(Debug)]
 struct Layer {

@@ -2,8 +2,11 @@
 //! what the kernels of the CPU are held against.
 //!
 //! Only operations whose gradients candle keeps are used (its fused norms and softmax drop them silently). The largest
-//! values that keep exponentials in range are constants of the gradient, as in the authors' code. Attention takes a block
-//! of queries at a time, so no cell's K × K matrix is held at once.
+//! values that keep exponentials in range are constants of the gradient, as in the authors' code. Attention takes cells of
+//! like length together, padded to the longest of them, and a block of queries at a time, so no K × K matrix is held.
+//!
+//! In bf16, products are bf16; value embedding, norms, softmax and random features are computed in f32, where bf16's eight
+//! bits would be too few.
 
 use std::collections::HashMap;
 
@@ -19,6 +22,10 @@ const LEAK: f64 = 0.1;
 const FEATURE_EPS: f64 = 1e-4;
 /// Queries of a block.
 const QUERIES: usize = 512;
+/// Scores held at once.
+const SCORES: usize = 1 << 26;
+/// On a device, lengths that differ by less than this are padded to one: a kernel's launch costs as much as some rows.
+const BUCKET: usize = 128;
 
 /// A model as named tensors, without the prefix `model.`; trainable where they are variables.
 #[derive(Debug, Clone)]
@@ -26,6 +33,8 @@ pub struct Graph {
     config: Config,
     tensors: HashMap<String, Tensor>,
     device: Device,
+    dtype: DType,
+    bucket: usize,
 }
 
 impl Graph {
@@ -35,10 +44,29 @@ impl Graph {
     /// The device has no room.
     pub fn new(config: Config, tensors: &HashMap<String, Tensor>, device: &Device, dtype: DType) -> Result<Self> {
         let moved = |(name, tensor): (&String, &Tensor)| -> Result<(String, Tensor)> {
+            let exact = name.contains("norm") || name.starts_with("token_emb") || name.ends_with("projection_matrix");
+            let dtype = if exact { DType::F32 } else { dtype };
             Ok((name.clone(), tensor.to_device(device)?.to_dtype(dtype)?))
         };
         let tensors = tensors.iter().map(moved).collect::<Result<_>>()?;
-        Ok(Self { config, tensors, device: device.clone() })
+        let bucket = if device.is_cpu() { 1 } else { BUCKET };
+        Ok(Self { config, tensors, device: device.clone(), dtype, bucket })
+    }
+
+    /// Pads cells whose lengths differ by less than this together.
+    #[cfg(test)]
+    pub(super) fn with_bucket(self, bucket: usize) -> Self {
+        Self { bucket, ..self }
+    }
+
+    /// Positions of the decoder, T and S included.
+    pub(super) fn positions(&self) -> usize {
+        self.config.seq_len
+    }
+
+    /// Where tensors stand.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
     }
 
     fn tensor(&self, name: &str) -> Result<&Tensor> {
@@ -54,13 +82,14 @@ impl Graph {
     }
 
     fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+        let x = &x.to_dtype(DType::F32)?;
         let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
         let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
         let scaled = centred.broadcast_div(&deviation)?.broadcast_mul(self.tensor(&format!("{name}.weight"))?)?;
-        scaled.broadcast_add(self.tensor(&format!("{name}.bias"))?)
+        scaled.broadcast_add(self.tensor(&format!("{name}.bias"))?)?.to_dtype(self.dtype)
     }
 
-    /// `[values]` to `[values, dim]`.
+    /// `[values]` to `[values, dim]`, f32.
     fn values(&self, values: &[f32]) -> Result<Tensor> {
         let bins = self.tensor("token_emb.emb.weight")?;
         let v = Tensor::from_slice(values, (values.len(), 1), &self.device)?.to_dtype(bins.dtype())?;
@@ -90,7 +119,7 @@ impl Graph {
     /// # Errors
     /// A weight is missing or misshapen, or the device has no room.
     pub fn encode(&self, positions: &[u32], values: &[f32], starts: &[usize]) -> Result<Tensor> {
-        let mut x = (self.values(values)? + self.genes(positions)?)?;
+        let mut x = (self.values(values)?.to_dtype(self.dtype)? + self.genes(positions)?)?;
         for layer in 0..self.config.encoder.depth {
             let at = format!("encoder.transformer_encoder.{layer}");
             let (weight, bias) = (format!("{at}.self_attn.in_proj_weight"), format!("{at}.self_attn.in_proj_bias"));
@@ -106,23 +135,60 @@ impl Graph {
 
     /// `[tokens, 3·dim]` to `[tokens, dim]`, each cell by itself.
     fn attention(&self, qkv: &Tensor, starts: &[usize]) -> Result<Tensor> {
-        let (heads, dim) = (self.config.encoder.heads, self.config.encoder.hidden_dim);
-        let mut mixed = Vec::new();
-        for cell in starts.windows(2) {
-            let n = cell[1] - cell[0];
-            let part = |part: usize| {
-                let columns = qkv.narrow(0, cell[0], n)?.narrow(1, part * dim, dim)?;
-                columns.reshape((n, heads, dim / heads))?.transpose(0, 1)?.contiguous()
-            };
-            let (q, k, v) =
-                ((part(0)? * (1.0 / ((dim / heads) as f64).sqrt()))?, part(1)?.t()?.contiguous()?, part(2)?);
-            for first in (0..n).step_by(QUERIES) {
-                let q = q.narrow(1, first, QUERIES.min(n - first))?.contiguous()?;
-                let weights = softmax(&q.matmul(&k)?)?;
-                mixed.push(weights.matmul(&v)?.transpose(0, 1)?.reshape(((), dim))?);
+        let parts = self.alike(starts).into_iter().map(|(first, last)| self.attend(qkv, &starts[first..=last]));
+        Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
+    }
+
+    /// Runs of cells to pad together: `[first, last)`.
+    fn alike(&self, starts: &[usize]) -> Vec<(usize, usize)> {
+        let length = |cell: usize| starts[cell + 1] - starts[cell];
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for cell in 0..starts.len() - 1 {
+            let fits = runs.last().is_some_and(|&(first, last)| {
+                let longest = (first..=cell).map(length).max().unwrap_or(0);
+                let scores = (last + 1 - first) * self.config.encoder.heads * longest * longest.min(QUERIES);
+                (first..=cell).all(|c| length(c) + self.bucket > longest) && scores <= SCORES
+            });
+            match runs.last_mut() {
+                Some(run) if fits => run.1 = cell + 1,
+                _ => runs.push((cell, cell + 1)),
             }
         }
-        Tensor::cat(&mixed, 0)
+        runs
+    }
+
+    /// Attention of the cells between these starts, `[their tokens, dim]`.
+    fn attend(&self, qkv: &Tensor, starts: &[usize]) -> Result<Tensor> {
+        let (heads, dim) = (self.config.encoder.heads, self.config.encoder.hidden_dim);
+        let padding = Padding::of(starts);
+        let (cells, longest) = (padding.lengths.len(), padding.longest);
+        let rows = match padding.is_needed() {
+            false => qkv.narrow(0, starts[0], cells * longest)?,
+            true => qkv.index_select(&Tensor::new(padding.rows(starts), &self.device)?, 0)?,
+        };
+        let mask = match padding.is_needed() {
+            false => None,
+            true => Some(Tensor::from_vec(padding.mask(), (cells, 1, 1, longest), &self.device)?),
+        };
+        let rows = rows.reshape((cells, longest, 3, heads, dim / heads))?;
+        let part = |part: usize| rows.narrow(2, part, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
+        let q = (part(0)? * (1.0 / ((dim / heads) as f64).sqrt()))?;
+        let (k, v) = (part(1)?.t()?.contiguous()?, part(2)?);
+        let mut mixed = Vec::new();
+        for first in (0..longest).step_by(QUERIES) {
+            let q = q.narrow(2, first, QUERIES.min(longest - first))?.contiguous()?;
+            let mut scores = q.matmul(&k)?.to_dtype(DType::F32)?;
+            if let Some(mask) = &mask {
+                scores = scores.broadcast_add(mask)?;
+            }
+            let weights = softmax(&scores)?.to_dtype(self.dtype)?;
+            mixed.push(weights.matmul(&v)?.transpose(1, 2)?.reshape((cells, (), dim))?);
+        }
+        let mixed = Tensor::cat(&mixed, 1)?.reshape((cells * longest, dim))?;
+        match padding.is_needed() {
+            false => Ok(mixed),
+            true => mixed.index_select(&Tensor::new(padding.kept(), &self.device)?, 0),
+        }
     }
 
     /// Context embeddings of every position of a cell, T and S included: `[positions, width]`. `encoded` is `[tokens, dim]`;
@@ -133,10 +199,12 @@ impl Graph {
     pub fn decode(&self, values: &[f32], tokens: &Tokens, encoded: &Tensor) -> Result<Tensor> {
         let every: Vec<u32> = (0..values.len() as u32).collect();
         let at = Tensor::from_slice(&tokens.positions, tokens.len(), &self.device)?;
+        let encoded = encoded.to_dtype(DType::F32)?;
         let x = self.values(values)?;
         // What stood there is taken off exactly, and the encoder's put in its place.
         let x = x.index_add(&at, &(encoded - x.index_select(&at, 0)?)?, 0)?;
-        let mut x = self.linear(&(x + self.genes(&every)?)?, "decoder_embed")?;
+        let x = (x.to_dtype(self.dtype)? + self.genes(&every)?)?;
+        let mut x = self.linear(&x, "decoder_embed")?;
         for layer in 0..self.config.decoder.depth {
             let at = format!("decoder.performer.net.layers.{layer}");
             let attended = self.favor(&self.norm(&x, &format!("{at}.0.norm"))?, &at)?;
@@ -164,18 +232,55 @@ impl Graph {
         };
         let matrix = self.tensor(&format!("{at}.0.fn.fast_attention.projection_matrix"))?.t()?;
         let features = |x: &Tensor, is_query: bool| -> Result<Tensor> {
-            let scaled = (x * (dim as f64).powf(-0.25))?;
+            let scaled = (x.to_dtype(DType::F32)? * (dim as f64).powf(-0.25))?;
             let y = scaled.reshape((heads * n, dim))?.matmul(&matrix)?.reshape((heads, n, ()))?;
             let norm = (scaled.sqr()?.sum_keepdim(D::Minus1)? * 0.5)?;
             let largest = y.detach().max_keepdim(D::Minus1)?;
             let largest = if is_query { largest } else { largest.max_keepdim(1)?.max_keepdim(0)? };
             y.broadcast_sub(&norm)?.broadcast_sub(&largest)?.exp()? + FEATURE_EPS
         };
-        let (q, k, v) = (features(&part("to_q")?, true)?, features(&part("to_k")?, false)?, part("to_v")?);
+        let (q, k) = (features(&part("to_q")?, true)?, features(&part("to_k")?, false)?);
+        let v = part("to_v")?.to_dtype(DType::F32)?;
         let sums = k.t()?.contiguous()?.matmul(&v)?;
         let totals = k.sum_keepdim(1)?.t()?.contiguous()?;
-        let attended = q.matmul(&sums)?.broadcast_div(&q.matmul(&totals)?)?;
+        let attended = q.matmul(&sums)?.broadcast_div(&q.matmul(&totals)?)?.to_dtype(self.dtype)?;
         self.linear(&attended.transpose(0, 1)?.reshape((n, heads * dim))?, &format!("{at}.0.fn.to_out"))
+    }
+}
+
+/// Cells of several lengths as rows of one. What is added repeats a cell's last token: as a key it is masked, as a query it
+/// is dropped.
+struct Padding {
+    lengths: Vec<usize>,
+    longest: usize,
+}
+
+impl Padding {
+    fn of(starts: &[usize]) -> Self {
+        let lengths: Vec<usize> = starts.windows(2).map(|s| s[1] - s[0]).collect();
+        Self { longest: lengths.iter().copied().max().unwrap_or(0), lengths }
+    }
+
+    fn is_needed(&self) -> bool {
+        self.lengths.iter().any(|n| *n < self.longest)
+    }
+
+    /// The packed row that stands at each padded one, `[cells · longest]`.
+    fn rows(&self, starts: &[usize]) -> Vec<u32> {
+        let cells = starts.iter().zip(&self.lengths);
+        cells.flat_map(|(start, n)| (0..self.longest).map(move |i| (start + i.min(n - 1)) as u32)).collect()
+    }
+
+    /// What is added to the scores of keys, `[cells · longest]`.
+    fn mask(&self) -> Vec<f32> {
+        let hidden = |n: usize| (0..self.longest).map(move |i| if i < n { 0.0 } else { f32::NEG_INFINITY });
+        self.lengths.iter().flat_map(|n| hidden(*n)).collect()
+    }
+
+    /// The padded rows that are tokens, in packed order.
+    fn kept(&self) -> Vec<u32> {
+        let cells = self.lengths.iter().enumerate();
+        cells.flat_map(|(cell, n)| (0..*n).map(move |i| (cell * self.longest + i) as u32)).collect()
     }
 }
 

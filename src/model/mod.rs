@@ -12,6 +12,7 @@ mod batch;
 mod checkpoint;
 mod config;
 mod decoder;
+mod device;
 mod embedding;
 mod encoder;
 mod export;
@@ -19,16 +20,17 @@ mod file;
 mod graph;
 mod init;
 mod input;
-mod kernels;
 mod mapping;
 mod pickle;
 mod pool;
 pub mod registry;
+mod runner;
 mod weights;
 
 pub use batch::DEFAULT_TOKEN_BUDGET;
 pub use checkpoint::{CheckpointKey, read_checkpoint, read_safetensors};
 pub use config::{Config, Decoder as DecoderConfig, Encoder as EncoderConfig, Size};
+pub use device::Device;
 pub use export::write_checkpoint;
 pub use file::{Provenance, Weights, decode, encode};
 pub use graph::Graph;
@@ -37,17 +39,20 @@ pub use input::{NotEmbeddable, Sample, Tokens};
 pub use mapping::ModelBytes;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::DType;
 use cellql_schemas::recipe::{Pool, Precision, Recipe};
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
 
 use crate::error::{Error, Result};
 use batch::{Packed, plan};
+use cellql_kernels::{Form, Isa, Rows};
 use decoder::Decoder;
 use embedding::Embedding;
 use encoder::Encoder;
-use kernels::{Form, Isa, Rows};
+use runner::{OnCpu, Runner};
 use weights::Tensors;
 
 /// A model, ready to run. Weights are packed for a precision when it is first asked for, once per process.
@@ -60,10 +65,34 @@ pub struct Model {
     embedding: Embedding,
     encoders: Parts<Encoder>,
     decoders: Parts<Decoder>,
+    /// Where it runs, if not on the CPU's kernels.
+    device: Option<candle_core::Device>,
+    graphs: Parts<Graph>,
+}
+
+/// The form of numbers in which kernels compute a precision.
+fn form(precision: Precision) -> Form {
+    match precision {
+        Precision::F32 => Form::F32,
+        Precision::Bf16 => Form::Bf16,
+        Precision::Int8 => Form::Int8,
+    }
 }
 
 /// One part of a model per precision.
 type Parts<T> = Mutex<BTreeMap<&'static str, Arc<T>>>;
+
+/// The part of a precision, loaded when it is first asked for.
+fn part<T>(parts: &Parts<T>, precision: Precision, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+    // Held while loading, so that two callers load once.
+    let mut parts = parts.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(part) = parts.get(precision.name()) {
+        return Ok(Arc::clone(part));
+    }
+    let part = Arc::new(load()?);
+    parts.insert(precision.name(), Arc::clone(&part));
+    Ok(part)
+}
 
 /// A vector per cell.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -85,8 +114,15 @@ impl Model {
         let bytes = bytes.into();
         let (config, vocabulary) = file::header(name, &bytes)?;
         let embedding = Embedding::load(&Tensors::of(name, &bytes)?, &config)?;
-        let (encoders, decoders) = (Parts::default(), Parts::default());
-        Ok(Self { name: name.to_owned(), config, vocabulary, bytes, embedding, encoders, decoders })
+        let (encoders, decoders, graphs) = (Parts::default(), Parts::default(), Parts::default());
+        let name = name.to_owned();
+        Ok(Self { name, config, vocabulary, bytes, embedding, encoders, decoders, device: None, graphs })
+    }
+
+    /// Runs on a device from now on; `None` is the CPU.
+    #[must_use]
+    pub fn on(self, device: Option<candle_core::Device>) -> Self {
+        Self { device, graphs: Parts::default(), ..self }
     }
 
     /// Loads every part, so that what is missing or misshapen is known.
@@ -121,31 +157,43 @@ impl Model {
 
     /// What a precision runs on here, for people: `AVX-512 VNNI`.
     pub fn instructions(precision: Precision) -> &'static str {
-        Isa::best().describe(precision.into())
+        Isa::best().describe(form(precision))
     }
 
     fn encoder(&self, precision: Precision) -> Result<Arc<Encoder>> {
-        self.part(&self.encoders, precision, |tensors, form| Encoder::load(tensors, &self.config, form))
+        let load = || Encoder::load(&Tensors::of(&self.name, &self.bytes)?, &self.config, form(precision));
+        part(&self.encoders, precision, load)
     }
 
     fn decoder(&self, precision: Precision) -> Result<Arc<Decoder>> {
-        self.part(&self.decoders, precision, |tensors, form| Decoder::load(tensors, &self.config, form))
+        let load = || Decoder::load(&Tensors::of(&self.name, &self.bytes)?, &self.config, form(precision));
+        part(&self.decoders, precision, load)
     }
 
-    fn part<T>(
-        &self,
-        parts: &Parts<T>,
-        precision: Precision,
-        load: impl FnOnce(&Tensors, Form) -> Result<T>,
-    ) -> Result<Arc<T>> {
-        // Held while loading, so that two callers load once.
-        let mut parts = parts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(part) = parts.get(precision.name()) {
-            return Ok(Arc::clone(part));
+    fn graph(&self, device: &candle_core::Device, precision: Precision) -> Result<Arc<Graph>> {
+        let dtype = match precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+            Precision::Int8 => {
+                return Err(Error::Request("precision int8 is for the CPU; on a GPU use bf16".into()));
+            }
+        };
+        part(&self.graphs, precision, || {
+            let weights = decode(&self.name, &self.bytes)?;
+            let moved = Graph::new(weights.config, &weights.tensors, device, dtype);
+            moved.map_err(Error::model(&self.name, "moving weights to the device"))
+        })
+    }
+
+    fn runner(&self, precision: Precision, decodes: bool) -> Result<Box<dyn Runner + '_>> {
+        if let Some(device) = &self.device {
+            return Ok(Box::new(self.graph(device, precision)?));
         }
-        let part = Arc::new(load(&Tensors::of(&self.name, &self.bytes)?, precision.into())?);
-        parts.insert(precision.name(), Arc::clone(&part));
-        Ok(part)
+        Ok(Box::new(OnCpu {
+            embedding: &self.embedding,
+            encoder: self.encoder(precision)?,
+            decoder: if decodes { Some(self.decoder(precision)?) } else { None },
+        }))
     }
 
     /// Embeds cells. The result of a cell is a function of that cell alone; batches hold at most `token_budget` tokens
@@ -160,10 +208,12 @@ impl Model {
         placement: &Placement,
         token_budget: usize,
     ) -> Result<Embeddings> {
-        let pool = |encoded: &Rows, cell: std::ops::Range<usize>, _: &Tokens, out: &mut [f32]| {
+        let runner = self.runner(recipe.precision, false)?;
+        let pool = |encoded: &Rows, cell: Range<usize>, _: &Tokens, out: &mut [f32]| {
             pool::pool(encoded, cell, recipe.pool, out);
+            Ok(())
         };
-        self.run(recipe, cells, placement, token_budget, self.dim(recipe.pool), pool)
+        self.run(runner.as_ref(), recipe, cells, placement, token_budget, self.dim(recipe.pool), pool)
     }
 
     /// Predicted log-normalised expression of every vocabulary gene, `[cells, genes]`.
@@ -177,12 +227,12 @@ impl Model {
         placement: &Placement,
         token_budget: usize,
     ) -> Result<Embeddings> {
-        let decoder = self.decoder(recipe.precision)?;
-        let enhance = |encoded: &Rows, cell: std::ops::Range<usize>, tokens: &Tokens, out: &mut [f32]| {
-            let row = encoded.stride();
-            out.copy_from_slice(&decoder.enhance(&self.embedding, tokens, encoded.from(cell.start), row));
+        let runner = self.runner(recipe.precision, true)?;
+        let enhance = |encoded: &Rows, cell: Range<usize>, tokens: &Tokens, out: &mut [f32]| {
+            out.copy_from_slice(&runner.enhance(tokens, encoded, cell.start)?);
+            Ok(())
         };
-        self.run(recipe, cells, placement, token_budget, self.vocabulary.len(), enhance)
+        self.run(runner.as_ref(), recipe, cells, placement, token_budget, self.vocabulary.len(), enhance)
     }
 
     /// Context embeddings of the genes at `positions` of the vocabulary, `[cells, positions, decoder width]`.
@@ -197,26 +247,28 @@ impl Model {
         placement: &Placement,
         token_budget: usize,
     ) -> Result<Embeddings> {
-        let decoder = self.decoder(recipe.precision)?;
-        let decode = |encoded: &Rows, cell: std::ops::Range<usize>, tokens: &Tokens, out: &mut [f32]| {
-            let row = encoded.stride();
-            out.copy_from_slice(&decoder.contexts(&self.embedding, tokens, encoded.from(cell.start), row, positions));
+        let runner = self.runner(recipe.precision, true)?;
+        let decode = |encoded: &Rows, cell: Range<usize>, tokens: &Tokens, out: &mut [f32]| {
+            out.copy_from_slice(&runner.contexts(tokens, encoded, cell.start, positions)?);
+            Ok(())
         };
         let size = positions.len() * self.config.decoder.hidden_dim;
-        self.run(recipe, cells, placement, token_budget, size, decode)
+        self.run(runner.as_ref(), recipe, cells, placement, token_budget, size, decode)
     }
 
     /// Aligns cells, encodes them in batches, and has `finish` make `size` numbers of each.
+    #[allow(clippy::too_many_arguments, reason = "what the three callers share")]
     fn run<'a>(
         &self,
+        runner: &dyn Runner,
         recipe: &Recipe,
         cells: impl Iterator<Item = Option<Sample<'a>>>,
         placement: &Placement,
         token_budget: usize,
         size: usize,
-        finish: impl Fn(&Rows, std::ops::Range<usize>, &Tokens, &mut [f32]),
+        finish: impl Fn(&Rows, Range<usize>, &Tokens, &mut [f32]) -> candle_core::Result<()>,
     ) -> Result<Embeddings> {
-        let encoder = self.encoder(recipe.precision)?;
+        let doing = || Error::model(&self.name, "running it over cells; less memory is needed with a smaller --memory");
         let mut out = Embeddings::default();
         let mut tokens = Vec::new();
         for (row, cell) in cells.enumerate() {
@@ -237,10 +289,11 @@ impl Model {
         out.vectors = vec![0.0; out.refused.len() * size];
         for batch in plan(&tokens, token_budget) {
             let packed = Packed::new(batch.iter().map(|&i| &tokens[i].1));
-            let encoded = encoder.forward(&self.embedding, &packed);
+            let encoded = runner.encode(&packed).map_err(doing())?;
             for (slot, &i) in batch.iter().enumerate() {
                 let (row, tokens) = &tokens[i];
-                finish(&encoded, packed.cell(slot), tokens, &mut out.vectors[row * size..(row + 1) * size]);
+                let out = &mut out.vectors[row * size..(row + 1) * size];
+                finish(&encoded, packed.cell(slot), tokens, out).map_err(doing())?;
             }
         }
         Ok(out)
@@ -250,7 +303,7 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device, Tensor, Var};
+    use candle_core::{Device, Tensor, Var};
     use cellql_schemas::expr::Profile;
     use cellql_schemas::nomenclature::Nomenclature;
 
@@ -303,6 +356,67 @@ mod tests {
                 assert!(worst(found, &contexts.get(*p as usize).unwrap().to_vec1::<f32>().unwrap()) < 1e-5);
             }
         }
+    }
+
+    /// Genes and counts of one cell.
+    type Stored = (Vec<u32>, Vec<f32>);
+
+    /// Cells of many lengths, with a placement that takes gene i to position i.
+    fn stored(model: &Model, cells: usize) -> (Vec<Stored>, Placement) {
+        let by_name: std::collections::HashMap<String, Vec<u32>> =
+            (0..90).map(|i| (format!("gene{i}"), vec![i])).collect();
+        let placement = model.vocabulary().place(Nomenclature::hgnc(), &by_name, |_| None);
+        let cell = |c: usize| {
+            let genes: Vec<u32> =
+                (0..90).filter(|g| (g * 31 + c as u32 * 17).is_multiple_of(2 + c as u32 % 9)).collect();
+            let values = genes.iter().map(|g| (1 + (g + c as u32) % 6) as f32).collect();
+            (genes, values)
+        };
+        ((0..cells).map(cell).collect(), placement)
+    }
+
+    /// Embeddings, predictions and contexts of cells on a device beside those of the kernels.
+    fn beside_kernels(model: Model, device: &Device, precision: Precision) -> f32 {
+        let (cells, placement) = stored(&model, 21);
+        let samples = || {
+            let profile = |(gene_ids, values)| Sample { profile: Profile { gene_ids, values }, total: None };
+            cells.iter().map(move |(g, v): &Stored| Some(profile((g.as_slice(), v.as_slice()))))
+        };
+        let recipe = Recipe { precision, ..Recipe::of_model("small") };
+        let all = |model: &Model| {
+            let embedded = model.embed(&recipe, samples(), &placement, 150).unwrap();
+            let enhanced = model.enhance(&recipe, samples(), &placement, 150).unwrap();
+            let contexts = model.contexts(&recipe, &[3, 89], samples(), &placement, 150).unwrap();
+            [embedded.vectors, enhanced.vectors, contexts.vectors].concat()
+        };
+        let kernels = all(&model);
+        worst(&kernels, &all(&model.on(Some(device.clone()))))
+    }
+
+    #[test]
+    fn a_device_gives_what_the_kernels_give() {
+        let model = || Model::load("small", encode(&small().0).unwrap().0).unwrap();
+        assert!(beside_kernels(model(), &Device::Cpu, Precision::F32) < 1e-5);
+        match Device::new_cuda(0) {
+            Ok(gpu) => {
+                assert!(beside_kernels(model(), &gpu, Precision::F32) < 1e-3);
+                assert!(beside_kernels(model(), &gpu, Precision::Bf16) < 0.1);
+            }
+            Err(_) => eprintln!("no device: the model was not run on a GPU"),
+        }
+    }
+
+    #[test]
+    fn cells_padded_together_give_what_each_gives_alone() {
+        let (weights, cells) = small();
+        let cells: Vec<Tokens> = (0..7).map(|i| cells[usize::from(i % 3 == 0)].clone()).collect();
+        let packed = Packed::new(cells.iter());
+        let graph = || Graph::new(weights.config.clone(), &weights.tensors, &Device::Cpu, DType::F32).unwrap();
+        let encode = |graph: Graph| {
+            let encoded = graph.encode(&packed.positions, &packed.values, &packed.starts).unwrap();
+            encoded.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert!(worst(&encode(graph()), &encode(graph().with_bucket(100))) < 1e-5);
     }
 
     #[test]

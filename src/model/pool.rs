@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use cellql_schemas::recipe::Pool;
 
-use super::kernels::Rows;
+use cellql_kernels::Rows;
 
 /// Pools the tokens of a cell, T and S last, into `out`: `[4·width]` for pool `all`, `[width]` for `max`.
 pub(super) fn pool(tokens: &Rows, cell: Range<usize>, pool: Pool, out: &mut [f32]) {

@@ -7,8 +7,8 @@ use candle_core::{DType, Device};
 use safetensors::{Dtype, SafeTensors};
 
 use super::file::damaged;
-use super::kernels::{Form, Isa, LayerNorm, Linear};
 use crate::error::{Error, Result};
+use cellql_kernels::{Form, Isa, LayerNorm, Linear};
 
 /// The tensors of a model's file.
 #[derive(Debug)]

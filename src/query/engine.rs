@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::genes::Catalogue;
 use crate::index::{self, Method, Neighbour};
 use crate::model::registry::{self, Entry};
-use crate::model::{DEFAULT_TOKEN_BUDGET, Embeddings, Model, Sample};
+use crate::model::{DEFAULT_TOKEN_BUDGET, Device, Embeddings, Model, Sample};
 use crate::store::Store;
 
 /// Distance column of a search.
@@ -58,6 +58,7 @@ pub struct StoreEngine {
     memo: Mutex<Memo>,
     notices: Mutex<Notices>,
     runtime: Handle,
+    device: Option<candle_core::Device>,
 }
 
 impl From<Error> for EngineError {
@@ -83,7 +84,16 @@ impl StoreEngine {
             memo: Mutex::default(),
             notices: Mutex::default(),
             runtime: Handle::current(),
+            device: None,
         })
+    }
+
+    /// Runs models on a device.
+    ///
+    /// # Errors
+    /// This build or this machine has no such device.
+    pub fn on(self, device: Device) -> Result<Self> {
+        Ok(Self { device: device.open()?, ..self })
     }
 
     /// The store.
@@ -125,6 +135,7 @@ impl StoreEngine {
         let model = std::thread::scope(|scope| scope.spawn(read).join()).map_err(|_| {
             Error::Request(format!("model '{name}' cannot be loaded: its file makes the reader fail"))
         })??;
+        let model = model.on(self.device.clone());
         let placement = self.genes.place(model.vocabulary());
         let fresh = Arc::new(Loaded { model, placement });
         loaded.insert(name.to_owned(), Arc::clone(&fresh));

@@ -17,6 +17,7 @@ use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
 use super::table::StoreTable;
 use crate::error::{Error, Result};
+use crate::model::Device;
 use crate::store::{Store, StoreVersion};
 
 const CATALOG: &str = "cellql";
@@ -45,13 +46,21 @@ impl Session {
     /// # Errors
     /// A table cannot be read.
     pub async fn open(store: Store) -> Result<Self> {
+        Self::open_on(store, Device::Cpu).await
+    }
+
+    /// As [`Session::open`], its models on a device.
+    ///
+    /// # Errors
+    /// As [`Session::open`], or there is no such device.
+    pub async fn open_on(store: Store, device: Device) -> Result<Self> {
         let config = SessionConfig::new()
             .with_default_catalog_and_schema(CATALOG, SCHEMA)
             .with_create_default_catalog_and_schema(true)
             .with_information_schema(true);
         let context = SessionContext::new_with_config(config);
         context.add_optimizer_rule(Arc::new(DeferModelCalls));
-        let engine = Arc::new(StoreEngine::open(store).await?);
+        let engine = Arc::new(StoreEngine::open(store).await?.on(device)?);
         let session = Self { context, engine };
         let functions: Arc<dyn Engine> = Arc::clone(&session.engine) as Arc<dyn Engine>;
         cellql_udfs::register_all(&session.context, &functions);

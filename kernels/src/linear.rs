@@ -5,28 +5,16 @@
 //! because the hardware multiplies unsigned by signed, span each row's own smallest to largest value, and what their zero
 //! point adds to a sum is known and taken off. Limit: FLOPs.
 
-use cellql_schemas::recipe::Precision;
-
 use super::memory::{Aligned, stride};
 use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32, multiply_int8};
 use crate::simd::dispatch;
 
 /// Rows of a block: with 3,072 f32 each they fill a second-level cache of 1 MiB and more.
-pub(crate) const BLOCK: usize = 112;
-
-impl From<Precision> for Form {
-    fn from(precision: Precision) -> Self {
-        match precision {
-            Precision::F32 => Form::F32,
-            Precision::Bf16 => Form::Bf16,
-            Precision::Int8 => Form::Int8,
-        }
-    }
-}
+pub const BLOCK: usize = 112;
 
 /// A block of rows as products read them.
 #[derive(Debug, Default)]
-pub(crate) struct Activations {
+pub struct Activations {
     /// Lanes of packed forms, `[rows, stride]`.
     lanes: Aligned<u32>,
     /// Per row; int8 only.
@@ -35,14 +23,14 @@ pub(crate) struct Activations {
 
 /// What the 8-bit numbers of a row stand for: `scale · (number − zero)`.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Code {
+pub struct Code {
     scale: f32,
     zero: i32,
 }
 
 /// Rows to multiply: f32 as they are, or converted into an [`Activations`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Input<'a> {
+pub enum Input<'a> {
     F32 { data: &'a [f32], row: usize },
     Bf16 { lanes: &'a [u32], row: usize },
     Int8 { lanes: &'a [u32], row: usize, codes: &'a [Code] },
@@ -50,7 +38,7 @@ pub(crate) enum Input<'a> {
 
 impl Activations {
     /// Converts `rows` rows of `inner` numbers, `row` apart.
-    pub(crate) fn of<'a>(&'a mut self, form: Form, x: &'a [f32], row: usize, rows: usize, inner: usize) -> Input<'a> {
+    pub fn of<'a>(&'a mut self, form: Form, x: &'a [f32], row: usize, rows: usize, inner: usize) -> Input<'a> {
         if form == Form::F32 {
             return Input::F32 { data: x, row };
         }
@@ -95,7 +83,38 @@ fn to_bf16_body(x: &[f32], lanes: &mut [u32]) {
 }
 
 dispatch! {
-    pub(crate) fn to_bf16(x: &[f32], lanes: &mut [u32]) = to_bf16_body
+    fn to_bf16_plain(x: &[f32], lanes: &mut [u32]) = to_bf16_body
+}
+
+/// Pairs of bf16; what is left of the last lanes is zero.
+#[allow(unsafe_code, reason = "calls a function compiled for features that were detected")]
+pub(crate) fn to_bf16(x: &[f32], lanes: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if Isa::best().converts_bf16() {
+        // SAFETY: the instructions were detected.
+        let done = unsafe { to_bf16_wide(x, lanes) };
+        return to_bf16_body(&x[2 * done..], &mut lanes[done..]);
+    }
+    to_bf16_plain(x, lanes);
+}
+
+/// Whole vectors of lanes, and how many lanes they were. The instruction rounds as [`bf16`] does.
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "vector loads and stores, each of a whole array")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn to_bf16_wide(x: &[f32], lanes: &mut [u32]) -> usize {
+    use std::arch::x86_64::{__m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_storeu_si512};
+    let (from, to) = (x.as_chunks::<32>().0, lanes.as_chunks_mut::<16>().0);
+    for (from, to) in from.iter().zip(to) {
+        // SAFETY: two loads of 16 f32 from an array of 32, a store of 64 bytes into an array of 16 u32; any 64 bytes are
+        // both types.
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(16)));
+            let halves = _mm512_cvtne2ps_pbh(high, low);
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), std::mem::transmute::<__m512bh, __m512i>(halves));
+        }
+    }
+    from.len().min(lanes.len() / 16) * 16
 }
 
 /// Adding this leaves the nearest integer, ties to even, in the low bits.
@@ -149,18 +168,23 @@ dispatch! {
 
 /// What happens to a product before it is written.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Then<'a> {
+pub enum Then<'a> {
     /// Bias only.
     Bias,
     /// Bias, then the larger of it and zero.
     Relu,
     /// Bias, then these rows added, `row` apart.
-    Add { data: &'a [f32], row: usize },
+    Add {
+        /// `[rows, outputs]`.
+        data: &'a [f32],
+        /// Distance between rows of `data`.
+        row: usize,
+    },
 }
 
 /// A linear layer, `[inputs]` to `[outputs]`, its weights packed.
 #[derive(Debug)]
-pub(crate) struct Linear {
+pub struct Linear {
     inputs: usize,
     outputs: usize,
     isa: Isa,
@@ -184,7 +208,7 @@ enum Panels {
 
 impl Linear {
     /// Packs `weight`, `[outputs, inputs]` as torch has it, and `bias`, `[outputs]` or empty.
-    pub(crate) fn pack(isa: Isa, form: Form, weight: &[f32], bias: &[f32], inputs: usize, outputs: usize) -> Self {
+    pub fn pack(isa: Isa, form: Form, weight: &[f32], bias: &[f32], inputs: usize, outputs: usize) -> Self {
         let padded = outputs.div_ceil(PANEL) * PANEL;
         let lanes = form.lanes(inputs);
         let mut padded_bias = Aligned::new(padded);
@@ -212,7 +236,7 @@ impl Linear {
     }
 
     /// The form its input must have.
-    pub(crate) fn form(&self) -> Form {
+    pub fn form(&self) -> Form {
         match self.panels {
             Panels::F32(_) => Form::F32,
             Panels::Bf16(_) => Form::Bf16,
@@ -221,7 +245,7 @@ impl Linear {
     }
 
     /// `rows` rows of the layer's result into `out`, `out_row` apart.
-    pub(crate) fn forward(&self, x: Input, rows: usize, then: Then, out: &mut [f32], out_row: usize) {
+    pub fn forward(&self, x: Input, rows: usize, then: Then, out: &mut [f32], out_row: usize) {
         debug_assert!(rows <= BLOCK);
         let lanes = self.form().lanes(self.inputs);
         let mut sums = Sums([0.0; BLOCK * PANEL]);
@@ -367,6 +391,17 @@ fn pack_int8(weight: &[f32], inputs: usize, padded: usize, lanes: usize) -> Pane
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bf16_by_instruction_is_bf16_by_hand() {
+        let x: Vec<f32> = (0..167).map(|i| (i as f32 - 80.0) * 1.003 / 3.0).collect();
+        for len in [0usize, 1, 31, 32, 33, 64, 166, 167] {
+            let mut lanes = [vec![9u32; len.div_ceil(2) + 20], vec![9u32; len.div_ceil(2) + 20]];
+            to_bf16(&x[..len], &mut lanes[0]);
+            to_bf16_body(&x[..len], &mut lanes[1]);
+            assert_eq!(lanes[0], lanes[1], "{len}");
+        }
+    }
     use rand::{Rng, SeedableRng};
 
     /// Widths that fill no panel and no lane, and more rows than a strip.

@@ -63,46 +63,46 @@ impl<T: Copy + Default> Clone for Aligned<T> {
 
 /// Rows of f32, `[rows, width]` with [`stride`] between rows.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Rows {
+pub struct Rows {
     data: Aligned<f32>,
     width: usize,
 }
 
 impl Rows {
     /// Rows of zeros.
-    pub(crate) fn new(rows: usize, width: usize) -> Self {
+    pub fn new(rows: usize, width: usize) -> Self {
         Self { data: Aligned::new(rows * stride(width)), width }
     }
 
     /// Makes room for rows of a width; what they hold is unspecified.
-    pub(crate) fn resize(&mut self, rows: usize, width: usize) {
+    pub fn resize(&mut self, rows: usize, width: usize) {
         self.width = width;
         self.data.at_least(rows * stride(width));
     }
 
     /// Distance between rows.
-    pub(crate) fn stride(&self) -> usize {
+    pub fn stride(&self) -> usize {
         stride(self.width)
     }
 
     /// The row at `index`.
-    pub(crate) fn row(&self, index: usize) -> &[f32] {
+    pub fn row(&self, index: usize) -> &[f32] {
         &self.data[index * self.stride()..][..self.width]
     }
 
     /// The row at `index`, to write.
-    pub(crate) fn row_mut(&mut self, index: usize) -> &mut [f32] {
+    pub fn row_mut(&mut self, index: usize) -> &mut [f32] {
         let (stride, width) = (self.stride(), self.width);
         &mut self.data[index * stride..][..width]
     }
 
     /// Everything from row `first` on, strides included.
-    pub(crate) fn from(&self, first: usize) -> &[f32] {
+    pub fn from(&self, first: usize) -> &[f32] {
         &self.data[first * self.stride()..]
     }
 
     /// Everything, strides included.
-    pub(crate) fn all_mut(&mut self) -> &mut [f32] {
+    pub fn all_mut(&mut self) -> &mut [f32] {
         &mut self.data
     }
 }

@@ -80,7 +80,8 @@ fn dot_body(a: &[f32], b: &[f32]) -> f32 {
 }
 
 dispatch! {
-    pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 = dot_body
+    /// Dot product of two slices of one length, in the same fixed order: sixteen partial sums, then their sum.
+    pub fn dot(a: &[f32], b: &[f32]) -> f32 = dot_body
 }
 
 /// Maximum; order does not matter.

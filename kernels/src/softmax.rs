@@ -13,7 +13,7 @@ fn softmax_body<const FUSED: bool>(row: &mut [f32]) {
 
 dispatch! {
     /// Softmax of one row, in place.
-    pub(crate) fn softmax(row: &mut [f32]) = fused softmax_body
+    pub fn softmax(row: &mut [f32]) = fused softmax_body
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub(crate) const STRIP: usize = 14;
 
 /// Instructions this CPU has. Only detection makes the ones that need hardware, so holding one proves it is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Isa {
+pub struct Isa {
     f32: Level,
     bf16: Level,
     int8: Level,
@@ -36,10 +36,10 @@ enum Level {
 impl Isa {
     /// No instructions beyond the target's own.
     #[cfg(test)]
-    pub(crate) const PLAIN: Isa = Isa { f32: Level::Plain, bf16: Level::Plain, int8: Level::Plain };
+    pub const PLAIN: Isa = Isa { f32: Level::Plain, bf16: Level::Plain, int8: Level::Plain };
 
     /// The best this CPU has.
-    pub(crate) fn best() -> Self {
+    pub fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(Self::detect)
     }
@@ -65,14 +65,20 @@ impl Isa {
         };
         // Believed only after a product of each kind came out right on this very machine.
         let tiled = Isa { bf16: Level::Amx, int8: Level::Amx, ..best };
-        if amx::available() && amx::works(tiled, best) {
+        if is_x86_feature_detected!("avx512bf16") && amx::available() && amx::works(tiled, best) {
             best = tiled;
         }
         best
     }
 
+    /// Whether a vector of f32 becomes bf16 in one instruction.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn converts_bf16(self) -> bool {
+        matches!(self.bf16, Level::Avx512 | Level::Amx)
+    }
+
     /// What the matrix products of each form run on, for people.
-    pub(crate) fn describe(self, form: Form) -> &'static str {
+    pub fn describe(self, form: Form) -> &'static str {
         let level = match form {
             Form::F32 => self.f32,
             Form::Bf16 => self.bf16,
@@ -91,7 +97,7 @@ impl Isa {
 
 /// What a lane holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
+pub enum Form {
     /// One f32.
     F32,
     /// Two bf16.
@@ -102,7 +108,7 @@ pub(crate) enum Form {
 
 impl Form {
     /// Inner elements per lane.
-    pub(crate) fn per_lane(self) -> usize {
+    pub fn per_lane(self) -> usize {
         match self {
             Form::F32 => 1,
             Form::Bf16 => 2,
@@ -111,7 +117,7 @@ impl Form {
     }
 
     /// Lanes that hold `inner` elements; packed forms come in whole tiles of sixteen.
-    pub(crate) fn lanes(self, inner: usize) -> usize {
+    pub fn lanes(self, inner: usize) -> usize {
         match self {
             Form::F32 => inner,
             _ => inner.div_ceil(16 * self.per_lane()) * 16,
@@ -122,9 +128,9 @@ impl Form {
 /// Some rows of A: the lane of row `i` at inner position `p` is `data[i · row + p · step]`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Operand<'a, T> {
-    pub(crate) data: &'a [T],
-    pub(crate) row: usize,
-    pub(crate) step: usize,
+    pub data: &'a [T],
+    pub row: usize,
+    pub step: usize,
 }
 
 impl<T> Operand<'_, T> {

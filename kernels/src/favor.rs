@@ -18,7 +18,7 @@ const EPS: f32 = 1e-4;
 
 /// Attention of one decoder layer.
 #[derive(Debug)]
-pub(crate) struct Favor {
+pub struct Favor {
     isa: Isa,
     heads: usize,
     dim: usize,
@@ -31,19 +31,19 @@ pub(crate) struct Favor {
 
 /// Sums over keys of one cell, or of a part of its positions.
 #[derive(Debug, Clone)]
-pub(crate) struct KeySums {
+pub struct KeySums {
     heads: Vec<HeadSums>,
     keys: isize,
 }
 
 impl KeySums {
     /// Largest x'·Pᵀ of any head.
-    pub(crate) fn largest(&self) -> f32 {
+    pub fn largest(&self) -> f32 {
         self.heads.iter().map(|h| h.max).fold(f32::NEG_INFINITY, f32::max)
     }
 
     /// No keys, but exponentials will be taken against the same maxima.
-    pub(crate) fn empty(&self) -> Self {
+    pub fn empty(&self) -> Self {
         let mut empty = self.clone();
         empty.keys = 0;
         for head in &mut empty.heads {
@@ -55,7 +55,7 @@ impl KeySums {
     }
 
     /// The same keys, to be taken off.
-    pub(crate) fn negated(mut self) -> Self {
+    pub fn negated(mut self) -> Self {
         self.keys = -self.keys;
         for head in &mut self.heads {
             let sums = head.products.iter_mut().chain(&mut head.totals).chain(&mut head.values);
@@ -79,7 +79,7 @@ struct HeadSums {
 
 /// The sums as queries read them.
 #[derive(Debug)]
-pub(crate) struct Context {
+pub struct Context {
     heads: Vec<HeadContext>,
 }
 
@@ -94,7 +94,7 @@ struct HeadContext {
 
 /// Memory of one thread.
 #[derive(Debug, Default)]
-pub(crate) struct Scratch {
+pub struct Scratch {
     features: Aligned<f32>,
     values: Aligned<f32>,
     sums: Aligned<f32>,
@@ -105,7 +105,7 @@ pub(crate) struct Scratch {
 
 impl Favor {
     /// `projection` is P, `[features, dim]`. Reduced forms do the products with features in bf16.
-    pub(crate) fn new(isa: Isa, form: Form, projection: &[f32], heads: usize, dim: usize) -> Self {
+    pub fn new(isa: Isa, form: Form, projection: &[f32], heads: usize, dim: usize) -> Self {
         let features = projection.len() / dim;
         let scale = (dim as f32).powf(-0.25);
         let scaled: Vec<f32> = projection.iter().map(|p| p * scale).collect();
@@ -115,7 +115,7 @@ impl Favor {
     }
 
     /// Sums of no keys.
-    pub(crate) fn no_keys(&self) -> KeySums {
+    pub fn no_keys(&self) -> KeySums {
         let padded = self.dim.next_multiple_of(PANEL);
         let head = HeadSums {
             max: f32::NEG_INFINITY,
@@ -143,15 +143,7 @@ impl Favor {
     }
 
     /// Adds `rows` keys and values, `[rows, heads·dim]` with rows `row` apart, to sums.
-    pub(crate) fn add_keys(
-        &self,
-        k: &[f32],
-        v: &[f32],
-        row: usize,
-        rows: usize,
-        sums: &mut KeySums,
-        scratch: &mut Scratch,
-    ) {
+    pub fn add_keys(&self, k: &[f32], v: &[f32], row: usize, rows: usize, sums: &mut KeySums, scratch: &mut Scratch) {
         let (dim, features, apart) = (self.dim, self.features, stride(self.features));
         let Scratch { features: buffer, values, lanes, value_lanes, activations, .. } = scratch;
         sums.keys += rows as isize;
@@ -205,7 +197,7 @@ impl Favor {
     }
 
     /// Adds up parts, in their order, against the largest of each head.
-    pub(crate) fn merge(&self, parts: &[KeySums]) -> KeySums {
+    pub fn merge(&self, parts: &[KeySums]) -> KeySums {
         let mut whole = self.no_keys();
         for (h, to) in whole.heads.iter_mut().enumerate() {
             to.max = parts.iter().map(|p| p.heads[h].max).fold(f32::NEG_INFINITY, f32::max);
@@ -221,7 +213,7 @@ impl Favor {
     }
 
     /// Appends the largest x'·Pᵀ of each of `rows` keys, over all heads.
-    pub(crate) fn largest(&self, k: &[f32], row: usize, rows: usize, scratch: &mut Scratch, out: &mut Vec<f32>) {
+    pub fn largest(&self, k: &[f32], row: usize, rows: usize, scratch: &mut Scratch, out: &mut Vec<f32>) {
         let first = out.len();
         out.resize(first + rows, f32::NEG_INFINITY);
         let Scratch { features, activations, .. } = scratch;
@@ -235,7 +227,7 @@ impl Favor {
 
     /// Closes the sums of all parts of a cell, in their order. `largest` is the cell's largest x'·Pᵀ where that is not the
     /// largest of any part.
-    pub(crate) fn context(&self, parts: &[KeySums], largest: Option<f32>) -> Context {
+    pub fn context(&self, parts: &[KeySums], largest: Option<f32>) -> Context {
         let mut whole = self.merge(parts);
         let max = largest.unwrap_or_else(|| whole.largest());
         let (features, keys) = (self.features, whole.keys);
@@ -260,7 +252,7 @@ impl Favor {
     }
 
     /// Attention of `rows` queries, `[rows, heads·dim]` with rows `row` apart, into `out` of the same layout.
-    pub(crate) fn attend(
+    pub fn attend(
         &self,
         q: &[f32],
         row: usize,

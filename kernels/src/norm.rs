@@ -7,19 +7,19 @@ const EPS: f32 = 1e-5;
 
 /// Scale and shift of a layer norm.
 #[derive(Debug)]
-pub(crate) struct LayerNorm {
+pub struct LayerNorm {
     weight: Vec<f32>,
     bias: Vec<f32>,
 }
 
 impl LayerNorm {
     /// `weight` and `bias` are `[dim]`.
-    pub(crate) fn new(weight: Vec<f32>, bias: Vec<f32>) -> Self {
+    pub fn new(weight: Vec<f32>, bias: Vec<f32>) -> Self {
         Self { weight, bias }
     }
 
     /// Normalises one row, `[dim]`, in place.
-    pub(crate) fn apply(&self, row: &mut [f32]) {
+    pub fn apply(&self, row: &mut [f32]) {
         normalise(row, &self.weight, &self.bias);
     }
 }

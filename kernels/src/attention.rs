@@ -26,13 +26,15 @@ const SPLIT: usize = 8 * QUERIES;
 
 /// Attention of a model's encoder.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Attention {
-    pub(crate) isa: Isa,
+pub struct Attention {
+    /// Instructions to use.
+    pub isa: Isa,
     /// bf16 for every reduced precision: scores and weights keep what 8 bits of a whole row would lose.
-    pub(crate) form: Form,
-    pub(crate) heads: usize,
+    pub form: Form,
+    /// Heads.
+    pub heads: usize,
     /// Numbers per head.
-    pub(crate) dim: usize,
+    pub dim: usize,
 }
 
 /// Queries `[first, last)` of one head of one cell.
@@ -49,7 +51,7 @@ struct Task<'a> {
 impl Attention {
     /// From `[tokens, 3·width]` (q, k, v side by side) to `out`: cell after cell, head after head, `[tokens of the cell,
     /// dim]`. `starts` says where cells begin and is one longer than the cells.
-    pub(crate) fn run(self, qkv: &Rows, starts: &[usize], out: &mut [f32]) {
+    pub fn run(self, qkv: &Rows, starts: &[usize], out: &mut [f32]) {
         let cells = starts.len() - 1;
         // Whole cells where they keep every thread busy: packing keys is done once per task.
         let split = if cells * self.heads >= 4 * rayon::current_num_threads() { usize::MAX } else { SPLIT };
@@ -143,7 +145,7 @@ impl Task<'_> {
                     let a = Operand { data: queries, row: q_row, step: 1 };
                     multiply_f32(isa, rows, dim, a, &keys[panel * dim..], &mut scores[panel - key..], SCORES, false);
                 }
-                softmax_step(scores, some, running, sums, columns);
+                softmax_step_f32(scores, some, running, sums, columns);
                 for panel in (0..columns).step_by(PANEL) {
                     let a = Operand { data: scores, row: SCORES, step: 1 };
                     let b = &values[panel * n + key * PANEL..];
@@ -198,7 +200,7 @@ impl Task<'_> {
                     let c = &mut scores[panel - key..];
                     multiply_bf16(isa, rows, inner, a, &keys[panel * inner..], c, SCORES, false);
                 }
-                softmax_step(scores, some, running, sums, columns);
+                softmax_step_bf16(scores, some, running, sums, columns);
                 let pairs_here = Form::Bf16.lanes(some);
                 for (row, scores) in weights.chunks_exact_mut(w_row).zip(scores.chunks_exact(SCORES)).take(rows) {
                     to_bf16(&scores[..some], &mut row[..pairs_here]);
@@ -243,7 +245,7 @@ fn start(running: &mut Vec<(f32, f32)>, sums: &mut [f32], rows: usize) {
 /// Turns a tile of scores, in powers of two, into weights against each query's running maximum, and scales what was summed
 /// before.
 #[inline(always)]
-fn softmax_step_body<const FUSED: bool>(
+fn softmax_step_body<const FUSED: bool, const DEGREE: usize>(
     scores: &mut [f32],
     keys: usize,
     running: &mut [(f32, f32)],
@@ -255,16 +257,45 @@ fn softmax_step_body<const FUSED: bool>(
         let (before, total) = *state;
         let block = max_of(row);
         let max = if block > before { block } else { before };
-        row.iter_mut().for_each(|s| *s = exp2_nonpositive::<FUSED>(*s - max));
-        let keep = exp2_nonpositive::<FUSED>(before - max);
+        row.iter_mut().for_each(|s| *s = exp2_nonpositive::<FUSED, DEGREE>(*s - max));
+        let keep = exp2_nonpositive::<FUSED, 6>(before - max);
         sums.iter_mut().for_each(|s| *s *= keep);
         *state = (max, total * keep + sum_of(row, |v| v));
     }
 }
 
+/// [`softmax_step_body`] for weights that stay f32.
+#[inline(always)]
+fn for_f32<const FUSED: bool>(
+    s: &mut [f32],
+    keys: usize,
+    running: &mut [(f32, f32)],
+    sums: &mut [f32],
+    columns: usize,
+) {
+    softmax_step_body::<FUSED, 6>(s, keys, running, sums, columns);
+}
+
+/// [`softmax_step_body`] for weights that become bf16.
+#[inline(always)]
+fn for_bf16<const FUSED: bool>(
+    s: &mut [f32],
+    keys: usize,
+    running: &mut [(f32, f32)],
+    sums: &mut [f32],
+    columns: usize,
+) {
+    softmax_step_body::<FUSED, 4>(s, keys, running, sums, columns);
+}
+
 dispatch! {
-    fn softmax_step(scores: &mut [f32], keys: usize, running: &mut [(f32, f32)], sums: &mut [f32], columns: usize)
-        = fused softmax_step_body
+    fn softmax_step_f32(s: &mut [f32], keys: usize, running: &mut [(f32, f32)], sums: &mut [f32], columns: usize)
+        = fused for_f32
+}
+
+dispatch! {
+    fn softmax_step_bf16(s: &mut [f32], keys: usize, running: &mut [(f32, f32)], sums: &mut [f32], columns: usize)
+        = fused for_bf16
 }
 
 fn finish(running: &[(f32, f32)], sums: &[f32], columns: usize, out: &mut [f32], dim: usize) {

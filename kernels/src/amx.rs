@@ -7,12 +7,12 @@
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "x86 only"))]
 
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) fn available() -> bool {
+pub(crate) fn available() -> bool {
     false
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{available, rows, works};
+pub(crate) use x86::{available, rows, works};
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "assembly on raw pointers; callers check every bound and the CPU")]
@@ -20,10 +20,10 @@ mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::{__cpuid, __cpuid_count};
 
-    use super::super::tile::{Isa, Operand, PANEL, multiply_bf16, multiply_int8};
+    use crate::tile::{Isa, Operand, PANEL, multiply_bf16, multiply_int8};
 
     /// Whether the CPU has AMX for bf16 and 8-bit integers and the system lets this process use it.
-    pub(in super::super) fn available() -> bool {
+    pub(crate) fn available() -> bool {
         if !cfg!(target_os = "linux") || __cpuid(0).eax < 7 {
             return false;
         }
@@ -44,7 +44,7 @@ mod x86 {
     }
 
     /// Whether products of every shape of tail come out as AVX-512 or plain code has them.
-    pub(in super::super) fn works(tiled: Isa, other: Isa) -> bool {
+    pub(crate) fn works(tiled: Isa, other: Isa) -> bool {
         [1usize, 16, 17, 32, 40].into_iter().all(|rows| {
             let lanes = 32;
             let number = |i: usize| (i as u32).wrapping_mul(2_654_435_761) >> 7;
@@ -94,7 +94,7 @@ mod x86 {
     /// [`available`] said yes; `lanes` is a multiple of sixteen; A is readable for `rows` rows of `lanes` lanes, `row`
     /// apart; B for `lanes` panels of 32 lanes; C is writable for `rows` rows of 32, `c_row` apart.
     #[allow(clippy::too_many_arguments, reason = "the shape of a matrix product")]
-    pub(in super::super) unsafe fn rows<const INT8: bool>(
+    pub(crate) unsafe fn rows<const INT8: bool>(
         rows: usize,
         lanes: usize,
         a: *const u32,
