@@ -13,6 +13,7 @@ pub mod feature;
 pub mod gene_embeddings;
 pub mod genes;
 pub mod indexes;
+pub mod jobs;
 pub mod models;
 pub mod nomenclature;
 pub mod recipe;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::output::Format;
+use crate::jobs::Shard;
 use crate::model::{CheckpointKey, Device, Size};
 
 /// A store for single-cell transcriptomes with a foundation model and SQL inside
@@ -296,6 +297,15 @@ pub(super) struct RecipeArgs {
     /// Column of cells with each cell's total count, for input log+total
     #[arg(long)]
     pub(super) total: Option<String>,
+    /// Embed only cells that satisfy this SQL condition
+    #[arg(long = "where", value_name = "CONDITION")]
+    pub(super) condition: Option<String>,
+    /// Do one part of the cells, for several processes or machines: 2/8 is the second of eight
+    #[arg(long, default_value_t)]
+    pub(super) shard: Shard,
+    /// Seconds of work after which what is done is published: so much a killed run loses at most
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    pub(super) publish_every: f64,
     /// Memory for a batch of cells, beside the weights: 512MB, 2GB
     #[arg(long, value_parser = bytes)]
     pub(super) memory: Option<u64>,
@@ -338,7 +348,7 @@ pub(super) enum IndexVerb {
     /// Embed what is not embedded yet and build an index over it
     Build {
         #[command(flatten)]
-        recipe: RecipeArgs,
+        recipe: Box<RecipeArgs>,
         /// What to index
         #[arg(long, value_enum, default_value_t = Target::Cells)]
         on: Target,

@@ -6,6 +6,7 @@ use super::talk::Talk;
 use super::{index, ingest, model};
 use crate::error::{Error, Result};
 use crate::ingest::{IngestOptions, Input, ingest as take_in};
+use crate::jobs::Shard;
 use crate::model::Size;
 use crate::query::Session;
 use crate::store::Store;
@@ -66,6 +67,9 @@ pub(super) async fn run(uri: &str, talk: &Talk) -> Result<()> {
         input: "counts".to_owned(),
         precision: "f32".to_owned(),
         total: None,
+        condition: None,
+        shard: Shard::default(),
+        publish_every: 30.0,
         memory: None,
         device: crate::model::Device::Cpu,
     };

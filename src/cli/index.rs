@@ -1,7 +1,7 @@
 //! `cellql embed` and `cellql index`.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cellql_schemas::recipe::{Precision, Recipe};
 
@@ -10,7 +10,7 @@ use super::output;
 use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::index::{GraphOptions, build};
-use crate::jobs::{EmbedReport, Groups, Memory, embed_cells, embed_genes};
+use crate::jobs::{EmbedOptions, EmbedReport, Groups, Memory, embed_cells, embed_genes};
 use crate::model::{Device, Model};
 use crate::query::{Session, StoreEngine};
 use crate::store::Store;
@@ -78,9 +78,17 @@ async fn fill(store: &Store, args: &RecipeArgs, talk: &Talk) -> Result<(Store, E
     let engine = Arc::new(StoreEngine::open(store.clone()).await?.on(args.device)?);
     let recipe = recipe(&engine, args, talk)?;
     let start = Instant::now();
-    let (total, memory) = (args.total.as_deref(), Memory { bytes: args.memory });
+    let publish_every = Duration::try_from_secs_f64(args.publish_every)
+        .map_err(|e| Error::Request(format!("--publish-every {}: {e}", args.publish_every)))?;
+    let options = EmbedOptions {
+        total: args.total.clone(),
+        condition: args.condition.clone(),
+        shard: args.shard,
+        memory: Memory { bytes: args.memory },
+        publish_every,
+    };
     let progress = talk.progress("embedding cells", "cells");
-    let (store, report) = embed_cells(&engine, &recipe, total, memory, progress).await?;
+    let (store, report) = embed_cells(&engine, &recipe, &options, progress).await?;
     talk.say(&format!(
         "embeddings '{}': {} cells added in {:.1} s, {} were there",
         report.recipe,

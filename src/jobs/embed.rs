@@ -1,29 +1,68 @@
 //! Fills the embedding table of a recipe with the cells it lacks.
+//!
+//! Cells are embedded in steps; what is done is published every so often, together with the job's row, as one version of
+//! the store. A run that is cut off loses what came after its last version, and the next one embeds the cells that are not
+//! there: each cell gets one row, however often the job is started, killed or divided into shards. Other writers may
+//! change the store meanwhile. Where they added or removed cells, genes or models, the run goes on with the newest.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{SchemaRef, UInt64Type};
 use arrow::record_batch::RecordBatch;
-use cellql_schemas::cells;
-use cellql_schemas::embeddings;
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::recipe::Recipe;
+use cellql_schemas::{cells, embeddings, genes, jobs, models};
 use cellql_udfs::embed::vector_column;
-use datafusion::error::DataFusionError;
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
+use roaring::RoaringTreemap;
 
 use super::cells::{CELLS, Suitable};
-use super::{Memory, check_model, recipe_metadata};
+use super::record::Record;
+use super::{Memory, Shard, check_model, recipe_metadata};
 use crate::error::{Error, Result};
 use crate::model::Sample;
 use crate::progress::OnProgress;
 use crate::query::StoreEngine;
 use crate::store::{Store, embedding_table};
+
+/// Cells embedded between two looks at the clock.
+const STEP: usize = 64;
+/// Bytes of vectors held at most before they are published.
+const HELD: usize = 256 << 20;
+/// Attempts to publish where writers on other machines come first.
+const ATTEMPTS: usize = 20;
+
+/// What to embed, and how.
+#[derive(Debug, Clone)]
+pub struct EmbedOptions {
+    /// Column of `cells` with each cell's total, for inputs that need one.
+    pub total: Option<String>,
+    /// SQL condition on `cells`.
+    pub condition: Option<String>,
+    /// Which part of the cells.
+    pub shard: Shard,
+    /// Memory of a batch.
+    pub memory: Memory,
+    /// Seconds of work between two published versions.
+    pub publish_every: Duration,
+}
+
+impl Default for EmbedOptions {
+    fn default() -> Self {
+        Self {
+            total: None,
+            condition: None,
+            shard: Shard::default(),
+            memory: Memory::default(),
+            publish_every: Duration::from_secs(30),
+        }
+    }
+}
 
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,127 +79,242 @@ pub struct EmbedReport {
     pub without_vector: BTreeMap<String, u64>,
 }
 
-/// Embeds every cell that the recipe's table lacks, of data sets with its input. `total` names a column of `cells`. Published
-/// whole at the end.
+/// Embeds every cell that the recipe's table lacks, of data sets with its input.
 ///
 /// # Errors
-/// An unknown model, a table made with another model of that name, or a store that cannot be written.
+/// An unknown model, a table made with another model of that name, a condition that does not fit `cells`, or a store that
+/// cannot be written.
 pub async fn embed_cells(
     engine: &Arc<StoreEngine>,
     recipe: &Recipe,
-    total: Option<&str>,
-    memory: Memory,
+    options: &EmbedOptions,
     on_progress: OnProgress,
 ) -> Result<(Store, EmbedReport)> {
-    let model = engine.entry(Some(&recipe.model))?.clone();
-    let dim = model.embedding_dim(recipe.pool);
     let name = recipe.name();
-    let table = embedding_table(&name);
-    let schema: SchemaRef = Arc::new(embeddings::schema(dim).with_metadata(recipe_metadata(engine, recipe)?));
-    let mut transaction = engine.store().begin(&format!("embedding cells with {name}")).await?;
-    let store = transaction.store().clone();
-    if store.version() != engine.store().version() {
-        // The engine places genes as they were when it opened; cells that came since may have others.
-        return Err(Error::Conflict { store: store.uri().to_owned(), doing: format!("embedding cells with {name}") });
-    }
-    let there = match store.tables().any(|t| t == table) {
-        true => cells_in(&store, &table, &model.sha256).await?,
-        false => HashSet::new(),
-    };
-    let suitable = Suitable::of(engine, recipe, total).await?;
-    let all = store.table(cells::TABLE).await?;
-    let counting = || Error::store("counting cells");
-    let n_suitable = all.count_rows(Some(suitable.filter.clone())).await.map_err(counting())? as u64;
-    let unsuitable = all.count_rows(None).await.map_err(counting())? as u64 - n_suitable;
-    let already = there.len() as u64;
-    let added = n_suitable.saturating_sub(already);
+    let record = Record::begin(&name, options.shard, options.condition.as_deref());
+    let report = EmbedReport { recipe: name, already: 0, added: 0, unsuitable: 0, without_vector: BTreeMap::new() };
+    let mut run = Run { recipe, options, record, report, on_progress };
+    let mut engine = Arc::clone(engine);
     engine.take_notices();
-    if added > 0 {
-        let reading = || Error::store("reading cells");
-        let mut scan = all.scan();
-        scan.project(&suitable.columns()).map_err(reading())?;
-        scan.filter(&suitable.filter).map_err(reading())?;
-        scan.batch_size(CELLS);
-        let cells = scan.try_into_stream().await.map_err(reading())?;
-        let cells = cells.map_err(|e| DataFusionError::External(Box::new(e))).boxed();
-        let job = Job {
-            engine: Arc::clone(engine),
-            recipe: recipe.clone(),
-            schema: Arc::clone(&schema),
-            dim,
-            there,
-            suitable,
-            token_budget: memory.tokens(engine, recipe)?,
-        };
-        transaction.append(&table, job.rows(cells, on_progress, added)).await?;
+    loop {
+        match run.pass(&engine).await? {
+            Ended::Done(store) => return Ok((store, run.report)),
+            Ended::StoreChanged(store) => engine = Arc::new(engine.reopened(store).await?),
+        }
     }
-    let without_vector = engine.take_notices().not_embedded;
-    let store = match added {
-        0 => store,
-        _ => transaction.publish().await?,
-    };
-    Ok((store, EmbedReport { recipe: name, already, added, unsuitable, without_vector }))
 }
 
-/// Cells of an embedding table, after checking that the same model made it.
-async fn cells_in(store: &Store, table: &str, sha256: &str) -> Result<HashSet<u64>> {
-    check_model(store, table, sha256).await?;
-    let batches = store.read(table, &[embeddings::CELL_ID], None).await?;
-    let ids = batches.iter().flat_map(|b| b.column(0).as_primitive::<UInt64Type>().values().iter().copied());
-    Ok(ids.collect())
+/// How a pass over the cells ended.
+enum Ended {
+    Done(Store),
+    /// Cells, genes or models are other ones now.
+    StoreChanged(Store),
 }
 
-struct Job {
+struct Run<'a> {
+    recipe: &'a Recipe,
+    options: &'a EmbedOptions,
+    record: Record,
+    report: EmbedReport,
+    on_progress: OnProgress,
+}
+
+impl Run<'_> {
+    /// Embeds what the store, as the engine sees it, lacks.
+    async fn pass(&mut self, engine: &Arc<StoreEngine>) -> Result<Ended> {
+        let chosen = Chosen::of(engine, self.recipe, self.options).await?;
+        let todo = self.todo(engine.store(), &chosen).await?;
+        let total = self.report.added + todo.len();
+        if todo.is_empty() && self.record.is_done(engine.store()).await? {
+            return Ok(Ended::Done(engine.store().clone()));
+        }
+        if todo.is_empty() {
+            return self.publish(engine, &[], jobs::DONE).await;
+        }
+        let model = engine.entry(Some(&self.recipe.model))?;
+        let dim = model.embedding_dim(self.recipe.pool);
+        let metadata = recipe_metadata(engine, self.recipe)?;
+        let step = Arc::new(Step {
+            engine: Arc::clone(engine),
+            recipe: self.recipe.clone(),
+            schema: Arc::new(embeddings::schema(dim).with_metadata(metadata)),
+            dim,
+            token_budget: self.options.memory.tokens(engine, self.recipe)?,
+            suitable: chosen.suitable.clone(),
+        });
+        let mut cells = chosen.scan(engine.store(), &todo).await?;
+        let (mut held, mut since) = (Vec::new(), Instant::now());
+        let reading = || Error::store("reading cells");
+        while let Some(batch) = cells.try_next().await.map_err(reading())? {
+            let ids = batch.column(0).as_primitive::<UInt64Type>();
+            let new: BooleanArray = ids.values().iter().map(|id| Some(todo.contains(*id))).collect();
+            let batch = filter_record_batch(&batch, &new).map_err(Error::store("reading cells"))?;
+            for first in (0..batch.num_rows()).step_by(STEP) {
+                let some = batch.slice(first, STEP.min(batch.num_rows() - first));
+                let step = Arc::clone(&step);
+                // Off the async threads, so that lance reads while the model runs.
+                let embedded = tokio::task::spawn_blocking(move || step.embed(&some)).await;
+                let embedded = embedded.map_err(Error::store("embedding cells"))??;
+                self.report.added += embedded.num_rows() as u64;
+                held.push(embedded);
+                (self.on_progress)(self.report.added, Some(total));
+                let bytes = held.len() * STEP * dim * 4;
+                if since.elapsed() >= self.options.publish_every || bytes >= HELD {
+                    if let Ended::StoreChanged(store) = self.publish(engine, &held, jobs::RUNNING).await? {
+                        self.report.added -= rows(&held);
+                        return Ok(Ended::StoreChanged(store));
+                    }
+                    held.clear();
+                    since = Instant::now();
+                }
+            }
+        }
+        let ended = self.publish(engine, &held, jobs::DONE).await?;
+        if matches!(ended, Ended::StoreChanged(_)) {
+            self.report.added -= rows(&held);
+        }
+        Ok(ended)
+    }
+
+    /// Cells without a row in the table. Also counts, for the report and the job's row.
+    async fn todo(&mut self, store: &Store, chosen: &Chosen) -> Result<RoaringTreemap> {
+        let mut todo = ids(store, cells::TABLE, Some(&chosen.filter)).await?;
+        let all = todo.len();
+        let table = embedding_table(&self.report.recipe);
+        if store.tables().any(|t| t == table) {
+            check_model(store, &table, &chosen.model_sha256).await?;
+            todo -= ids(store, &table, None).await?;
+        }
+        (self.record.cells, self.record.done) = (all, all - todo.len());
+        self.report.already = self.record.done - self.report.added;
+        self.report.unsuitable = chosen.unsuitable;
+        Ok(todo)
+    }
+
+    /// Makes rows and the job's new state visible as one version.
+    async fn publish(&mut self, engine: &StoreEngine, held: &[RecordBatch], state: &str) -> Result<Ended> {
+        let counted = engine.take_notices().not_embedded;
+        for (why, cells) in counted {
+            self.record.without_vector += cells;
+            *self.report.without_vector.entry(why).or_default() += cells;
+        }
+        for _ in 0..ATTEMPTS {
+            match self.attempt(engine, held, state).await {
+                Err(Error::Conflict { .. }) => {}
+                Ok(Ended::Done(store)) => {
+                    self.record.done += rows(held);
+                    return Ok(Ended::Done(store));
+                }
+                other => return other,
+            }
+        }
+        Err(Error::Conflict { store: engine.store().uri().to_owned(), doing: self.doing() })
+    }
+
+    async fn attempt(&self, engine: &StoreEngine, held: &[RecordBatch], state: &str) -> Result<Ended> {
+        let mut transaction = engine.store().begin(&self.doing()).await?;
+        let now = transaction.store();
+        let is_same = |table: &str| now.version().tables.get(table) == engine.store().version().tables.get(table);
+        // Genes are placed, and cells chosen, as they were when the engine opened.
+        if ![cells::TABLE, genes::TABLE, models::TABLE].into_iter().all(is_same) {
+            return Ok(Ended::StoreChanged(now.clone()));
+        }
+        if let Some(first) = held.first() {
+            let rows = futures::stream::iter(held.iter().cloned().map(Ok).collect::<Vec<_>>());
+            let rows = RecordBatchStreamAdapter::new(first.schema(), rows);
+            transaction.append(&embedding_table(&self.report.recipe), Box::pin(rows)).await?;
+        }
+        self.record.write(&mut transaction, rows(held), state).await?;
+        Ok(Ended::Done(transaction.publish().await?))
+    }
+
+    fn doing(&self) -> String {
+        format!("embedding cells with {}", self.report.recipe)
+    }
+}
+
+fn rows(batches: &[RecordBatch]) -> u64 {
+    batches.iter().map(|b| b.num_rows() as u64).sum()
+}
+
+/// The `cell_id`s of a table.
+async fn ids(store: &Store, table: &str, filter: Option<&str>) -> Result<RoaringTreemap> {
+    let mut all = RoaringTreemap::new();
+    for batch in store.read(table, &[cells::CELL_ID], filter).await? {
+        all.extend(batch.column(0).as_primitive::<UInt64Type>().values().iter().copied());
+    }
+    Ok(all)
+}
+
+/// The cells a job is about.
+struct Chosen {
+    suitable: Suitable,
+    /// Condition on `cells`.
+    filter: String,
+    /// Cells left out for their data set's input.
+    unsuitable: u64,
+    model_sha256: String,
+}
+
+impl Chosen {
+    async fn of(engine: &StoreEngine, recipe: &Recipe, options: &EmbedOptions) -> Result<Self> {
+        let suitable = Suitable::of(engine, recipe, options.total.as_deref()).await?;
+        let asked: Vec<String> = options.shard.condition().into_iter().chain(options.condition.clone()).collect();
+        let and = |conditions: &[String]| -> Option<String> {
+            let each: Vec<String> = conditions.iter().map(|c| format!("({c})")).collect();
+            (!each.is_empty()).then(|| each.join(" AND "))
+        };
+        let filter = and(&[std::slice::from_ref(&suitable.filter), asked.as_slice()].concat()).unwrap_or_default();
+        let table = engine.store().table(cells::TABLE).await?;
+        let count = async |filter: Option<String>| -> Result<u64> {
+            let counted = table.count_rows(filter.clone()).await;
+            let wrong = |e: lance::Error| match &options.condition {
+                Some(condition) => Error::Request(format!("--where {condition}: {e}")),
+                None => Error::store("counting cells")(e),
+            };
+            Ok(counted.map_err(wrong)? as u64)
+        };
+        let unsuitable = count(and(&asked)).await? - count(Some(filter.clone())).await?;
+        let model_sha256 = engine.entry(Some(&recipe.model))?.sha256.clone();
+        Ok(Self { suitable, filter, unsuitable, model_sha256 })
+    }
+
+    /// Columns [`Suitable::columns`] of the chosen cells, from the first that is to be done.
+    async fn scan(
+        &self,
+        store: &Store,
+        todo: &RoaringTreemap,
+    ) -> Result<lance::dataset::scanner::DatasetRecordBatchStream> {
+        let reading = || Error::store("reading cells");
+        let first = todo.min().unwrap_or(0);
+        let mut scan = store.table(cells::TABLE).await?.scan();
+        scan.project(&self.suitable.columns()).map_err(reading())?;
+        scan.filter(&format!("{} >= {first} AND {}", cells::CELL_ID, self.filter)).map_err(reading())?;
+        scan.batch_size(CELLS);
+        scan.try_into_stream().await.map_err(reading())
+    }
+}
+
+/// What turns some cells into rows of the table.
+struct Step {
     engine: Arc<StoreEngine>,
     recipe: Recipe,
     schema: SchemaRef,
     dim: usize,
-    there: HashSet<u64>,
-    suitable: Suitable,
     token_budget: usize,
+    suitable: Suitable,
 }
 
-impl Job {
-    fn rows(
-        self,
-        cells: futures::stream::BoxStream<'static, Result<RecordBatch, DataFusionError>>,
-        on_progress: OnProgress,
-        total: u64,
-    ) -> SendableRecordBatchStream {
-        let schema = Arc::clone(&self.schema);
-        let job = Arc::new(self);
-        let mut done = 0;
-        let rows = cells
-            .map(move |batch| {
-                let job = Arc::clone(&job);
-                // Off the async threads, so that lance reads and writes while the model runs.
-                async move {
-                    let embedded = tokio::task::spawn_blocking(move || job.embed(&batch?)).await;
-                    embedded.map_err(|e| DataFusionError::External(Box::new(e)))?
-                }
-            })
-            .buffered(1)
-            .inspect_ok(move |batch| {
-                done += batch.num_rows() as u64;
-                on_progress(done, Some(total));
-            });
-        Box::pin(RecordBatchStreamAdapter::new(schema, rows))
-    }
-
-    fn embed(&self, batch: &RecordBatch) -> Result<RecordBatch, DataFusionError> {
-        let new: BooleanArray = {
-            let ids = batch.column(0).as_primitive::<UInt64Type>();
-            ids.values().iter().map(|id| Some(!self.there.contains(id))).collect()
-        };
-        let batch = filter_record_batch(batch, &new)?;
-        let profiles = Profiles::new(batch.column(1)).map_err(|e| DataFusionError::Execution(e.to_string()))?;
-        let external = |e: Error| DataFusionError::External(Box::new(e));
-        let totals = self.suitable.totals(&batch).map_err(external)?;
+impl Step {
+    fn embed(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let profiles = Profiles::new(batch.column(1)).map_err(Error::store("reading cells"))?;
+        let totals = self.suitable.totals(batch)?;
         let samples = profiles.iter().zip(totals);
         let samples = samples.map(|(profile, total)| profile.map(|profile| Sample { profile, total }));
-        let embedded = self.engine.embed_cells(&self.recipe, samples, self.token_budget).map_err(external)?;
+        let embedded = self.engine.embed_cells(&self.recipe, samples, self.token_budget)?;
         let seen: ArrayRef = Arc::new(UInt32Array::from(embedded.genes_seen.clone()));
         let vectors: ArrayRef = Arc::new(vector_column(embedded, self.dim)?);
-        Ok(RecordBatch::try_new(Arc::clone(&self.schema), vec![Arc::clone(batch.column(0)), vectors, seen])?)
+        let columns = vec![Arc::clone(batch.column(0)), vectors, seen];
+        RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(Error::store("embedding cells"))
     }
 }

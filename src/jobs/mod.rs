@@ -5,14 +5,17 @@
 mod cells;
 mod embed;
 mod embed_genes;
+mod record;
+mod shard;
 
 use std::collections::HashMap;
 
 use arrow::datatypes::Schema;
 use cellql_schemas::recipe::Recipe;
 
-pub use embed::{EmbedReport, embed_cells};
+pub use embed::{EmbedOptions, EmbedReport, embed_cells};
 pub use embed_genes::{GenesReport, Groups, embed_genes};
+pub use shard::Shard;
 
 use crate::error::{Error, Result};
 use crate::model::DEFAULT_TOKEN_BUDGET;

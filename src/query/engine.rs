@@ -88,6 +88,14 @@ impl StoreEngine {
         })
     }
 
+    /// An engine over the same store as it is now, on the same device.
+    ///
+    /// # Errors
+    /// As [`StoreEngine::open`].
+    pub async fn reopened(&self, store: Store) -> Result<Self> {
+        Ok(Self { device: self.device.clone(), ..Self::open(store).await? })
+    }
+
     /// Runs models on a device.
     ///
     /// # Errors

@@ -73,6 +73,7 @@ impl Store {
         transaction.create(schemas::datasets::TABLE, schemas::datasets::schema()).await?;
         transaction.create(schemas::models::TABLE, schemas::models::schema()).await?;
         transaction.create(schemas::indexes::TABLE, schemas::indexes::schema()).await?;
+        transaction.create(schemas::jobs::TABLE, schemas::jobs::schema()).await?;
         transaction.publish().await
     }
 

@@ -2,11 +2,15 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use cellql::ingest::IngestOptions;
+use cellql::model::CheckpointKey;
 use cellql::query::Session;
 use cellql::store::Store;
+use rand::{Rng, SeedableRng};
 
-use crate::stores::{demo_file, number, rows};
+use crate::stores::{add_reference_model, any_cell, demo_file, ids, number, rows, take_in, vectors};
 
 async fn cells(uri: &str) -> f64 {
     let session = Session::open(Store::open(uri).await.unwrap()).await.unwrap();
@@ -74,6 +78,105 @@ async fn a_second_writer_waits_its_turn() {
     assert!(refused.to_string().contains("another cellql process is writing"), "{refused}");
     drop(held);
     store.begin("the third").await.unwrap();
+}
+
+/// A store of many small cells with the reference model, in a folder.
+async fn store_to_embed(path: &Path) -> u64 {
+    let mut store = Store::init(path.to_str().unwrap()).await.unwrap();
+    for copy in 0..6 {
+        let options = IngestOptions { name: Some(format!("copy {copy}")), ..any_cell() };
+        store = take_in(&store, &demo_file(), options).await.unwrap().0;
+    }
+    add_reference_model(&store, CheckpointKey::Cell).await;
+    6 * 320
+}
+
+/// Every row of the embedding table: cell, vector, genes seen.
+async fn embedded(uri: &str) -> Vec<(u64, Option<Vec<f32>>)> {
+    let session = Session::open(Store::open(uri).await.unwrap()).await.unwrap();
+    vectors(&rows(&session, "SELECT cell_id, vector FROM embeddings ORDER BY cell_id").await)
+}
+
+fn copied(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_embedding_killed_twenty_times_is_an_undisturbed_one_row_for_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, path) = (folder.path().join("model"), folder.path().join("store"));
+    let uri = path.to_str().unwrap();
+    let n = store_to_embed(&model).await;
+    copied(&model, &path);
+    assert!(cellql(&["embed", uri]).status().unwrap().success());
+    let undisturbed = embedded(uri).await;
+    assert_eq!(undisturbed.len() as u64, n);
+
+    // Steps are published one by one, so that a kill meets every part of the work.
+    let job = ["embed", uri, "--publish-every", "0"];
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(9);
+    let (mut kills, mut cut_off) = (0, 0);
+    while kills < 20 {
+        copied(&model, &path);
+        loop {
+            let mut child = cellql(&job).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(random.random_range(50..900)));
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(status.success());
+                break;
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            kills += 1;
+            let session = Session::open(Store::open(uri).await.unwrap()).await.unwrap();
+            let state =
+                rows(&session, "SELECT count(*) FROM jobs WHERE state = 'running' AND cells_done < cells").await;
+            cut_off += number(&state) as u32;
+            if kills == 20 {
+                assert!(cellql(&job).status().unwrap().success());
+                break;
+            }
+        }
+        assert_eq!(embedded(uri).await, undisturbed, "after {kills} kills");
+        let session = Session::open(Store::open(uri).await.unwrap()).await.unwrap();
+        let done = format!("SELECT count(*) FROM jobs WHERE state = 'done' AND cells = {n} AND cells_done = {n}");
+        assert_eq!(number(&rows(&session, &done).await), 1.0);
+    }
+    assert!(cut_off > 0, "no kill came in the middle of the work");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_at_once_embed_every_cell_once_and_later_cells_are_added() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let uri = path.to_str().unwrap();
+    let n = store_to_embed(&path).await;
+    let start = |shard| cellql(&["embed", uri, "--shard", shard, "--publish-every", "0"]).spawn().unwrap();
+    for mut part in ["1/2", "2/2"].map(start) {
+        assert!(part.wait().unwrap().success());
+    }
+    let found = embedded(uri).await;
+    assert_eq!(found.iter().map(|(cell, _)| *cell).collect::<Vec<_>>(), (0..n).collect::<Vec<_>>());
+    // Each shard did a part: 1,920 cells lie in runs of 1,024.
+    let session = Session::open(Store::open(uri).await.unwrap()).await.unwrap();
+    let cells = rows(&session, "SELECT cells FROM jobs WHERE state = 'done' ORDER BY shard").await;
+    assert_eq!(ids(&cells), [1024, 896]);
+
+    let store = Store::open(uri).await.unwrap();
+    let version = store.version().version;
+    assert!(cellql(&["embed", uri]).status().unwrap().success());
+    assert!(cellql(&["embed", uri]).status().unwrap().success());
+    // The whole is a job of its own, recorded once; nothing else is written, however often it runs.
+    assert_eq!(Store::open(uri).await.unwrap().version().version, version + 1);
+    let file = some_cells(folder.path(), "later");
+    assert!(cellql(&["ingest", uri, "--min-genes", "0", &file]).status().unwrap().success());
+    assert!(cellql(&["embed", uri, "--where", "barcode = 'later7'"]).status().unwrap().success());
+    assert_eq!(embedded(uri).await.len() as u64, n + 1);
+    assert!(cellql(&["embed", uri]).status().unwrap().success());
+    let all = embedded(uri).await;
+    assert_eq!(all.iter().map(|(cell, _)| *cell).collect::<Vec<_>>(), (0..n + 40).collect::<Vec<_>>());
+    assert_eq!(all[..n as usize], found);
 }
 
 fn cellql(args: &[&str]) -> Command {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::AsArray;
 use arrow::datatypes::Float64Type;
 use cellql::ingest::IngestOptions;
-use cellql::jobs::{Groups, Memory, embed_cells, embed_genes};
+use cellql::jobs::{EmbedOptions, Groups, Memory, embed_cells, embed_genes};
 use cellql::model::{
     CheckpointKey, Model, Sample, decode, encode, read_checkpoint, read_safetensors, write_checkpoint,
 };
@@ -159,10 +159,10 @@ async fn a_data_set_said_to_be_bulk_is_embedded_against_its_median() {
     let store = add_reference_model(&store, CheckpointKey::Cell).await;
     let engine = Arc::new(StoreEngine::open(store).await.unwrap());
     let asked = recipe("cell", "t4", Input::Counts);
-    let (_, report) = embed_cells(&engine, &asked, None, Memory::default(), silent()).await.unwrap();
+    let (_, report) = embed_cells(&engine, &asked, &EmbedOptions::default(), silent()).await.unwrap();
     assert_eq!((report.added, report.unsuitable), (0, 6));
     let asked = recipe("cell", "t4", Input::Bulk);
-    let (store, report) = embed_cells(&engine, &asked, None, Memory::default(), silent()).await.unwrap();
+    let (store, report) = embed_cells(&engine, &asked, &EmbedOptions::default(), silent()).await.unwrap();
     assert_eq!((report.added, report.unsuitable), (6, 0));
     let session = Session::open(store).await.unwrap();
     let found = vectors(&rows(&session, "SELECT cell_id, vector FROM embeddings ORDER BY cell_id").await);

@@ -8,7 +8,7 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Float32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use cellql::ingest::{IngestOptions, IngestReport, Input, ingest};
-use cellql::jobs::{Memory, embed_cells};
+use cellql::jobs::{EmbedOptions, embed_cells};
 use cellql::model::{CheckpointKey, Provenance, read_checkpoint, registry};
 use cellql::progress::silent;
 use cellql::query::{Session, StoreEngine};
@@ -67,7 +67,7 @@ pub async fn add_reference_model(store: &Store, key: CheckpointKey) -> Store {
 
 pub async fn embed_all(store: &Store, model: &str) -> Store {
     let engine = Arc::new(StoreEngine::open(store.clone()).await.unwrap());
-    embed_cells(&engine, &Recipe::of_model(model), None, Memory::default(), silent()).await.unwrap().0
+    embed_cells(&engine, &Recipe::of_model(model), &EmbedOptions::default(), silent()).await.unwrap().0
 }
 
 /// The demo's 320 cells with the reference model `cell` (300 genes, 192 numbers) and its embeddings. Made once, only read.

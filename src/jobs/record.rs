@@ -1,0 +1,108 @@
+//! The row of a job in the table `jobs`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrow::array::{ArrayRef, AsArray, BooleanArray, Float64Array, StringArray, UInt64Array};
+use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::record_batch::RecordBatch;
+use cellql_schemas::jobs as table;
+use chrono::Utc;
+
+use super::Shard;
+use crate::error::{Error, Result};
+use crate::store::{Store, Transaction};
+
+/// One run of a job.
+#[derive(Debug)]
+pub(super) struct Record {
+    name: String,
+    recipe: String,
+    shard: Shard,
+    condition: Option<String>,
+    started_at: String,
+    start: Instant,
+    /// Cells the job is about.
+    pub(super) cells: u64,
+    pub(super) done: u64,
+    pub(super) without_vector: u64,
+}
+
+impl Record {
+    /// A run that begins now.
+    pub(super) fn begin(recipe: &str, shard: Shard, condition: Option<&str>) -> Self {
+        let parts = [Some(format!("embed {recipe}")), shard.condition().map(|_| shard.to_string())];
+        let condition = condition.map(str::to_owned);
+        let named = condition.as_ref().map(|c| format!("where {c}"));
+        Self {
+            name: parts.into_iter().flatten().chain(named).collect::<Vec<_>>().join(" "),
+            recipe: recipe.to_owned(),
+            shard,
+            condition,
+            started_at: Utc::now().to_rfc3339(),
+            start: Instant::now(),
+            cells: 0,
+            done: 0,
+            without_vector: 0,
+        }
+    }
+
+    /// Whether an earlier run recorded that all these cells are done.
+    pub(super) async fn is_done(&self, store: &Store) -> Result<bool> {
+        if !store.tables().any(|t| t == table::TABLE) {
+            return Ok(false);
+        }
+        let text = |value: &str| format!("'{}'", value.replace('\'', "''"));
+        let (name, cells) = (text(&self.name), self.cells);
+        let same = format!(
+            "{} = {name} AND {} = '{}' AND {} = {cells} AND {} = {cells}",
+            table::NAME,
+            table::STATE,
+            table::DONE,
+            table::CELLS,
+            table::CELLS_DONE
+        );
+        Ok(store.read(table::TABLE, &[table::NAME], Some(&same)).await?.iter().any(|b| b.num_rows() > 0))
+    }
+
+    /// Puts the row in the place of an earlier run's; `added` cells come with it.
+    pub(super) async fn write(&self, transaction: &mut Transaction, added: u64, state: &str) -> Result<()> {
+        let doing = || Error::store(format!("recording job '{}'", self.name));
+        let row = self.row(added, state).map_err(doing())?;
+        let store = transaction.store();
+        let there = match store.tables().any(|t| t == table::TABLE) {
+            true => store.read(table::TABLE, &[], None).await?,
+            false => Vec::new(),
+        };
+        let mut rows = Vec::new();
+        for batch in &there {
+            let names = batch.column_by_name(table::NAME).and_then(|c| c.as_string_opt::<i32>());
+            let names = names.ok_or_else(|| Error::Request("the table jobs is damaged: it has no names".into()))?;
+            let others: BooleanArray = names.iter().map(|n| Some(n != Some(&self.name))).collect();
+            rows.push(filter_record_batch(batch, &others).map_err(doing())?);
+        }
+        rows.push(row);
+        let all = concat_batches(&rows[rows.len() - 1].schema(), &rows).map_err(doing())?;
+        transaction.replace(table::TABLE, all).await
+    }
+
+    fn row(&self, added: u64, state: &str) -> Result<RecordBatch, arrow::error::ArrowError> {
+        let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value])) };
+        let number = |value: u64| -> ArrayRef { Arc::new(UInt64Array::from(vec![value])) };
+        let columns = vec![
+            text(&self.name),
+            text("embed"),
+            text(&self.recipe),
+            text(&self.shard.to_string()),
+            Arc::new(StringArray::from(vec![self.condition.as_deref()])),
+            text(state),
+            number(self.cells),
+            number(self.done + added),
+            number(self.without_vector),
+            Arc::new(Float64Array::from(vec![self.start.elapsed().as_secs_f64()])),
+            text(&self.started_at),
+            text(&Utc::now().to_rfc3339()),
+        ];
+        RecordBatch::try_new(Arc::new(table::schema()), columns)
+    }
+}
