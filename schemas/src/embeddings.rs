@@ -14,6 +14,11 @@ pub const VECTOR: &str = "vector";
 /// Vocabulary genes expressed in the cell: how much of it the model saw.
 pub const GENES_SEEN: &str = "genes_seen";
 
+/// Key of the table's metadata: the recipe as JSON.
+pub const RECIPE_METADATA: &str = "cellql.recipe";
+/// Key of the table's metadata: SHA-256 of the model that made the vectors.
+pub const MODEL_METADATA: &str = "cellql.model_sha256";
+
 /// Type of a vector of `dim` f32.
 pub fn vector_type(dim: usize) -> DataType {
     DataType::FixedSizeList(Arc::new(Field::new("item", DataType::Float32, true)), dim as i32)

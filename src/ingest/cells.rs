@@ -16,6 +16,7 @@ use super::duplicates::Known;
 use super::obs::{Target, fitted};
 use super::values::{Reading, Verdict, recover};
 use crate::error::{Error, Result};
+use crate::store::ContentHash;
 
 /// What a cell must be to be kept, and what its values are taken for.
 #[derive(Debug, Clone, Copy)]
@@ -208,7 +209,7 @@ impl Cells {
     /// Keeps the cell that was added last, unless it is a duplicate that is not wanted.
     fn keep(&mut self, to: &mut Gathered) -> bool {
         let cell = to.profiles.last();
-        let hash = content_hash(cell);
+        let hash = ContentHash::of(cell).to_hex();
         let duplicate_of = self.known.find(&hash);
         self.counts.duplicates += u64::from(duplicate_of.is_some());
         if duplicate_of.is_some() && self.quality.skip_duplicates {
@@ -352,14 +353,6 @@ impl Scatter {
 /// True for a whole number. Large ones have no fraction in f32; `fract` would call a function for each.
 fn is_whole(value: f32) -> bool {
     value >= 16_777_216.0 || (value as i32) as f32 == value
-}
-
-/// First 128 bits of BLAKE3 over gene ids and then values, little-endian, as hex.
-fn content_hash(cell: Profile<'_>) -> String {
-    let mut hash = blake3::Hasher::new();
-    hash.update(bytemuck::cast_slice(cell.gene_ids));
-    hash.update(bytemuck::cast_slice(cell.values));
-    hash.finalize().to_hex()[..32].to_owned()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod shard;
 use std::collections::HashMap;
 
 use arrow::datatypes::Schema;
+use cellql_schemas::embeddings::{MODEL_METADATA, RECIPE_METADATA};
 use cellql_schemas::recipe::Recipe;
 
 pub use embed::{EmbedOptions, EmbedReport, embed_cells};
@@ -22,21 +23,17 @@ use crate::model::DEFAULT_TOKEN_BUDGET;
 use crate::query::StoreEngine;
 use crate::store::Store;
 
-/// Schema metadata that says what vectors are.
-const RECIPE: &str = "cellql.recipe";
-const MODEL: &str = "cellql.model_sha256";
-
 /// What the table of a recipe records: the recipe, and the model's hash.
 fn recipe_metadata(engine: &StoreEngine, recipe: &Recipe) -> Result<HashMap<String, String>> {
     let json = serde_json::to_string(recipe).map_err(Error::store("recording the recipe"))?;
     let sha256 = engine.entry(Some(&recipe.model))?.sha256.clone();
-    Ok(HashMap::from([(RECIPE.to_owned(), json), (MODEL.to_owned(), sha256)]))
+    Ok(HashMap::from([(RECIPE_METADATA.to_owned(), json), (MODEL_METADATA.to_owned(), sha256)]))
 }
 
 /// Refuses a table of vectors that another model of the same name made.
 async fn check_model(store: &Store, table: &str, sha256: &str) -> Result<()> {
     let made = Schema::from(store.table(table).await?.schema());
-    match made.metadata().get(MODEL) {
+    match made.metadata().get(MODEL_METADATA) {
         Some(by) if by != sha256 => {
             Err(Error::Request(format!("table {table} was made with another model of that name")))
         }

@@ -103,6 +103,10 @@ pub struct Embeddings {
     pub genes_seen: Vec<u32>,
     /// Why a cell has no embedding; `None` where it has one.
     pub refused: Vec<Option<NotEmbeddable>>,
+    /// Tokens that were encoded.
+    pub tokens: u64,
+    /// Batches they came in.
+    pub batches: u64,
 }
 
 impl Model {
@@ -290,6 +294,8 @@ impl Model {
         for batch in plan(&tokens, token_budget) {
             let packed = Packed::new(batch.iter().map(|&i| &tokens[i].1));
             let encoded = runner.encode(&packed).map_err(doing())?;
+            out.tokens += packed.positions.len() as u64;
+            out.batches += 1;
             for (slot, &i) in batch.iter().enumerate() {
                 let (row, tokens) = &tokens[i];
                 let out = &mut out.vectors[row * size..(row + 1) * size];

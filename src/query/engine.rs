@@ -17,12 +17,14 @@ use cellql_udfs::engine::{Embedded, Engine, EngineError, Enhanced, Query, Search
 use cellql_udfs::over_cells::Cells;
 use tokio::runtime::Handle;
 
-use super::memo::{self, Memo, Remembered};
+use super::compute::EMBED;
+use super::memo::Memo;
+use super::stored::Stored;
 use crate::error::{Error, Result};
 use crate::genes::Catalogue;
 use crate::index::{self, Method, Neighbour};
 use crate::model::registry::{self, Entry};
-use crate::model::{DEFAULT_TOKEN_BUDGET, Device, Embeddings, Model, Sample};
+use crate::model::{DEFAULT_TOKEN_BUDGET, Device, Model};
 use crate::store::Store;
 
 /// Distance column of a search.
@@ -43,9 +45,9 @@ pub struct Notices {
 
 /// A model with the places of this store's genes in its vocabulary.
 #[derive(Debug)]
-struct Loaded {
-    model: Model,
-    placement: Placement,
+pub(super) struct Loaded {
+    pub(super) model: Model,
+    pub(super) placement: Placement,
 }
 
 /// One store's engine. Models are loaded when first called, once per session.
@@ -55,7 +57,12 @@ pub struct StoreEngine {
     genes: Catalogue,
     models: Vec<Entry>,
     loaded: Mutex<HashMap<String, Arc<Loaded>>>,
-    memo: Mutex<Memo>,
+    /// Held while a model is called.
+    pub(super) turn: Mutex<()>,
+    pub(super) memo: Mutex<Memo>,
+    /// By recipe, once asked for.
+    pub(super) stored: Mutex<HashMap<String, Option<Arc<Stored>>>>,
+    pub(super) only_computes: bool,
     notices: Mutex<Notices>,
     runtime: Handle,
     device: Option<candle_core::Device>,
@@ -81,7 +88,10 @@ impl StoreEngine {
             models: registry::list(&store).await?,
             store,
             loaded: Mutex::default(),
+            turn: Mutex::default(),
             memo: Mutex::default(),
+            stored: Mutex::default(),
+            only_computes: false,
             notices: Mutex::default(),
             runtime: Handle::current(),
             device: None,
@@ -102,6 +112,19 @@ impl StoreEngine {
     /// This build or this machine has no such device.
     pub fn on(self, device: Device) -> Result<Self> {
         Ok(Self { device: device.open()?, ..self })
+    }
+
+    /// Never reads an embedding from the store: for whoever wants to know what the model says now.
+    #[must_use]
+    pub fn only_computing(self) -> Self {
+        Self { only_computes: true, ..self }
+    }
+
+    /// Waits for a future from a function, which runs on threads of the async runtime: those must not wait, another may.
+    pub(super) fn wait<T: Send>(&self, future: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        let waited = std::thread::scope(|scope| scope.spawn(|| self.runtime.block_on(future)).join());
+        waited
+            .unwrap_or_else(|_| Err(Error::Request("reading the store failed: its files make the reader fail".into())))
     }
 
     /// The store.
@@ -127,138 +150,23 @@ impl StoreEngine {
         std::mem::take(&mut *self.notices.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn note(&self, add: impl FnOnce(&mut Notices)) {
+    pub(super) fn note(&self, add: impl FnOnce(&mut Notices)) {
         add(&mut self.notices.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn loaded(&self, name: &str) -> Result<Arc<Loaded>> {
+    pub(super) fn loaded(&self, name: &str) -> Result<Arc<Loaded>> {
         // Held while loading, so that two partitions that start together load once.
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(model) = loaded.get(name) {
             return Ok(Arc::clone(model));
         }
         let entry = self.entry(Some(name))?;
-        // Functions are called on threads of the async runtime, which must not wait for it; another thread may.
-        let read = || self.runtime.block_on(registry::load(&self.store, entry));
-        let model = std::thread::scope(|scope| scope.spawn(read).join()).map_err(|_| {
-            Error::Request(format!("model '{name}' cannot be loaded: its file makes the reader fail"))
-        })??;
+        let model = self.wait(registry::load(&self.store, entry))?;
         let model = model.on(self.device.clone());
         let placement = self.genes.place(model.vocabulary());
         let fresh = Arc::new(Loaded { model, placement });
         loaded.insert(name.to_owned(), Arc::clone(&fresh));
         Ok(fresh)
-    }
-
-    /// Computes `dim` numbers of each cell, of each distinct one once per session: what was computed before is remembered.
-    fn remembering(
-        &self,
-        what: &str,
-        recipe: &Recipe,
-        cells: Cells,
-        dim: usize,
-        compute: impl FnOnce(&Loaded, &mut dyn Iterator<Item = Option<Sample<'_>>>) -> Result<Embeddings>,
-    ) -> Result<Embedded> {
-        let sample = |row: usize| cells.profiles.get(row).map(|profile| Sample { profile, total: cells.total(row) });
-        let keys: Vec<Option<memo::Key>> = (0..cells.profiles.len())
-            .map(|row| sample(row).map(|s| memo::key(what, recipe, s.profile, s.total)))
-            .collect();
-        let mut rows: Vec<Option<Remembered>> = {
-            let memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
-            keys.iter().map(|key| key.as_ref().and_then(|k| memo.get(k))).collect()
-        };
-        let mut first: HashMap<&memo::Key, usize> = HashMap::new();
-        for (row, key) in keys.iter().enumerate().filter(|(row, _)| rows[*row].is_none()) {
-            if let Some(key) = key {
-                first.entry(key).or_insert(row);
-            }
-        }
-        let mut new: Vec<usize> = first.values().copied().collect();
-        new.sort_unstable();
-        if !new.is_empty() {
-            let computed = self.computing(recipe, |loaded| compute(loaded, &mut new.iter().map(|&row| sample(row))))?;
-            let mut memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
-            for (i, &row) in new.iter().enumerate() {
-                let vector = computed.valid[i].then(|| Arc::from(&computed.vectors[i * dim..(i + 1) * dim]));
-                let fresh = Remembered { vector, genes_seen: computed.genes_seen[i] };
-                if let Some(key) = keys[row] {
-                    memo.put(key, fresh.clone());
-                }
-                rows[row] = Some(fresh);
-            }
-        }
-        let mut out = Embedded::default();
-        for (row, key) in keys.iter().enumerate() {
-            let twin = || key.as_ref().and_then(|k| first.get(k)).and_then(|&at| rows[at].clone());
-            let found = rows[row].clone().or_else(twin);
-            let vector = found.as_ref().and_then(|f| f.vector.clone());
-            out.valid.push(vector.is_some());
-            out.genes_seen.push(found.map_or(0, |f| f.genes_seen));
-            match vector {
-                Some(vector) => out.vectors.extend_from_slice(&vector),
-                None => out.vectors.resize(out.vectors.len() + dim, 0.0),
-            }
-        }
-        Ok(out)
-    }
-
-    /// Runs a model and notes what a person should know of it.
-    fn computing(&self, recipe: &Recipe, compute: impl FnOnce(&Loaded) -> Result<Embeddings>) -> Result<Embedded> {
-        let out = compute(&*self.loaded(&recipe.model)?)?;
-        let trained = self.entry(Some(&recipe.model))?.trained;
-        self.note(|notices| {
-            if !trained && !notices.untrained.contains(&recipe.model) {
-                notices.untrained.push(recipe.model.clone());
-            }
-            for why in &out.refused {
-                match why {
-                    Some(why) => *notices.not_embedded.entry(why.to_string()).or_default() += 1,
-                    None => notices.cells_embedded += 1,
-                }
-            }
-        });
-        let valid = out.refused.iter().map(Option::is_none).collect();
-        Ok(Embedded { vectors: out.vectors, genes_seen: out.genes_seen, valid })
-    }
-
-    /// Embeds cells, without looking up or remembering them.
-    ///
-    /// # Errors
-    /// An unknown model, or values the recipe does not allow.
-    pub fn embed_cells<'a>(
-        &self,
-        recipe: &Recipe,
-        cells: impl Iterator<Item = Option<Sample<'a>>>,
-        token_budget: usize,
-    ) -> Result<Embedded> {
-        self.computing(recipe, |l| l.model.embed(recipe, cells, &l.placement, token_budget))
-    }
-
-    /// Context embeddings of the genes at `positions` of the vocabulary, `[cells, positions, context_dim]`.
-    ///
-    /// # Errors
-    /// As [`StoreEngine::embed_cells`].
-    pub fn contexts<'a>(
-        &self,
-        recipe: &Recipe,
-        positions: &[u32],
-        cells: impl Iterator<Item = Option<Sample<'a>>>,
-        token_budget: usize,
-    ) -> Result<Embedded> {
-        self.computing(recipe, |l| l.model.contexts(recipe, positions, cells, &l.placement, token_budget))
-    }
-
-    /// Predicted expression of every vocabulary gene, `[cells, genes]`.
-    ///
-    /// # Errors
-    /// As [`StoreEngine::embed_cells`].
-    pub fn enhanced<'a>(
-        &self,
-        recipe: &Recipe,
-        cells: impl Iterator<Item = Option<Sample<'a>>>,
-        token_budget: usize,
-    ) -> Result<Embedded> {
-        self.computing(recipe, |l| l.model.enhance(recipe, cells, &l.placement, token_budget))
     }
 
     /// Genes of the store with their positions in a model's vocabulary, by gene.
@@ -401,7 +309,7 @@ impl Engine for StoreEngine {
 
     fn embed(&self, recipe: &Recipe, cells: Cells) -> Result<Embedded, EngineError> {
         let dim = self.dim(recipe)?;
-        Ok(self.remembering("embed", recipe, cells, dim, |l, cells| {
+        Ok(self.remembering(EMBED, recipe, cells, dim, |l, cells| {
             l.model.embed(recipe, cells, &l.placement, DEFAULT_TOKEN_BUDGET)
         })?)
     }
@@ -446,9 +354,7 @@ impl Engine for StoreEngine {
             let known = did_you_mean(target, [cells::TABLE]);
             return Err(EngineError::Request(format!("vector_search: cannot search '{target}', only 'cells'.{known}")));
         }
-        let schema = || self.runtime.block_on(self.neighbour_schema());
-        let schema = std::thread::scope(|scope| scope.spawn(schema).join());
-        Ok(schema.map_err(|_| EngineError::Internal("reading the columns of cells failed".into()))??)
+        Ok(self.wait(self.neighbour_schema())?)
     }
 
     async fn search(&self, request: SearchRequest) -> Result<RecordBatch, EngineError> {

@@ -7,8 +7,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use cellql_schemas::expr::Profile;
 use cellql_schemas::recipe::Recipe;
+
+use crate::store::ContentHash;
 
 /// Bytes of vectors kept; the oldest go first.
 const CAPACITY: usize = 256 << 20;
@@ -32,17 +33,14 @@ pub(super) struct Memo {
 }
 
 /// The key of a cell: `what` is computed of it under a recipe.
-pub(super) fn key(what: &str, recipe: &Recipe, cell: Profile<'_>, total: Option<f64>) -> Key {
+pub(super) fn key(what: &str, recipe: &Recipe, cell: ContentHash, total: Option<f64>) -> Key {
     let mut hash = blake3::Hasher::new();
     for part in [what, &recipe.model, &recipe.name()] {
         hash.update(part.as_bytes());
         hash.update(&[0]);
     }
     hash.update(&total.unwrap_or(f64::NAN).to_le_bytes());
-    for (gene, value) in cell.gene_ids.iter().zip(cell.values) {
-        hash.update(&gene.to_le_bytes());
-        hash.update(&value.to_le_bytes());
-    }
+    hash.update(cell.bytes());
     *hash.finalize().as_bytes()
 }
 

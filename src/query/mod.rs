@@ -3,11 +3,16 @@
 //! The one place where store, model and index meet. Everything a query needs is fixed when the session opens: the
 //! store's version, its genes, its models. Knows nothing of files or of how results are shown.
 
+mod compute;
 mod defer_model_calls;
 mod engine;
+mod gather_model_calls;
 mod memo;
+mod model_exec;
 mod session;
+mod stored;
 mod table;
+mod work;
 
 pub use engine::{Notices, StoreEngine};
 pub use session::Session;

@@ -10,11 +10,15 @@ use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
 use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::{DFParser, Statement};
 
 use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
+use super::gather_model_calls::GatherModelCalls;
 use super::table::StoreTable;
 use crate::error::{Error, Result};
 use crate::model::Device;
@@ -54,13 +58,34 @@ impl Session {
     /// # Errors
     /// As [`Session::open`], or there is no such device.
     pub async fn open_on(store: Store, device: Device) -> Result<Self> {
+        let engine = Arc::new(StoreEngine::open(store).await?.on(device)?);
+        Self::with_engine(engine).await
+    }
+
+    /// A session whose model calls never read embeddings from the store: what the model says now.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub async fn open_only_computing(store: Store) -> Result<Self> {
+        Self::with_engine(Arc::new(StoreEngine::open(store).await?.only_computing())).await
+    }
+
+    async fn with_engine(engine: Arc<StoreEngine>) -> Result<Self> {
         let config = SessionConfig::new()
             .with_default_catalog_and_schema(CATALOG, SCHEMA)
             .with_create_default_catalog_and_schema(true)
             .with_information_schema(true);
-        let context = SessionContext::new_with_config(config);
-        context.add_optimizer_rule(Arc::new(DeferModelCalls));
-        let engine = Arc::new(StoreEngine::open(store).await?.on(device)?);
+        // First, so that the rules that distribute and sort see the node's needs.
+        let mut physical: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> =
+            vec![Arc::new(GatherModelCalls::new(Arc::clone(&engine)))];
+        physical.extend(PhysicalOptimizer::new().rules);
+        let state = SessionStateBuilder::new()
+            .with_config(config)
+            .with_default_features()
+            .with_physical_optimizer_rules(physical)
+            .with_optimizer_rule(Arc::new(DeferModelCalls))
+            .build();
+        let context = SessionContext::new_with_state(state);
         let session = Self { context, engine };
         let functions: Arc<dyn Engine> = Arc::clone(&session.engine) as Arc<dyn Engine>;
         cellql_udfs::register_all(&session.context, &functions);

@@ -9,10 +9,12 @@
 //! Depends on lance and on `schemas` for what the tables are. Knows nothing of file formats, models or SQL.
 
 mod compact;
+mod content;
 mod transaction;
 mod version;
 
 pub use compact::Compacted;
+pub use content::ContentHash;
 pub use transaction::Transaction;
 pub use version::StoreVersion;
 

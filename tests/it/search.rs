@@ -70,8 +70,8 @@ async fn an_embedding_depends_on_its_cell_alone() {
         "SELECT cell_id, embed(expr) FROM cells WHERE cell_id IN (14, 3)",
     ];
     for sql in selections {
-        // A session of its own: nothing remembered from the one before.
-        let session = Session::open(store.clone()).await.unwrap();
+        // A session of its own: nothing remembered from the one before, nor read from the store.
+        let session = Session::open_only_computing(store.clone()).await.unwrap();
         let found = vectors(&rows(&session, sql).await);
         assert!(!found.is_empty());
         for (cell, vector) in found {

@@ -79,7 +79,7 @@ async fn a_cell_is_embedded_once_per_query_and_only_if_needed() {
     ];
     let store = demo_store().await;
     for (sql, expected) in shapes {
-        let session = Session::open(store.clone()).await.unwrap();
+        let session = Session::open_only_computing(store.clone()).await.unwrap();
         rows(&session, sql).await;
         assert_eq!(session.take_notices().cells_embedded, *expected, "{sql}");
     }

@@ -13,7 +13,8 @@ use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::DataType;
 use cellql_schemas::embeddings::vector_type;
-use datafusion::common::{Result, internal_err};
+use cellql_schemas::recipe::Recipe;
+use datafusion::common::{Result, ScalarValue, internal_err};
 
 use crate::engine::{Embedded, Engine};
 use crate::options::Arguments;
@@ -38,6 +39,14 @@ pub fn vector_column(embedded: Embedded, dim: usize) -> Result<FixedSizeListArra
     };
     let values: ArrayRef = Arc::new(Float32Array::from(embedded.vectors));
     Ok(FixedSizeListArray::try_new(item, dim as i32, values, nulls)?)
+}
+
+/// The recipe that the constants of a call ask for; `None` in the place of an argument that is no constant.
+///
+/// # Errors
+/// A plan error for wrong options.
+pub fn recipe(engine: &dyn Engine, constants: &[Option<&ScalarValue>]) -> Result<Recipe> {
+    Arguments { function: NAME, parameters: PARAMETERS, constants }.recipe(engine)
 }
 
 impl OverCells for Embed {

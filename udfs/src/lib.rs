@@ -54,9 +54,12 @@ pub fn register_all(context: &SessionContext, engine: &Arc<dyn Engine>) {
     context.register_udtf(vector_search::NAME, Arc::new(vector_search::VectorSearch::new(Arc::clone(engine))));
 }
 
+/// Functions that run a model.
+pub const MODEL_FUNCTIONS: &[&str] = &[embed::NAME, embed_gene::NAME, enhance::NAME];
+
 /// True where an expression runs a model.
 pub fn calls_model(expr: &Expr) -> bool {
-    calls_any(expr, &[embed::NAME, embed_gene::NAME, enhance::NAME])
+    calls_any(expr, MODEL_FUNCTIONS)
 }
 
 /// True where an expression calls a function of this crate. A storage engine must not be handed such a filter: it
