@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod error;
 pub mod export;
+pub mod files;
 pub mod genes;
 pub mod index;
 pub mod ingest;

@@ -64,7 +64,8 @@ pub(super) async fn build_over(store: &Store, args: &RecipeArgs, name: Option<St
     let (store, report) = fill(store, args, talk).await?;
     let name = name.unwrap_or_else(|| report.recipe.clone());
     let start = Instant::now();
-    let (store, manifest) = build(&store, &name, &report.recipe, GraphOptions::default()).await?;
+    let progress = talk.progress("building the index", "vectors");
+    let (store, manifest) = build(&store, &name, &report.recipe, GraphOptions::default(), progress).await?;
     talk.say(&format!(
         "index '{name}': {} vectors of {} numbers in {:.1} s",
         manifest.n_vectors,

@@ -1,11 +1,10 @@
 //! The files of an index in the store, and the rows of `indexes`.
 //!
-//! A folder of its own for every build: `manifest.json`, the graph's two files, and `cell_ids` (u64, little-endian, by
-//! position). The manifest states the format, what the index rests on, and a checksum of each file; the row in
-//! `indexes` holds the checksum of the manifest.
+//! A folder of its own for every build: `manifest.json` and the files of [`super::graph`]. The manifest states the format,
+//! what the index rests on, and checksums of every block of each file; the row in `indexes` holds the checksum of the
+//! manifest.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, StringArray, UInt64Array};
@@ -14,17 +13,21 @@ use arrow::datatypes::UInt64Type;
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::indexes as table;
 use chrono::Utc;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use tempfile::TempDir;
 
-use super::graph::{FILES, Graph, GraphOptions};
+use super::Metric;
+use super::graph::{GRAPH, Graph, GraphOptions, IDS, VECTORS};
 use super::vectors::Vectors;
 use crate::error::{Error, Result};
+use crate::files::FileBytes;
+use crate::progress::OnProgress;
 use crate::store::Store;
 
-const FORMAT: u32 = 1;
-const CELL_IDS: &str = "cell_ids";
+const FORMAT: u32 = 2;
 const MANIFEST: &str = "manifest.json";
+/// Bytes under one checksum: large files are checked by all threads.
+const BLOCK: usize = 16 << 20;
 
 /// What an index is and rests on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,11 +43,9 @@ pub struct Manifest {
     pub dim: usize,
     /// Vectors in the graph.
     pub n_vectors: usize,
-    /// `little` or `big`: hnsw_rs writes as the machine does.
-    endian: String,
     options: GraphOptions,
-    /// BLAKE3 of each file.
-    files: BTreeMap<String, String>,
+    /// BLAKE3 of each block of each file.
+    files: BTreeMap<String, Vec<String>>,
 }
 
 /// A row of `indexes`.
@@ -64,35 +65,33 @@ pub struct Entry {
     pub checksum: String,
 }
 
-fn endian() -> String {
-    if cfg!(target_endian = "little") { "little".to_owned() } else { "big".to_owned() }
+fn checksums(bytes: &[u8]) -> Vec<String> {
+    bytes.par_chunks(BLOCK).map(|block| blake3::hash(block).to_hex().to_string()).collect()
 }
 
 /// Builds an index over an embedding table and puts it in the place of any of the same name.
 ///
 /// # Errors
 /// The table does not exist or holds no vector, or the files cannot be written.
-pub async fn build(store: &Store, name: &str, recipe: &str, options: GraphOptions) -> Result<(Store, Manifest)> {
+pub async fn build(
+    store: &Store,
+    name: &str,
+    recipe: &str,
+    options: GraphOptions,
+    on_progress: OnProgress,
+) -> Result<(Store, Manifest)> {
     let source = crate::store::embedding_table(recipe);
     let version = store.table(&source).await?.version().version;
-    let vectors = Vectors::read(store, &source).await?;
+    let vectors = Vectors::read(store, &source, Metric::Cosine).await?;
     if vectors.is_empty() {
         return Err(Error::Request(format!("the embedding table '{recipe}' holds no vector to index")));
     }
     let (dim, n_vectors) = (vectors.dim, vectors.len());
-    let doing = || format!("building index {name}");
-    let folder = TempDir::new().map_err(Error::store(doing()))?;
-    let target = folder.path().to_owned();
-    tokio::task::spawn_blocking(move || Graph::build(&vectors, options).write(&target).map(|()| vectors.cell_ids))
-        .await
-        .map_err(Error::store(doing()))?
-        .and_then(|ids| write_cell_ids(folder.path(), &ids))?;
-
-    let mut files = BTreeMap::new();
-    for file in FILES.into_iter().chain([CELL_IDS]) {
-        let bytes = std::fs::read(folder.path().join(file)).map_err(Error::store(doing()))?;
-        files.insert(file.to_owned(), blake3::hash(&bytes).to_hex().to_string());
-    }
+    let built = tokio::task::spawn_blocking(move || {
+        let files = Graph::build(&vectors, options, |done| on_progress(done, Some(n_vectors as u64)))?;
+        Ok(files.map(|(name, bytes)| (name, checksums(&bytes), bytes)))
+    });
+    let built = built.await.map_err(Error::store(format!("building index {name}")))??;
     let manifest = Manifest {
         format: FORMAT,
         name: name.to_owned(),
@@ -100,28 +99,22 @@ pub async fn build(store: &Store, name: &str, recipe: &str, options: GraphOption
         table_version: version,
         dim,
         n_vectors,
-        endian: endian(),
         options,
-        files,
+        files: built.iter().map(|(file, sums, _)| ((*file).to_owned(), sums.clone())).collect(),
     };
-    let store = publish(store, &manifest, folder.path()).await?;
+    let files = built.iter().map(|(file, _, bytes)| (*file, bytes.as_slice())).collect::<Vec<_>>();
+    let store = publish(store, &manifest, &files).await?;
     Ok((store, manifest))
 }
 
-fn write_cell_ids(folder: &Path, ids: &[u64]) -> Result<()> {
-    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    std::fs::write(folder.join(CELL_IDS), bytes).map_err(Error::store("writing the index"))
-}
-
-async fn publish(store: &Store, manifest: &Manifest, folder: &Path) -> Result<Store> {
+async fn publish(store: &Store, manifest: &Manifest, files: &[(&str, &[u8])]) -> Result<Store> {
     let doing = || format!("storing index {}", manifest.name);
     let json = serde_json::to_vec_pretty(manifest).map_err(Error::store(doing()))?;
     let checksum = blake3::hash(&json).to_hex().to_string();
     let path = format!("indexes/{}", &checksum[..16]);
     let mut transaction = store.begin(&format!("index build {}", manifest.name)).await?;
-    for file in manifest.files.keys() {
-        let bytes = std::fs::read(folder.join(file)).map_err(Error::store(doing()))?;
-        transaction.put_file(&format!("{path}/{file}"), &bytes).await?;
+    for (file, bytes) in files {
+        transaction.put_file(&format!("{path}/{file}"), bytes).await?;
     }
     transaction.put_file(&format!("{path}/{MANIFEST}"), &json).await?;
     let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values([value])) };
@@ -195,32 +188,25 @@ pub(super) async fn open(store: &Store, entry: &Entry) -> Result<Graph> {
         return Err(damaged(MANIFEST, "is not what was written"));
     }
     let manifest: Manifest = serde_json::from_slice(&json).map_err(|e| damaged(MANIFEST, &e.to_string()))?;
-    if manifest.format != FORMAT || manifest.endian != endian() {
-        return Err(damaged(MANIFEST, "is of another format or machine"));
+    if manifest.format != FORMAT {
+        return Err(damaged(MANIFEST, "is of another format"));
     }
-    let scratch = TempDir::new().map_err(Error::store("opening an index"))?;
-    let mut folder: Option<PathBuf> = None;
-    let mut cell_ids = Vec::new();
-    for (file, checksum) in &manifest.files {
+    let mut files = BTreeMap::new();
+    for (file, sums) in &manifest.files {
         let path = format!("{}/{file}", entry.path);
-        let bytes = store.read_file(&path).await.map_err(|_| damaged(file, "is missing"))?;
-        if blake3::hash(&bytes).to_hex().as_str() != checksum {
+        let bytes = match store.local_path(&path) {
+            Some(local) => FileBytes::map(&local),
+            None => store.read_file(&path).await.map(FileBytes::Held),
+        };
+        let bytes = bytes.map_err(|_| damaged(file, "is missing"))?;
+        let to_check = bytes.clone();
+        let found = tokio::task::spawn_blocking(move || checksums(&to_check)).await;
+        if found.map_err(Error::store("checking an index"))? != *sums {
             return Err(damaged(file, "is not what was written"));
         }
-        if file == CELL_IDS {
-            cell_ids = bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
-            continue;
-        }
-        match store.local_path(&entry.path) {
-            Some(local) => folder = Some(local),
-            None => {
-                std::fs::write(scratch.path().join(file), &bytes).map_err(Error::store("opening an index"))?;
-                folder = Some(scratch.path().to_owned());
-            }
-        }
+        files.insert(file.as_str(), bytes);
     }
-    let folder = folder.ok_or_else(|| damaged(MANIFEST, "names no graph"))?;
-    tokio::task::spawn_blocking(move || Graph::read(&folder, cell_ids))
-        .await
-        .map_err(|_| damaged(FILES[0], "cannot be loaded"))?
+    let mut take = |file: &str| files.remove(file).ok_or_else(|| damaged(file, "is not in the manifest"));
+    let (graph, ids, vectors) = (take(GRAPH)?, take(IDS)?, take(VECTORS)?);
+    Graph::open(&graph, &ids, vectors).map_err(|why| damaged(GRAPH, &why))
 }

@@ -1,112 +1,97 @@
-//! hnsw_rs, wrapped: built from unit vectors, written to and read from a folder.
+//! The navigable graph of an index together with the vectors and rows it is of.
 //!
-//! hnsw_rs ends the process on some damaged files and panics on others, so a folder is handed to it only after every
-//! byte was checked against the manifest (see [`super::file`]).
+//! Three files: `graph` (as `cellql-neighbours` writes it), `ids` (u64) and `vectors` (f32, unit length), both
+//! little-endian by position. Every byte is checked against the manifest before it gets here (see [`super::file`]).
 
-use std::fmt;
-use std::path::Path;
-
-use hnsw_rs::anndists::dist::Distance;
-use hnsw_rs::hnswio::HnswIo;
-use hnsw_rs::prelude::{AnnT, Hnsw};
+use cellql_neighbours as neighbours;
 use serde::{Deserialize, Serialize};
 
 use super::search::Neighbour;
-use super::vectors::{Vectors, distance};
+use super::vectors::Vectors;
 use crate::error::{Error, Result};
+use crate::files::FileBytes;
 
-/// hnsw_rs's name for the files it writes: `vectors.hnsw.graph` and `vectors.hnsw.data`.
-const BASENAME: &str = "vectors";
 /// Files of a graph in its folder.
-pub(super) const FILES: [&str; 2] = ["vectors.hnsw.graph", "vectors.hnsw.data"];
-
-/// Cosine distance of unit vectors.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct UnitCosine;
-
-impl Distance<f32> for UnitCosine {
-    fn eval(&self, a: &[f32], b: &[f32]) -> f32 {
-        distance(a, b)
-    }
-}
+pub(super) const GRAPH: &str = "graph";
+pub(super) const IDS: &str = "ids";
+pub(super) const VECTORS: &str = "vectors";
 
 /// How a graph is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GraphOptions {
-    /// Links per vector and layer; hnsw_rs takes at most 255.
-    pub connections: u8,
+    /// Links per vector and layer, 2 to 255.
+    pub links: usize,
     /// Candidates looked at when a vector is linked.
-    pub ef_construction: usize,
+    pub breadth: usize,
 }
 
 impl Default for GraphOptions {
     fn default() -> Self {
-        Self { connections: 24, ef_construction: 256 }
+        let neighbours::Options { links, breadth, .. } = neighbours::Options::default();
+        Self { links, breadth }
     }
 }
 
-/// A navigable graph over vectors.
+/// A graph over vectors, and whose they are.
+#[derive(Debug)]
 pub struct Graph {
-    hnsw: Hnsw<'static, f32, UnitCosine>,
-    cell_ids: Vec<u64>,
-}
-
-impl fmt::Debug for Graph {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Graph").field("vectors", &self.cell_ids.len()).finish_non_exhaustive()
-    }
+    graph: neighbours::Graph,
+    ids: Vec<u64>,
+    vectors: FileBytes,
 }
 
 impl Graph {
-    /// Builds the graph.
-    pub fn build(vectors: &Vectors, options: GraphOptions) -> Self {
-        const LAYERS: usize = 16;
-        let connections = usize::from(options.connections);
-        let size = vectors.len().max(1);
-        let mut hnsw = Hnsw::new(connections, size, LAYERS, options.ef_construction, UnitCosine);
-        hnsw.set_extend_candidates(true);
-        let points: Vec<(&[f32], usize)> = (0..vectors.len()).map(|i| (vectors.at(i), i)).collect();
-        hnsw.parallel_insert_slice(&points);
-        hnsw.set_searching_mode(true);
-        Self { hnsw, cell_ids: vectors.cell_ids.clone() }
+    /// Builds the graph over unit vectors and gives its files. `on_progress` is told how many are linked.
+    pub(super) fn build(
+        vectors: &Vectors,
+        options: GraphOptions,
+        on_progress: impl Fn(u64) + Sync,
+    ) -> Result<[(&'static str, Vec<u8>); 3]> {
+        let options = neighbours::Options { links: options.links, breadth: options.breadth, seed: 0 };
+        let graph = neighbours::Graph::build(&vectors.prepared, vectors.dim, &options, on_progress);
+        let mut bytes = Vec::new();
+        graph.write(&mut bytes).map_err(Error::store("writing the graph"))?;
+        let ids = vectors.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let units = vectors.prepared.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Ok([(GRAPH, bytes), (IDS, ids), (VECTORS, units)])
     }
 
-    /// Cells in the graph, by position.
-    pub fn cell_ids(&self) -> &[u64] {
-        &self.cell_ids
-    }
-
-    /// The `k` nearest to a unit vector, nearest first; approximate.
-    pub fn search(&self, query: &[f32], k: usize) -> Vec<Neighbour> {
-        let ef = (4 * k).max(128);
-        let found = self.hnsw.search(query, k, ef);
-        let mut found: Vec<Neighbour> = found
-            .into_iter()
-            .filter_map(|n| Some(Neighbour { distance: n.distance, cell_id: *self.cell_ids.get(n.d_id)? }))
-            .collect();
-        found.sort_unstable();
-        found
-    }
-
-    /// Writes [`FILES`] into a folder.
-    pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        let doing = format!("writing the graph to {}", folder.display());
-        self.hnsw.file_dump(folder, BASENAME).map_err(|e| Error::store(doing)(e.to_string()))?;
-        Ok(())
-    }
-
-    /// Reads [`FILES`] from a folder. They must be whole: check them first.
-    pub(super) fn read(folder: &Path, cell_ids: Vec<u64>) -> Result<Self> {
-        let doing = format!("reading the graph from {}", folder.display());
-        // hnsw_rs ties the graph to its reader by lifetime, though without memory mapping nothing is shared. A reader is
-        // a few hundred bytes, and an index is opened once per process.
-        let reader = Box::leak(Box::new(HnswIo::new(folder, BASENAME)));
-        let hnsw: Hnsw<'static, f32, UnitCosine> =
-            reader.load_hnsw().map_err(|e| Error::store(doing)(e.to_string()))?;
-        if hnsw.get_nb_point() != cell_ids.len() {
-            let (points, ids) = (hnsw.get_nb_point(), cell_ids.len());
-            return Err(Error::Request(format!("the index holds {points} vectors but names {ids} cells")));
+    /// Of its files' bytes.
+    ///
+    /// # Errors
+    /// What does not fit together, as a part of a sentence.
+    pub(super) fn open(graph: &[u8], ids: &[u8], vectors: FileBytes) -> Result<Self, String> {
+        let graph = neighbours::Graph::read(graph).map_err(|e| e.to_string())?;
+        let ids: Vec<u64> = ids.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        let floats = bytemuck::try_cast_slice::<u8, f32>(&vectors).map_err(|e| e.to_string())?;
+        if graph.len() != ids.len() || floats.len() != graph.len() * graph.dim() {
+            return Err("holds another number of vectors than the other files".to_owned());
         }
-        Ok(Self { hnsw, cell_ids })
+        Ok(Self { graph, ids, vectors })
     }
+
+    /// Rows in the graph, by position.
+    pub fn ids(&self) -> &[u64] {
+        &self.ids
+    }
+
+    fn units(&self) -> &[f32] {
+        // It was cast when the graph was opened.
+        bytemuck::try_cast_slice(&self.vectors).unwrap_or_default()
+    }
+
+    /// Of each of some unit vectors the `k` nearest that `allowed` allows, nearest first; approximate.
+    pub fn search(&self, queries: &[Vec<f32>], k: usize, allowed: Option<&(dyn Fn(u64) -> bool + Sync)>) -> Vec<Vec<Neighbour>> {
+        let by_position = allowed.map(|allowed| move |position: u32| allowed(self.ids[position as usize]));
+        let by_position = by_position.as_ref().map(|f| f as &(dyn Fn(u32) -> bool + Sync));
+        let flat: Vec<f32> = queries.concat();
+        let found = self.graph.search_many(self.units(), &flat, k, breadth(k), by_position);
+        let named = |f: neighbours::Found| Neighbour { distance: f.distance, cell_id: self.ids[f.position as usize] };
+        found.into_iter().map(|one| one.into_iter().map(named).collect()).collect()
+    }
+}
+
+/// Candidates kept on a walk for `k`. For 10 it gives a recall above 0.98 on clustered vectors (`make bench-neighbours`).
+fn breadth(k: usize) -> usize {
+    (4 * k).max(128)
 }

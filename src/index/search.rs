@@ -1,13 +1,19 @@
 //! Nearest-neighbour questions, and the decision how each is answered.
 
 use std::cmp::Ordering;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::datatypes::{DataType, Schema};
+use arrow::array::AsArray;
+use arrow::datatypes::{DataType, Schema, UInt64Type};
 use cellql_schemas::embeddings;
+use rayon::prelude::*;
+use tokio::sync::OnceCell;
 
-use super::file::{self, Entry};
-use super::vectors::{Vectors, exact, unit};
+use super::Metric;
+use super::file;
+use super::graph::Graph;
+use super::vectors::{Vectors, exact};
 use crate::error::{Error, Result};
 use crate::store::{Store, embedding_table};
 
@@ -15,13 +21,20 @@ use crate::store::{Store, embedding_table};
 const SCAN_BELOW: usize = 1_000;
 /// At most this part of the vectors is asked of a graph: a walk for k keeps 4·k candidates.
 const SHARE_OF_GRAPH: usize = 20;
+/// A filter that keeps less than this part is scanned for: a walk passes by as many vectors for each that qualifies, and a
+/// scan looks at no others.
+const LEAST_KEPT: f64 = 0.1;
+/// An index that lacks more than this part of the table's vectors is not used.
+const MOST_MISSING: f64 = 0.2;
+/// Bytes of vectors that stay in memory between questions.
+const KEPT: usize = 4 << 30;
 
-/// A cell and how far it is.
+/// A row and how far it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Neighbour {
-    /// Cosine distance, 0 to 2.
+    /// Distance by the metric.
     pub distance: f32,
-    /// Row of `cells`.
+    /// Row of `cells`, or of `genes` where these are searched.
     pub cell_id: u64,
 }
 
@@ -39,115 +52,273 @@ impl PartialOrd for Neighbour {
     }
 }
 
-/// How a question was answered, for people who ask.
+/// How a question is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Method {
     /// Every vector was looked at.
     Exact,
-    /// By the graph of this index.
+    /// By the index of this name.
     Graph(String),
-    /// Every vector was looked at because the index could not be used.
+    /// Every vector was looked at, because the index cannot be used: why.
     ExactInstead(String),
 }
 
-/// A question.
-#[derive(Debug, Clone)]
-pub struct Request<'a> {
-    /// Embedding table.
-    pub recipe: &'a str,
-    /// A cell of it, or a vector.
-    pub query: Query<'a>,
-    /// How many.
-    pub k: usize,
-    /// Cells that may be answers; all where absent.
-    pub among: Option<HashSet<u64>>,
+impl std::fmt::Display for Method {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Method::Exact => f.write_str("exact scan"),
+            Method::Graph(name) => write!(f, "index '{name}'"),
+            Method::ExactInstead(why) => write!(f, "exact scan, because {why}"),
+        }
+    }
 }
 
-/// From where.
+/// Some queries with one `k`, metric and filter.
 #[derive(Debug, Clone, Copy)]
-pub enum Query<'a> {
-    /// A cell; it is not its own neighbour.
-    Cell(u64),
-    /// A vector of the table's dimension.
-    Vector(&'a [f32]),
+pub struct Question<'a> {
+    /// Vectors of the table's dimension, each with the row that must not be among its own neighbours.
+    pub queries: &'a [(Vec<f32>, Option<u64>)],
+    /// How many neighbours.
+    pub k: usize,
+    /// What near means.
+    pub metric: Metric,
+    /// Rows that may be answers; all where absent.
+    pub among: Option<&'a HashSet<u64>>,
 }
 
-/// Scan or graph. Many neighbours are scanned for, since a walk would touch much of the graph. A filter always scans: it cannot promise k answers that qualify. So does an index over an older
-/// version of the table: it lacks vectors, or has deleted ones.
-pub fn uses_graph(n_vectors: usize, k: usize, filtered: bool, index_version: u64, table_version: u64) -> bool {
-    index_version == table_version && !filtered && n_vectors >= SCAN_BELOW && k <= n_vectors / SHARE_OF_GRAPH
+/// Neighbours of each query, nearest first, and how they were found.
+pub type Found = (Vec<Vec<Neighbour>>, Method);
+
+/// Answers questions about one embedding table at one version of a store. What it reads it keeps.
+#[derive(Debug)]
+pub struct Searcher {
+    store: Store,
+    recipe: String,
+    table: String,
+    /// Rows of the table.
+    n: usize,
+    version: u64,
+    index: OnceCell<Usable>,
+    vectors: Mutex<HashMap<Metric, Arc<Vectors>>>,
 }
 
-/// Answers a question, nearest first.
-///
-/// # Errors
-/// An unknown recipe, a cell without a vector, or a vector of another dimension.
-pub async fn search(store: &Store, request: Request<'_>) -> Result<(Vec<Neighbour>, Method)> {
-    let name = embedding_table(request.recipe);
-    let table = store.table(&name).await?;
-    let (query, not) = query_unit(store, &name, &request).await?;
-    let n_vectors = table.count_rows(None).await.map_err(Error::store(format!("counting {name}")))?;
-    let version = table.version().version;
-    let k = request.k.min(n_vectors);
-    let (method, graph) = match usable_index(store, &request, n_vectors, version).await? {
-        None => (Method::Exact, None),
-        Some(entry) => match file::open(store, &entry).await {
-            Ok(graph) => (Method::Graph(entry.name), Some(graph)),
-            Err(error) => (Method::ExactInstead(error.to_string()), None),
-        },
-    };
-    let found = match graph {
-        None => exact(&Vectors::read(store, &name).await?, &query, k, request.among.as_ref(), not),
-        Some(graph) => {
-            let mut found = graph.search(&query, k + 1);
-            found.retain(|n| Some(n.cell_id) != not);
-            found.truncate(k);
-            found
+/// The index of a table, if any.
+#[derive(Debug)]
+enum Usable {
+    No,
+    Yes(Indexed),
+    /// There is one, but it cannot be used: why.
+    Not(String),
+}
+
+#[derive(Debug)]
+struct Indexed {
+    name: String,
+    graph: Graph,
+    /// Vectors of the table that the graph lacks.
+    missing: Vectors,
+    /// Rows of the graph that the table lacks.
+    gone: HashSet<u64>,
+}
+
+impl Searcher {
+    /// Opens the embeddings of a recipe.
+    ///
+    /// # Errors
+    /// There is no such table.
+    pub async fn open(store: &Store, recipe: &str) -> Result<Self> {
+        let table = embedding_table(recipe);
+        let rows = store.table(&table).await?;
+        let n = rows.count_rows(None).await.map_err(Error::store(format!("counting {table}")))?;
+        Ok(Self {
+            store: store.clone(),
+            recipe: recipe.to_owned(),
+            table,
+            n,
+            version: rows.version().version,
+            index: OnceCell::new(),
+            vectors: Mutex::default(),
+        })
+    }
+
+    /// Name of the embedding table.
+    pub fn recipe(&self) -> &str {
+        &self.recipe
+    }
+
+    /// How a question would be answered. Scan or graph: few vectors, or a good part of them wanted, are scanned, since a walk
+    /// would touch much of the graph; so are filters that keep little, and metrics the graph is not of. `kept` is the number
+    /// of rows a filter keeps.
+    ///
+    /// # Errors
+    /// The table of indexes cannot be read.
+    pub async fn plan(&self, k: usize, metric: Metric, kept: Option<usize>) -> Result<Method> {
+        let enough = self.n >= SCAN_BELOW && k <= self.n / SHARE_OF_GRAPH;
+        let keeps = kept.is_none_or(|kept| kept as f64 >= LEAST_KEPT * self.n as f64);
+        if metric != Metric::Cosine || !enough || !keeps {
+            return Ok(Method::Exact);
         }
-    };
-    Ok((found, method))
-}
+        Ok(match self.index().await? {
+            Usable::No => Method::Exact,
+            Usable::Yes(indexed) => Method::Graph(indexed.name.clone()),
+            Usable::Not(why) => Method::ExactInstead(why.clone()),
+        })
+    }
 
-async fn usable_index(store: &Store, request: &Request<'_>, n: usize, version: u64) -> Result<Option<Entry>> {
-    let all = file::list(store).await?;
-    let usable = |i: &Entry| {
-        i.recipe == request.recipe && uses_graph(n, request.k, request.among.is_some(), i.table_version, version)
-    };
-    Ok(all.into_iter().find(usable))
-}
-
-/// The unit vector a question starts from, and the cell it is of.
-async fn query_unit(store: &Store, table: &str, request: &Request<'_>) -> Result<(Vec<f32>, Option<u64>)> {
-    match request.query {
-        Query::Cell(id) => {
-            let filter = format!("{} = {id}", embeddings::CELL_ID);
-            let one = Vectors::from_batches(&store.read(table, &Vectors::COLUMNS, Some(&filter)).await?)?;
-            if one.is_empty() {
-                let recipe = request.recipe;
-                return Err(Error::Request(format!("cell {id} has no vector in the embedding table '{recipe}'")));
+    /// Answers a question.
+    ///
+    /// # Errors
+    /// A query of another dimension or without direction, or a table that cannot be read.
+    pub async fn search(&self, question: Question<'_>) -> Result<Found> {
+        let Question { k, metric, among, .. } = question;
+        let queries = self.prepared(&question).await?;
+        let k = k.min(self.n);
+        let method = self.plan(k, metric, among.map(HashSet::len)).await?;
+        let (Method::Graph(_), Usable::Yes(indexed)) = (&method, self.index().await?) else {
+            return Ok((self.scan(&queries, k, metric, among).await?, method));
+        };
+        let mut found = indexed.search(&queries, k, among);
+        // A walk may end before it met k rows that qualify.
+        let short: Vec<usize> =
+            (0..found.len()).filter(|i| among.is_some_and(|set| found[*i].len() < k.min(set.len()))).collect();
+        if !short.is_empty() {
+            let again: Vec<_> = short.iter().map(|i| queries[*i].clone()).collect();
+            for (i, exact) in short.into_iter().zip(self.scan(&again, k, metric, among).await?) {
+                found[i] = exact;
             }
-            Ok((one.units, Some(id)))
         }
-        Query::Vector(vector) => {
-            let unit = unit(vector);
-            let unit =
-                unit.ok_or_else(|| Error::Request("the query vector has no direction: its length is 0".into()))?;
-            let dim = dim_of(store, table).await?;
+        Ok((found, method))
+    }
+
+    /// Vectors of rows of the table; `None` for rows without one.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub async fn vectors_of(&self, rows: &[u64]) -> Result<Vec<Option<Vec<f32>>>> {
+        let batches = self.store.read(&self.table, &Vectors::COLUMNS, Some(&one_of(rows))).await?;
+        // The inner product needs no preparation, so these are the vectors as they are.
+        let found = Vectors::from_batches(&batches, Metric::InnerProduct)?;
+        let at: HashMap<u64, usize> = found.ids.iter().copied().zip(0..).collect();
+        Ok(rows.iter().map(|row| at.get(row).map(|at| found.at(*at).to_vec())).collect())
+    }
+
+    async fn prepared(&self, question: &Question<'_>) -> Result<Vec<(Vec<f32>, Option<u64>)>> {
+        let dim = self.dim().await?;
+        let prepare = |(vector, not): &(Vec<f32>, Option<u64>)| {
             if vector.len() != dim {
-                let (given, recipe) = (vector.len(), request.recipe);
+                let (given, recipe) = (vector.len(), &self.recipe);
                 let problem = format!("the query has {given} numbers, the vectors of '{recipe}' have {dim}");
                 return Err(Error::Request(problem));
             }
-            Ok((unit, None))
+            let prepared = question.metric.prepare(vector).ok_or_else(|| {
+                let metric = question.metric.name();
+                Error::Request(format!("the query vector has no direction, which the metric '{metric}' needs"))
+            })?;
+            Ok((prepared, *not))
+        };
+        question.queries.iter().map(prepare).collect()
+    }
+
+    /// Numbers per vector.
+    async fn dim(&self) -> Result<usize> {
+        let schema = Schema::from(self.store.table(&self.table).await?.schema());
+        match schema.field_with_name(embeddings::VECTOR).map(|f| f.data_type().clone()) {
+            Ok(DataType::FixedSizeList(_, dim)) => Ok(dim as usize),
+            _ => Err(Error::Request(format!("table {} holds no vectors", self.table))),
         }
+    }
+
+    async fn scan(
+        &self,
+        queries: &[(Vec<f32>, Option<u64>)],
+        k: usize,
+        metric: Metric,
+        among: Option<&HashSet<u64>>,
+    ) -> Result<Vec<Vec<Neighbour>>> {
+        let kept = self.vectors.lock().unwrap_or_else(PoisonError::into_inner).get(&metric).cloned();
+        let vectors = match (kept, among) {
+            (Some(vectors), _) => vectors,
+            // Few rows are read by themselves.
+            (None, Some(among)) if among.len() < self.n / 8 => {
+                let rows: Vec<u64> = among.iter().copied().collect();
+                let batches = self.store.read(&self.table, &Vectors::COLUMNS, Some(&one_of(&rows))).await?;
+                Arc::new(Vectors::from_batches(&batches, metric)?)
+            }
+            (None, _) => {
+                let vectors = Arc::new(Vectors::read(&self.store, &self.table, metric).await?);
+                if 4 * vectors.prepared.len() <= KEPT {
+                    let mut all = self.vectors.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.insert(metric, Arc::clone(&vectors));
+                }
+                vectors
+            }
+        };
+        Ok(queries.par_iter().map(|(query, not)| exact(&vectors, query, k, among, *not)).collect())
+    }
+
+    async fn index(&self) -> Result<&Usable> {
+        self.index.get_or_try_init(|| self.open_index()).await
+    }
+
+    async fn open_index(&self) -> Result<Usable> {
+        let all = file::list(&self.store).await?;
+        // The newest of several.
+        let of_table = all.into_iter().filter(|i| i.recipe == self.recipe);
+        let Some(entry) = of_table.max_by_key(|i| i.table_version) else { return Ok(Usable::No) };
+        let graph = match file::open(&self.store, &entry).await {
+            Ok(graph) => graph,
+            Err(error) => return Ok(Usable::Not(error.to_string())),
+        };
+        let (mut missing, mut gone) = (Vectors::default(), HashSet::new());
+        if entry.table_version != self.version {
+            let batches = self.store.read(&self.table, &[embeddings::CELL_ID], None).await?;
+            let ids = batches.iter().flat_map(|b| b.column(0).as_primitive::<UInt64Type>().values().iter().copied());
+            let now: HashSet<u64> = ids.collect();
+            let known: HashSet<u64> = graph.ids().iter().copied().collect();
+            gone = known.difference(&now).copied().collect();
+            let new: Vec<u64> = now.difference(&known).copied().collect();
+            let name = &entry.name;
+            if (new.len() + gone.len()) as f64 > MOST_MISSING * self.n as f64 {
+                let why = format!("index '{name}' is of an older version of the table and lacks too much; build it again");
+                return Ok(Usable::Not(why));
+            }
+            if !new.is_empty() {
+                let batches = self.store.read(&self.table, &Vectors::COLUMNS, Some(&one_of(&new))).await?;
+                missing = Vectors::from_batches(&batches, Metric::Cosine)?;
+            }
+        }
+        Ok(Usable::Yes(Indexed { name: entry.name, graph, missing, gone }))
     }
 }
 
-/// Numbers per vector of an embedding table.
-async fn dim_of(store: &Store, table: &str) -> Result<usize> {
-    let schema = Schema::from(store.table(table).await?.schema());
-    match schema.field_with_name(embeddings::VECTOR).map(|f| f.data_type().clone()) {
-        Ok(DataType::FixedSizeList(_, dim)) => Ok(dim as usize),
-        _ => Err(Error::Request(format!("table {table} holds no vectors"))),
+impl Indexed {
+    /// The graph's answers and those among the vectors it lacks.
+    fn search(
+        &self,
+        queries: &[(Vec<f32>, Option<u64>)],
+        k: usize,
+        among: Option<&HashSet<u64>>,
+    ) -> Vec<Vec<Neighbour>> {
+        let allowed = |id: u64| !self.gone.contains(&id) && among.is_none_or(|set| set.contains(&id));
+        let restricts = among.is_some() || !self.gone.is_empty();
+        let allowed: Option<&(dyn Fn(u64) -> bool + Sync)> = if restricts { Some(&allowed) } else { None };
+        // One more than asked for, since the row of the query itself may be among them.
+        let vectors: Vec<Vec<f32>> = queries.iter().map(|(query, _)| query.clone()).collect();
+        let mut all = self.graph.search(&vectors, k + 1, allowed);
+        all.par_iter_mut().zip(queries).for_each(|(found, (query, not))| {
+            found.extend(exact(&self.missing, query, k + 1, among, *not));
+            found.retain(|n| Some(n.cell_id) != *not);
+            found.sort_unstable();
+            found.truncate(k);
+        });
+        all
     }
+}
+
+fn one_of(rows: &[u64]) -> String {
+    if rows.is_empty() {
+        return "false".to_owned();
+    }
+    let listed = rows.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    format!("{} IN ({listed})", embeddings::CELL_ID)
 }

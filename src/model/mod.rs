@@ -20,7 +20,6 @@ mod file;
 mod graph;
 mod init;
 mod input;
-mod mapping;
 mod pickle;
 mod pool;
 pub mod registry;
@@ -36,7 +35,6 @@ pub use file::{Provenance, Weights, decode, encode};
 pub use graph::Graph;
 pub use init::initialise;
 pub use input::{NotEmbeddable, Sample, Tokens};
-pub use mapping::ModelBytes;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -47,6 +45,7 @@ use cellql_schemas::recipe::{Pool, Precision, Recipe};
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
 
 use crate::error::{Error, Result};
+use crate::files::FileBytes;
 use batch::{Packed, plan};
 use cellql_kernels::{Form, Isa, Rows};
 use decoder::Decoder;
@@ -61,7 +60,7 @@ pub struct Model {
     name: String,
     config: Config,
     vocabulary: Vocabulary,
-    bytes: ModelBytes,
+    bytes: FileBytes,
     embedding: Embedding,
     encoders: Parts<Encoder>,
     decoders: Parts<Decoder>,
@@ -114,7 +113,7 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Request`] where the bytes are no model or weights are missing or misshapen.
-    pub fn load(name: &str, bytes: impl Into<ModelBytes>) -> Result<Self> {
+    pub fn load(name: &str, bytes: impl Into<FileBytes>) -> Result<Self> {
         let bytes = bytes.into();
         let (config, vocabulary) = file::header(name, &bytes)?;
         let embedding = Embedding::load(&Tensors::of(name, &bytes)?, &config)?;

@@ -12,7 +12,8 @@ use chrono::Utc;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use sha2::{Digest, Sha256};
 
-use super::{Model, ModelBytes, Provenance, Weights, encode};
+use super::{Model, Provenance, Weights, encode};
+use crate::files::FileBytes;
 use crate::error::{Error, Result};
 use crate::store::Store;
 
@@ -60,7 +61,7 @@ pub async fn add(store: &Store, name: &str, weights: &Weights, provenance: &Prov
         return Err(Error::Request(format!("'{name}' cannot name a model: use letters, digits, '_' and '-'")));
     }
     let (bytes, sha256) = encode(weights)?;
-    let bytes = ModelBytes::from(bytes);
+    let bytes = FileBytes::from(bytes);
     // What cannot be loaded must not come in.
     Model::load(name, bytes.clone())?.check()?;
     let mut transaction = store.begin(&format!("adding model {name}")).await?;
@@ -159,7 +160,7 @@ pub fn find<'a>(entries: &'a [Entry], name: Option<&str>) -> Result<&'a Entry> {
 ///
 /// # Errors
 /// The file is missing or damaged.
-pub async fn bytes(store: &Store, entry: &Entry) -> Result<ModelBytes> {
+pub async fn bytes(store: &Store, entry: &Entry) -> Result<FileBytes> {
     let bytes = open(store, entry).await?;
     match sha256(&bytes) == entry.sha256 {
         true => Ok(bytes),
@@ -167,10 +168,10 @@ pub async fn bytes(store: &Store, entry: &Entry) -> Result<ModelBytes> {
     }
 }
 
-async fn open(store: &Store, entry: &Entry) -> Result<ModelBytes> {
+async fn open(store: &Store, entry: &Entry) -> Result<FileBytes> {
     match store.local_path(&entry.path()) {
-        Some(path) => ModelBytes::map(&path),
-        None => Ok(ModelBytes::Held(store.read_file(&entry.path()).await?)),
+        Some(path) => FileBytes::map(&path),
+        None => Ok(FileBytes::Held(store.read_file(&entry.path()).await?)),
     }
 }
 

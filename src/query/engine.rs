@@ -19,16 +19,14 @@ use tokio::runtime::Handle;
 
 use super::compute::EMBED;
 use super::memo::Memo;
+use super::search::Target;
 use super::stored::Stored;
 use crate::error::{Error, Result};
 use crate::genes::Catalogue;
-use crate::index::{self, Method, Neighbour};
+use crate::index::Searcher;
 use crate::model::registry::{self, Entry};
 use crate::model::{DEFAULT_TOKEN_BUDGET, Device, Model};
 use crate::store::Store;
-
-/// Distance column of a search.
-const DISTANCE: &str = "_distance";
 
 /// What a person should know about an answer beside the answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,6 +60,8 @@ pub struct StoreEngine {
     pub(super) memo: Mutex<Memo>,
     /// By recipe, once asked for.
     pub(super) stored: Mutex<HashMap<String, Option<Arc<Stored>>>>,
+    /// Likewise.
+    pub(super) searchers: tokio::sync::Mutex<HashMap<String, Arc<Searcher>>>,
     pub(super) only_computes: bool,
     notices: Mutex<Notices>,
     runtime: Handle,
@@ -91,6 +91,7 @@ impl StoreEngine {
             turn: Mutex::default(),
             memo: Mutex::default(),
             stored: Mutex::default(),
+            searchers: tokio::sync::Mutex::default(),
             only_computes: false,
             notices: Mutex::default(),
             runtime: Handle::current(),
@@ -209,88 +210,6 @@ impl StoreEngine {
         let prefix = format!("{}/", embeddings::SCHEMA);
         self.store.tables().filter_map(|t| t.strip_prefix(&prefix)).map(str::to_owned).collect()
     }
-
-    fn recipe(&self, name: Option<&str>) -> Result<String> {
-        let all = self.recipes();
-        let listed = || all.iter().map(|n| format!("'{n}'")).collect::<Vec<_>>().join(", ");
-        match (name, all.as_slice()) {
-            (_, []) => Err(Error::Request(
-                "the store has no embeddings to search; make them with: cellql index build STORE --on cells --model NAME".into(),
-            )),
-            (Some(name), _) => all.iter().find(|r| *r == name).cloned().ok_or_else(|| {
-                let hint = did_you_mean(name, all.iter().map(String::as_str));
-                Error::Request(format!("unknown recipe '{name}': the store has embeddings {}.{hint}", listed()))
-            }),
-            (None, [only]) => Ok(only.clone()),
-            (None, _) => Err(Error::Request(format!("the store has several embeddings, name one: recipe => {}", listed()))),
-        }
-    }
-
-    async fn neighbours(&self, request: SearchRequest) -> Result<RecordBatch> {
-        let recipe = self.recipe(request.recipe.as_deref())?;
-        let among = match &request.filter {
-            Some(filter) => Some(self.matching(filter).await?),
-            None => None,
-        };
-        let query = match &request.query {
-            Query::Cell(id) => index::Query::Cell(*id),
-            Query::Vector(vector) => index::Query::Vector(vector),
-        };
-        let asked = index::Request { recipe: &recipe, query, k: request.k, among };
-        let (found, method) = index::search(&self.store, asked).await?;
-        self.note(|notices| {
-            notices.searches.push(match method {
-                Method::Exact => format!("searched '{recipe}' exactly"),
-                Method::Graph(name) => format!("searched '{recipe}' by index '{name}'"),
-                Method::ExactInstead(why) => format!("searched '{recipe}' exactly, because {why}"),
-            });
-        });
-        self.rows_of(&found).await
-    }
-
-    /// Cells that satisfy a filter.
-    async fn matching(&self, filter: &str) -> Result<HashSet<u64>> {
-        let batches = self.store.read(cells::TABLE, &[cells::CELL_ID], Some(filter)).await.map_err(|e| match e {
-            Error::Store { cause, .. } => Error::Request(format!("vector_search: where => '{filter}': {cause}")),
-            other => other,
-        })?;
-        let ids = batches.iter().flat_map(|b| b.column(0).as_primitive::<UInt64Type>().values().iter().copied());
-        Ok(ids.collect())
-    }
-
-    /// The obs rows of neighbours, in their order, with the distance.
-    async fn rows_of(&self, found: &[Neighbour]) -> Result<RecordBatch> {
-        let doing = || Error::store("reading the neighbours' rows");
-        let schema = self.neighbour_schema().await?;
-        let columns: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).filter(|n| *n != DISTANCE).collect();
-        let ids = found.iter().map(|n| n.cell_id.to_string()).collect::<Vec<_>>().join(", ");
-        let filter = if found.is_empty() { "false".to_owned() } else { format!("{} IN ({ids})", cells::CELL_ID) };
-        let batches = self.store.read(cells::TABLE, &columns, Some(&filter)).await?;
-        let read = Arc::new(schema.project(&positions(&schema)).map_err(doing())?);
-        let rows = concat_batches(&read, &batches).map_err(doing())?;
-        let at: HashMap<u64, u32> =
-            rows.column(0).as_primitive::<UInt64Type>().values().iter().copied().zip(0u32..).collect();
-        let present: Vec<(u32, f32)> =
-            found.iter().filter_map(|n| at.get(&n.cell_id).map(|row| (*row, n.distance))).collect();
-        let order = arrow::array::UInt32Array::from_iter_values(present.iter().map(|(row, _)| *row));
-        let ordered = take_record_batch(&rows, &order).map_err(doing())?;
-        let mut columns = ordered.columns().to_vec();
-        columns.insert(1, Arc::new(Float32Array::from_iter_values(present.iter().map(|(_, d)| *d))));
-        RecordBatch::try_new(schema, columns).map_err(doing())
-    }
-
-    async fn neighbour_schema(&self) -> Result<SchemaRef> {
-        let cells = self.store.table(cells::TABLE).await?;
-        let all = Schema::from(cells.schema());
-        let mut fields: Vec<Field> =
-            all.fields().iter().filter(|f| f.name() != cells::EXPR).map(|f| f.as_ref().clone()).collect();
-        fields.insert(1, Field::new(DISTANCE, DataType::Float32, false));
-        Ok(Arc::new(Schema::new(fields)))
-    }
-}
-
-fn positions(schema: &Schema) -> Vec<usize> {
-    (0..schema.fields().len()).filter(|i| schema.field(*i).name() != DISTANCE).collect()
 }
 
 #[async_trait]
@@ -350,14 +269,15 @@ impl Engine for StoreEngine {
     }
 
     fn search_schema(&self, target: &str) -> Result<SchemaRef, EngineError> {
-        if target != cells::TABLE {
-            let known = did_you_mean(target, [cells::TABLE]);
-            return Err(EngineError::Request(format!("vector_search: cannot search '{target}', only 'cells'.{known}")));
-        }
-        Ok(self.wait(self.neighbour_schema())?)
+        let target = target.parse::<Target>().map_err(EngineError::Request)?;
+        Ok(self.wait(self.answer_schema(target))?)
+    }
+
+    async fn plan_search(&self, request: &SearchRequest) -> Result<String, EngineError> {
+        Ok(self.method_of(request).await?)
     }
 
     async fn search(&self, request: SearchRequest) -> Result<RecordBatch, EngineError> {
-        Ok(self.neighbours(request).await?)
+        Ok(self.answer(request).await?)
     }
 }

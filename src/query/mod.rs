@@ -9,6 +9,7 @@ mod engine;
 mod gather_model_calls;
 mod memo;
 mod model_exec;
+mod search;
 mod session;
 mod stored;
 mod table;

@@ -74,8 +74,9 @@ impl ExecutionPlan for ModelExec {
         vec![Distribution::SinglePartition]
     }
 
+    /// It does, but whoever is told so pushes sorts below by the places of columns, which are others there.
     fn maintains_input_order(&self) -> Vec<bool> {
-        vec![true]
+        vec![false]
     }
 
     fn benefits_from_input_partitioning(&self) -> Vec<bool> {

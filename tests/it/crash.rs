@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::Instant;
 
 use cellql::model::CheckpointKey;
 use cellql::query::Session;
@@ -116,19 +116,20 @@ async fn an_embedding_killed_twenty_times_is_an_undisturbed_one_row_for_row() {
     let uri = path.to_str().unwrap();
     let n = store_to_embed(&model).await;
     copied(&model, &path);
-    assert!(cellql(&["embed", uri]).status().unwrap().success());
-    let undisturbed = embedded(uri).await;
-    assert_eq!(undisturbed.len() as u64, n);
-
     // Steps are published one by one, so that a kill meets every part of the work.
     let job = ["embed", uri, "--publish-every", "0"];
+    let start = Instant::now();
+    assert!(cellql(&job).status().unwrap().success());
+    let usual = start.elapsed();
+    let undisturbed = embedded(uri).await;
+    assert_eq!(undisturbed.len() as u64, n);
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(9);
     let (mut kills, mut cut_off) = (0, 0);
     while kills < 20 {
         copied(&model, &path);
         loop {
             let mut child = cellql(&job).spawn().unwrap();
-            std::thread::sleep(Duration::from_millis(random.random_range(50..900)));
+            std::thread::sleep(usual.mul_f64(random.random_range(0.05..0.9)));
             if let Some(status) = child.try_wait().unwrap() {
                 assert!(status.success());
                 break;

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use arrow::array::AsArray;
 use arrow::datatypes::Float32Type;
-use cellql::index::{self, GraphOptions, Vectors, exact};
+use cellql::index::{self, GraphOptions, Method, Metric, Question, Searcher, Vectors, exact};
+use cellql::progress::silent;
 use cellql::query::Session;
 use cellql::store::{Store, embedding_table};
 
@@ -106,24 +107,32 @@ async fn indexed(folder: &std::path::Path) -> Store {
     let rows = RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(batch)]));
     transaction.append(&embedding_table("random"), Box::pin(rows)).await.unwrap();
     let store = transaction.publish().await.unwrap();
-    index::build(&store, "graph", "random", GraphOptions::default()).await.unwrap().0
+    index::build(&store, "graph", "random", GraphOptions::default(), silent()).await.unwrap().0
 }
 
-async fn ask(store: &Store, cell: u64) -> (Vec<u64>, index::Method) {
-    let request = index::Request { recipe: "random", query: index::Query::Cell(cell), k: 10, among: None };
-    let (found, method) = index::search(store, request).await.unwrap();
-    (found.into_iter().map(|n| n.cell_id).collect(), method)
+/// The ten nearest to a cell, as a fresh process finds them.
+async fn ask(store: &Store, cell: u64) -> (Vec<u64>, Method) {
+    among(store, cell, None).await
+}
+
+async fn among(store: &Store, cell: u64, among: Option<&HashSet<u64>>) -> (Vec<u64>, Method) {
+    let searcher = Searcher::open(store, "random").await.unwrap();
+    let query = searcher.vectors_of(&[cell]).await.unwrap().pop().unwrap().unwrap();
+    let queries = [(query, Some(cell))];
+    let question = Question { queries: &queries, k: 10, metric: Metric::Cosine, among };
+    let (found, method) = searcher.search(question).await.unwrap();
+    (found[0].iter().map(|n| n.cell_id).collect(), method)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_graph_is_used_when_whole_and_doubted_when_not() {
     let folder = tempfile::tempdir().unwrap();
     let store = indexed(folder.path()).await;
-    let vectors = Vectors::read(&store, &embedding_table("random")).await.unwrap();
+    let vectors = Vectors::read(&store, &embedding_table("random"), Metric::Cosine).await.unwrap();
     let mut hits = 0;
     for cell in (0..3000).step_by(60) {
         let (found, method) = ask(&store, cell).await;
-        assert_eq!(method, index::Method::Graph("graph".into()));
+        assert_eq!(method, Method::Graph("graph".into()));
         let truth = exact(&vectors, vectors.at(cell as usize), 10, None, Some(cell));
         let truth: HashSet<u64> = truth.into_iter().map(|n| n.cell_id).collect();
         hits += found.iter().filter(|id| truth.contains(id)).count();
@@ -133,7 +142,7 @@ async fn a_graph_is_used_when_whole_and_doubted_when_not() {
 
     // One byte of any of its files changed: named, and the answer is exact.
     let path = index::list(&store).await.unwrap()[0].path.clone();
-    for file in ["vectors.hnsw.graph", "vectors.hnsw.data", "cell_ids", "manifest.json"] {
+    for file in ["graph", "vectors", "ids", "manifest.json"] {
         let at = store.local_path(&format!("{path}/{file}")).unwrap();
         let whole = std::fs::read(&at).unwrap();
         let mut bytes = whole.clone();
@@ -143,7 +152,95 @@ async fn a_graph_is_used_when_whole_and_doubted_when_not() {
         let (found, method) = ask(&store, 7).await;
         let truth = exact(&vectors, vectors.at(7), 10, None, Some(7));
         assert_eq!(found, truth.iter().map(|n| n.cell_id).collect::<Vec<_>>());
-        assert!(matches!(&method, index::Method::ExactInstead(why) if why.contains(file)), "{method:?}");
+        assert!(matches!(&method, Method::ExactInstead(why) if why.contains(file)), "{method:?}");
         std::fs::write(&at, &whole).unwrap();
+    }
+}
+
+/// Rows of an embedding table.
+fn some_vectors(ids: std::ops::Range<u64>, dim: usize, seed: u64) -> arrow::record_batch::RecordBatch {
+    use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, UInt32Array, UInt64Array};
+    use rand::{Rng, SeedableRng};
+    use std::sync::Arc;
+    let n = (ids.end - ids.start) as usize;
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    let values: Vec<f32> = (0..n * dim).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let schema = Arc::new(cellql_schemas::embeddings::schema(dim));
+    let arrow::datatypes::DataType::FixedSizeList(item, _) = schema.field(1).data_type().clone() else { panic!() };
+    let list = FixedSizeListArray::new(item, dim as i32, Arc::new(Float32Array::from(values)), None);
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt64Array::from_iter_values(ids)),
+        Arc::new(list),
+        Arc::new(UInt32Array::from(vec![1; n])),
+    ];
+    arrow::record_batch::RecordBatch::try_new(schema, columns).unwrap()
+}
+
+async fn changed(store: &Store, delete: &str, add: Option<arrow::record_batch::RecordBatch>) -> Store {
+    let table = embedding_table("random");
+    let mut transaction = store.begin("changing vectors").await.unwrap();
+    transaction.delete(&table, delete).await.unwrap();
+    if let Some(batch) = add {
+        let schema = batch.schema();
+        let rows = datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(
+            schema,
+            futures::stream::iter([Ok(batch)]),
+        );
+        transaction.append(&table, Box::pin(rows)).await.unwrap();
+    }
+    transaction.publish().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_finds_what_came_after_it_and_not_what_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = indexed(folder.path()).await;
+    let (before, _) = ask(&store, 7).await;
+    // The nearest goes, and 100 come, two of which are the query and nearly the query.
+    let mut new = some_vectors(3000..3100, 16, 5);
+    let seven = Vectors::read(&store, &embedding_table("random"), Metric::InnerProduct).await.unwrap().at(7).to_vec();
+    let list = new.column(1).as_fixed_size_list();
+    let mut values = list.values().as_primitive::<Float32Type>().values().to_vec();
+    values[..16].copy_from_slice(&seven);
+    values[16..32].copy_from_slice(&seven);
+    values[16] += 1e-3;
+    let item = match list.data_type() {
+        arrow::datatypes::DataType::FixedSizeList(item, _) => item.clone(),
+        _ => panic!(),
+    };
+    let values = std::sync::Arc::new(arrow::array::Float32Array::from(values));
+    let list = arrow::array::FixedSizeListArray::new(item, 16, values, None);
+    let columns = vec![new.column(0).clone(), std::sync::Arc::new(list), new.column(2).clone()];
+    new = arrow::record_batch::RecordBatch::try_new(new.schema(), columns).unwrap();
+    let store = changed(&store, &format!("cell_id = {}", before[0]), Some(new)).await;
+
+    let (now, method) = ask(&store, 7).await;
+    assert_eq!(method, Method::Graph("graph".into()), "an index that lacks little is used");
+    assert_eq!(now[..2], [3000, 3001]);
+    assert_eq!(now[2..], before[1..9]);
+
+    let store = changed(&store, "cell_id < 1000 AND cell_id <> 7", None).await;
+    let (now, method) = ask(&store, 7).await;
+    assert!(matches!(&method, Method::ExactInstead(why) if why.contains("older version")), "{method:?}");
+    assert!(now.len() == 10 && now.iter().all(|id| *id >= 1000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_keep_k_rows_however_little_they_keep() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = indexed(folder.path()).await;
+    let vectors = Vectors::read(&store, &embedding_table("random"), Metric::Cosine).await.unwrap();
+    for (every, by_graph) in [(2, true), (20, false), (1000, false)] {
+        let kept: HashSet<u64> = (0..3000).filter(|id| id % every == 1).collect();
+        let (mut hits, mut all) = (0, 0);
+        for cell in (0..3000).step_by(100) {
+            let (found, method) = among(&store, cell, Some(&kept)).await;
+            assert_eq!(matches!(method, Method::Graph(_)), by_graph, "{method:?}");
+            let truth = exact(&vectors, vectors.at(cell as usize), 10, Some(&kept), Some(cell));
+            let truth: HashSet<u64> = truth.into_iter().map(|n| n.cell_id).collect();
+            assert_eq!(found.len(), truth.len());
+            (hits, all) = (hits + found.iter().filter(|id| truth.contains(id)).count(), all + truth.len());
+        }
+        assert!(hits as f64 >= 0.95 * all as f64, "recall {hits} of {all} where every {every}th is kept");
     }
 }

@@ -62,6 +62,8 @@ pub struct Enhanced {
 pub enum Query {
     /// A cell of the store; it is not among its own neighbours.
     Cell(u64),
+    /// A gene by any of its names; it is not among its own neighbours.
+    Gene(String),
     /// A vector of the recipe's dimension.
     Vector(Vec<f32>),
 }
@@ -69,14 +71,20 @@ pub enum Query {
 /// A nearest-neighbour question.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SearchRequest {
+    /// What is searched: `cells` or `genes`.
+    pub target: String,
     /// From where.
     pub query: Query,
     /// How many rows.
     pub k: usize,
-    /// SQL condition on `cells` that every answer satisfies.
+    /// SQL condition on the target that every answer satisfies.
     pub filter: Option<String>,
     /// Embedding table; `None` where the store has just one.
     pub recipe: Option<String>,
+    /// What near means: `cosine` where left out.
+    pub metric: Option<String>,
+    /// Of genes, the group of cells they were embedded in; `None` where there is just one.
+    pub group: Option<String>,
 }
 
 /// The side of the program that holds a store and its models.
@@ -136,11 +144,17 @@ pub trait Engine: Debug + Send + Sync {
     /// [`EngineError::Request`] for an unknown model.
     fn genes_seen(&self, model: &str, cells: &Profiles) -> Result<Vec<Option<u32>>, EngineError>;
 
-    /// Columns a search in `target` returns: `cell_id`, `_distance`, then obs columns.
+    /// Columns a search in `target` returns: its key, `_distance`, then what describes its rows.
     ///
     /// # Errors
     /// [`EngineError::Request`] for something that cannot be searched.
     fn search_schema(&self, target: &str) -> Result<SchemaRef, EngineError>;
+
+    /// How a search will be answered, for EXPLAIN.
+    ///
+    /// # Errors
+    /// As [`Engine::search`].
+    async fn plan_search(&self, request: &SearchRequest) -> Result<String, EngineError>;
 
     /// Answers a search, nearest first.
     ///

@@ -1,11 +1,15 @@
-//! `vector_search('cells', query, k => 10, where => '…', recipe => '…')`: the cells nearest to a cell or a vector.
+//! `vector_search(table, query, k => 10, where => '…', recipe => '…', metric => '…', group => '…')`: the rows nearest to a row
+//! or a vector.
 //!
 //! ```sql
 //! SELECT cell_id, _distance, cell_type FROM vector_search('cells', 17, k => 5, where => 'donor_id = ''d1''');
 //! ```
 //!
-//! `query` is a `cell_id` or an array of numbers. Rows come nearest first; a cell is not its own neighbour.
+//! In `cells`, `query` is a `cell_id` or an array of numbers; in `genes`, a gene's name or an array, and `group` says the
+//! cells of which group the genes were embedded in. Rows come nearest first; a row is not its own neighbour. `metric` is
+//! `cosine`, `l2`, `inner_product` (its sign turned, so that the nearest come first) or `correlation`.
 
+use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray};
@@ -14,11 +18,15 @@ use arrow::datatypes::{DataType, Float32Type, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableFunctionArgs, TableFunctionImpl, TableProvider};
 use datafusion::common::{Result, ScalarValue, plan_err};
-use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::TableType;
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_expr::{EquivalenceProperties, Partitioning};
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use datafusion::prelude::Expr;
 
 use crate::engine::{Engine, Query, SearchRequest};
@@ -26,7 +34,7 @@ use crate::engine::{Engine, Query, SearchRequest};
 /// Name in SQL.
 pub const NAME: &str = "vector_search";
 /// Parameters in order.
-pub const PARAMETERS: &[&str] = &["table", "query", "k", "where", "recipe"];
+pub const PARAMETERS: &[&str] = &["table", "query", "k", "where", "recipe", "metric", "group"];
 /// Rows where `k` is left out.
 pub const DEFAULT_K: usize = 10;
 
@@ -61,7 +69,7 @@ impl TableFunctionImpl for VectorSearch {
             return plan_err!("{NAME}: name what to search, for example {NAME}('cells', 17, k => 10)");
         };
         let Some(query) = given(1) else {
-            return plan_err!("{NAME}: give a cell_id or a vector to search from");
+            return plan_err!("{NAME}: give a cell_id, a gene or a vector to search from");
         };
         let k = match given(2) {
             None => DEFAULT_K,
@@ -70,7 +78,9 @@ impl TableFunctionImpl for VectorSearch {
                 _ => return plan_err!("{NAME}: 'k' must be a whole number above 0, not {value}"),
             },
         };
-        let request = SearchRequest { query: read_query(query)?, k, filter: text(3)?, recipe: text(4)? };
+        let query = read_query(query)?;
+        let (filter, recipe, metric, group) = (text(3)?, text(4)?, text(5)?, text(6)?);
+        let request = SearchRequest { target: target.clone(), query, k, filter, recipe, metric, group };
         let schema = self.engine.search_schema(&target)?;
         Ok(Arc::new(Neighbours { engine: Arc::clone(&self.engine), request, schema }))
     }
@@ -102,6 +112,9 @@ fn read_query(value: &ScalarValue) -> Result<Query> {
             None => plan_err!("{NAME}: no cell has the cell_id {value}"),
         };
     }
+    if let Some(Some(name)) = value.try_as_str() {
+        return Ok(Query::Gene(name.to_owned()));
+    }
     let items: Option<ArrayRef> = match value {
         ScalarValue::List(list) => Some(list.value(0)),
         ScalarValue::LargeList(list) => Some(list.value(0)),
@@ -109,12 +122,12 @@ fn read_query(value: &ScalarValue) -> Result<Query> {
         _ => None,
     };
     let Some(items) = items.and_then(|i| cast(&i, &DataType::Float32).ok()).filter(|i| i.null_count() == 0) else {
-        return plan_err!("{NAME}: the query must be a cell_id or an array of numbers, not {}", value.data_type());
+        return plan_err!("{NAME}: the query must be a cell_id, a gene or an array of numbers, not {}", value.data_type());
     };
     Ok(Query::Vector(items.as_primitive::<Float32Type>().values().to_vec()))
 }
 
-/// The answer as a table; the search runs when the query is planned for execution.
+/// The answer as a table.
 #[derive(Debug)]
 struct Neighbours {
     engine: Arc<dyn Engine>,
@@ -139,8 +152,88 @@ impl TableProvider for Neighbours {
         _: &[Expr],
         _: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let found = self.engine.search(self.request.clone()).await?;
-        let exec = MemorySourceConfig::try_new_exec(&[vec![found]], self.schema(), projection.cloned())?;
-        Ok(exec)
+        let method = self.engine.plan_search(&self.request).await?;
+        let (engine, request) = (Arc::clone(&self.engine), self.request.clone());
+        let columns = projection.cloned().unwrap_or_else(|| (0..self.schema.fields().len()).collect());
+        Ok(Arc::new(SearchExec::try_new(engine, request, method, &self.schema, columns)?))
+    }
+}
+
+/// A search, run when its rows are asked for.
+#[derive(Debug)]
+struct SearchExec {
+    engine: Arc<dyn Engine>,
+    request: SearchRequest,
+    /// How it will be answered.
+    method: String,
+    columns: Vec<usize>,
+    properties: Arc<PlanProperties>,
+    metrics: ExecutionPlanMetricsSet,
+}
+
+impl SearchExec {
+    fn try_new(
+        engine: Arc<dyn Engine>,
+        request: SearchRequest,
+        method: String,
+        schema: &SchemaRef,
+        columns: Vec<usize>,
+    ) -> Result<Self> {
+        let schema = Arc::new(schema.project(&columns)?);
+        let properties = Arc::new(PlanProperties::new(
+            EquivalenceProperties::new(schema),
+            Partitioning::UnknownPartitioning(1),
+            EmissionType::Final,
+            Boundedness::Bounded,
+        ));
+        Ok(Self { engine, request, method, columns, properties, metrics: ExecutionPlanMetricsSet::new() })
+    }
+}
+
+impl DisplayAs for SearchExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SearchRequest { target, k, filter, recipe, metric, .. } = &self.request;
+        write!(f, "SearchExec: {target}, k={k}")?;
+        for (name, value) in [("metric", metric), ("recipe", recipe), ("where", filter)] {
+            if let Some(value) = value {
+                write!(f, ", {name}={value}")?;
+            }
+        }
+        write!(f, ", by={}", self.method)
+    }
+}
+
+impl ExecutionPlan for SearchExec {
+    fn name(&self) -> &'static str {
+        "SearchExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn with_new_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.clone_inner())
+    }
+
+    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let (engine, request, columns) = (Arc::clone(&self.engine), self.request.clone(), self.columns.clone());
+        let baseline = BaselineMetrics::new(&self.metrics, partition);
+        let answer = async move {
+            let timer = baseline.elapsed_compute().timer();
+            let found = engine.search(request).await?.project(&columns)?;
+            timer.done();
+            baseline.record_output(found.num_rows());
+            Ok(found)
+        };
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), futures::stream::once(answer))))
     }
 }

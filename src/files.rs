@@ -1,4 +1,6 @@
-//! The bytes of a model's file, mapped where they lie on this machine.
+//! The bytes of a store's file, mapped where they lie on this machine.
+//!
+//! Models and indexes are read through this; it knows neither.
 
 use std::fs::File;
 use std::ops::Deref;
@@ -10,16 +12,16 @@ use memmap2::Mmap;
 
 use crate::error::{Error, Result};
 
-/// A model's file. Copies share it.
+/// A file. Copies share it.
 #[derive(Debug, Clone)]
-pub enum ModelBytes {
+pub enum FileBytes {
     /// In memory, read from elsewhere.
     Held(Bytes),
     /// On this machine's disk; pages are read when first used and can be dropped again.
     Mapped(Arc<Mmap>),
 }
 
-impl ModelBytes {
+impl FileBytes {
     /// Maps a file.
     ///
     /// # Errors
@@ -28,26 +30,26 @@ impl ModelBytes {
     pub fn map(path: &Path) -> Result<Self> {
         let unreadable = |e: std::io::Error| Error::input(path, "file", format!("cannot be read: {e}"));
         let file = File::open(path).map_err(unreadable)?;
-        // SAFETY: files of models are named by their hash, written once and renamed into place; nothing of cellql ever
-        // changes one. What another program does to a store while it is read is beyond us, as with any mapped library.
+        // SAFETY: files of models and indexes have a name of their own for every content, are written once and renamed
+        // into place; nothing of cellql ever changes one. What another program does to a store while it is read is beyond us, as with any mapped library.
         let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
         Ok(Self::Mapped(Arc::new(map)))
     }
 }
 
-impl Deref for ModelBytes {
+impl Deref for FileBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         match self {
-            ModelBytes::Held(bytes) => bytes,
-            ModelBytes::Mapped(map) => map,
+            FileBytes::Held(bytes) => bytes,
+            FileBytes::Mapped(map) => map,
         }
     }
 }
 
-impl From<Vec<u8>> for ModelBytes {
+impl From<Vec<u8>> for FileBytes {
     fn from(bytes: Vec<u8>) -> Self {
-        ModelBytes::Held(bytes.into())
+        FileBytes::Held(bytes.into())
     }
 }
