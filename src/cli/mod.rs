@@ -11,6 +11,7 @@ mod ingest;
 mod model;
 mod output;
 mod search;
+mod shell;
 mod sql;
 mod talk;
 

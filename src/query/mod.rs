@@ -6,8 +6,13 @@
 mod defer_model_calls;
 mod engine;
 mod memo;
+mod names;
+mod parameters;
+pub mod script;
 mod session;
 mod table;
 
 pub use engine::{Notices, StoreEngine};
+pub use names::{Function, Table, identifier};
+pub use parameters::Parameters;
 pub use session::Session;
