@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Read};
 
 use super::args::SqlArgs;
 use super::output::{Sheet, height};
-use super::shell::{self, Runner};
+use super::shell::{self, Interrupts, Runner};
 use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::query::{Parameters, Session};
@@ -17,14 +17,14 @@ pub(super) async fn run(args: SqlArgs, talk: &Talk) -> Result<()> {
     let script = script(&args)?;
     let session = Session::open_on(super::open(&args.store).await?, args.device).await?;
     let sheet = Sheet { format: args.format, expanded: false, height: None };
-    let mut runner = Runner { session, talk, sheet, parameters, timing: args.timing, interactive: false, depth: 0 };
+    let mut runner = Runner { session, talk, sheet, parameters, timing: args.timing, interrupts: None, depth: 0 };
     match script {
         Some(script) => {
             runner.sheet.height = height();
             runner.script(&script).await.map(drop)
         }
         None => {
-            (runner.timing, runner.interactive) = (true, true);
+            (runner.timing, runner.interrupts) = (true, Some(Interrupts::listen()?));
             shell::run(runner).await
         }
     }

@@ -169,7 +169,7 @@ mod tests {
         says("\\fromat csv", "'\\format'");
         says("\\dx", "'\\d'");
         says("\\zz", "\\? lists them");
-        says("\\format cvs", "Did you mean 'csv'");
+        says("\\format tabel", "Did you mean 'table'");
         says("\\g", "\\g GENE");
         says("\\dm x", "\\dm takes no argument");
         says("\\x maybe", "[on|off]");

@@ -7,8 +7,10 @@ mod commands;
 mod complete;
 mod describe;
 mod editor;
+mod interrupts;
 mod runner;
 
+pub(super) use interrupts::Interrupts;
 pub(super) use runner::{Runner, read_script};
 
 use crate::error::Result;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::commands::{self, Command};
 use super::describe;
+use super::interrupts::Interrupts;
 use crate::cli::output::{self, Format, Sheet, Written};
 use crate::cli::talk::Talk;
 use crate::error::{Error, Result};
@@ -28,8 +29,8 @@ pub(in crate::cli) struct Runner<'a> {
     pub(in crate::cli) sheet: Sheet,
     pub(in crate::cli) parameters: Parameters,
     pub(in crate::cli) timing: bool,
-    /// Ctrl-C stops the statement, not the program.
-    pub(in crate::cli) interactive: bool,
+    /// With this Ctrl-C stops the statement, not the program.
+    pub(in crate::cli) interrupts: Option<Interrupts>,
     /// Files that are being run, one inside the other.
     pub(in crate::cli) depth: usize,
 }
@@ -85,12 +86,12 @@ impl Runner<'_> {
 
     /// Drops the work when Ctrl-C comes, in the shell; elsewhere Ctrl-C ends the program as usual.
     async fn unless_interrupted<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        if !self.interactive {
+        let Some(interrupts) = &self.interrupts else {
             return work.await;
-        }
+        };
         tokio::select! {
             done = work => done,
-            _ = tokio::signal::ctrl_c() => Err(Error::Request("stopped by Ctrl-C".into())),
+            _ = interrupts.next() => Err(Error::Request("stopped by Ctrl-C".into())),
         }
     }
 
@@ -165,7 +166,7 @@ mod tests {
         let store = crate::store::Store::init(folder.join("store").to_str().unwrap()).await.unwrap();
         let session = Session::open(store).await.unwrap();
         let sheet = Sheet { format: Format::Csv, expanded: false, height: None };
-        Runner { session, talk, sheet, parameters: Parameters::default(), timing: false, interactive: false, depth: 0 }
+        Runner { session, talk, sheet, parameters: Parameters::default(), timing: false, interrupts: None, depth: 0 }
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -192,7 +193,7 @@ mod tests {
             ("SELECT cell_idd FROM cells", "'cell_id'", 7),
             ("SELECT c.cell_idd FROM cells c", "'cell_id'", 7),
             ("SELECT 1 FROM cells WHERE", "syntax", 25),
-            ("SELECT 1 FROM FROM cells", "syntax", 14),
+            ("SELECT 1 FROM ) cells", "syntax", 14),
             ("SELECT expresion(expr, 'INS') FROM cells", "'expression'", 7),
             ("SELECT * FROM vector_serch('cells', 1)", "'vector_search'", 14),
             ("SELECT expression(expr, 'INSS') FROM cells", "'INS'", 24),
