@@ -56,7 +56,7 @@ pub(super) enum Verb {
         #[command(flatten)]
         store: ReadArgs,
     },
-    /// Run SQL over a store
+    /// Run SQL over a store; without -c and -f, on a terminal, a shell
     Sql(SqlArgs),
     /// Add and list models
     Model {
@@ -179,9 +179,15 @@ pub(super) struct SqlArgs {
     /// Statements, separated by ';'
     #[arg(short, long, conflicts_with = "file")]
     pub(super) command: Option<String>,
-    /// File of statements; '-' or nothing reads them from standard input
+    /// File of statements; '-' reads them from standard input, as does nothing where that is no terminal
     #[arg(short, long)]
     pub(super) file: Option<PathBuf>,
+    /// Value of $NAME in the statements; numbers, true, false and null are such, everything else is a string
+    #[arg(long = "param", short, value_name = "NAME=VALUE", value_parser = pair)]
+    pub(super) parameters: Vec<(String, String)>,
+    /// Say on stderr how many rows each statement gave in what time (in the shell: \timing)
+    #[arg(long)]
+    pub(super) timing: bool,
     /// How results are written
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(super) format: Format,
@@ -327,6 +333,12 @@ pub(super) struct EmbedArgs {
     /// Cells of each group to average over, spread evenly over it (default: all)
     #[arg(long, requires = "genes")]
     pub(super) cells_per_group: Option<u64>,
+}
+
+/// Reads `name=value`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("'{text}' is no parameter: write name=value"))?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Reads `512MB`, `2GB`, `1000000`.

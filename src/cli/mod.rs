@@ -11,6 +11,7 @@ mod ingest;
 mod model;
 mod output;
 mod search;
+mod shell;
 mod sql;
 mod talk;
 
@@ -37,7 +38,13 @@ pub fn main() -> ExitCode {
             return ExitCode::from(INTERNAL);
         }
     };
-    match runtime.block_on(run(cli.verb, &talk)) {
+    let is_sql = matches!(cli.verb, Verb::Sql(_));
+    let done = runtime.block_on(run(cli.verb, &talk));
+    if is_sql {
+        // A query that was stopped may still be inside a model, which nothing waits for.
+        runtime.shutdown_background();
+    }
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -141,6 +141,15 @@ impl Catalogue {
         self.genes.get(gene_id as usize).map(|g| g.symbol.as_str())
     }
 
+    /// Names that queries may use, sorted without regard to case: symbols, and what files called the genes.
+    pub fn names(&self) -> Vec<&str> {
+        let all = self.genes.iter().flat_map(|g| g.source_names.iter().chain([&g.symbol]));
+        let mut names: Vec<&str> = all.map(String::as_str).collect();
+        names.sort_by_cached_key(|name| (name.to_uppercase(), *name));
+        names.dedup();
+        names
+    }
+
     /// True for genes of the mitochondrial genome.
     pub fn is_mitochondrial(&self, gene_id: u32) -> bool {
         self.genes.get(gene_id as usize).is_some_and(|g| g.hgnc_id.is_some() && g.symbol.starts_with("MT-"))

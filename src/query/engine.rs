@@ -146,6 +146,11 @@ impl StoreEngine {
         registry::find(&self.models, name)
     }
 
+    /// Its models.
+    pub fn models(&self) -> &[Entry] {
+        &self.models
+    }
+
     /// Takes what was noted since the last call.
     pub fn take_notices(&self) -> Notices {
         std::mem::take(&mut *self.notices.lock().unwrap_or_else(PoisonError::into_inner))

@@ -9,6 +9,9 @@ mod engine;
 mod gather_model_calls;
 mod memo;
 mod model_exec;
+mod names;
+mod parameters;
+pub mod script;
 mod search;
 mod session;
 mod stored;
@@ -16,4 +19,6 @@ mod table;
 mod work;
 
 pub use engine::{Notices, StoreEngine};
+pub use names::{Function, Table, identifier};
+pub use parameters::Parameters;
 pub use session::Session;

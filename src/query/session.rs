@@ -19,13 +19,14 @@ use datafusion::sql::parser::{DFParser, Statement};
 use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
 use super::gather_model_calls::GatherModelCalls;
+use super::parameters::Parameters;
 use super::table::StoreTable;
 use crate::error::{Error, Result};
 use crate::model::Device;
 use crate::store::{Store, StoreVersion};
 
-const CATALOG: &str = "cellql";
-const SCHEMA: &str = "public";
+pub(super) const CATALOG: &str = "cellql";
+pub(super) const SCHEMA: &str = "public";
 
 /// Views that give AnnData users what they expect.
 const VIEWS: &[(&str, &str)] = &[
@@ -71,10 +72,12 @@ impl Session {
     }
 
     async fn with_engine(engine: Arc<StoreEngine>) -> Result<Self> {
-        let config = SessionConfig::new()
+        let mut config = SessionConfig::new()
             .with_default_catalog_and_schema(CATALOG, SCHEMA)
             .with_create_default_catalog_and_schema(true)
             .with_information_schema(true);
+        // So that errors can say where in the statement they are.
+        config.options_mut().sql_parser.collect_spans = true;
         // First, so that the rules that distribute and sort see the node's needs.
         let mut physical: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> =
             vec![Arc::new(GatherModelCalls::new(Arc::clone(&engine)))];
@@ -131,28 +134,34 @@ impl Session {
     /// # Errors
     /// [`Error::Query`]: syntax, unknown names, wrong options, or a statement that would change something.
     pub async fn sql(&self, statement: &str) -> Result<DataFrame> {
-        let mut all = self.statements(statement).await?;
-        match (all.pop(), all.pop()) {
-            (Some(only), None) => Ok(only),
+        self.sql_with(statement, &Parameters::default()).await
+    }
+
+    /// As [`Session::sql`], with values for the placeholders `$name`.
+    ///
+    /// # Errors
+    /// As [`Session::sql`], or a placeholder has no value.
+    pub async fn sql_with(&self, statement: &str, parameters: &Parameters) -> Result<DataFrame> {
+        let mut all = DFParser::parse_sql(statement)?;
+        match (all.pop_front(), all.pop_front()) {
+            (Some(only), None) => match self.plan(only, parameters).await {
+                Ok(frame) => Ok(frame),
+                Err(error) => Err(self.with_near_names(error).await),
+            },
             (None, _) => Err(Error::Request("there is no statement to run".into())),
             _ => Err(Error::Request("expected one statement, found several".into())),
         }
     }
 
-    /// Plans the statements of a script, separated by `;`.
-    ///
-    /// # Errors
-    /// As [`Session::sql`].
-    pub async fn statements(&self, script: &str) -> Result<Vec<DataFrame>> {
-        let state = self.context.state();
-        let mut frames = Vec::new();
-        for mut statement in DFParser::parse_sql(script)? {
-            name_arguments(&mut statement)?;
-            let plan = state.statement_to_plan(statement).await?;
-            SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).verify_plan(&plan)?;
-            frames.push(self.context.execute_logical_plan(plan).await?);
-        }
-        Ok(frames)
+    async fn plan(&self, mut statement: Statement, parameters: &Parameters) -> Result<DataFrame, DataFusionError> {
+        prepare(&mut statement, parameters)?;
+        let plan = self.context.state().statement_to_plan(statement).await?;
+        SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).verify_plan(&plan)?;
+        self.context.execute_logical_plan(plan).await
+    }
+
+    pub(super) fn context(&self) -> &SessionContext {
+        &self.context
     }
 
     /// The engine.
@@ -187,6 +196,14 @@ impl Session {
         let numbers: ArrayRef = Arc::new(UInt64Array::from_iter_values(versions.iter().map(|v| v.version)));
         let columns = [("version", numbers), ("made_at", text(|v| &v.made_at)), ("made_by", text(|v| &v.made_by))];
         let rows = RecordBatch::try_from_iter(columns).map_err(Error::store("listing the versions"))?;
+        self.frame(rows)
+    }
+
+    /// Rows that were made elsewhere, as the result of a query.
+    ///
+    /// # Errors
+    /// None that valid rows can cause.
+    pub fn frame(&self, rows: RecordBatch) -> Result<DataFrame> {
         Ok(self.context.read_batch(rows)?)
     }
 
@@ -207,11 +224,14 @@ impl Session {
     }
 }
 
-/// Turns named arguments of our functions into positions, also inside EXPLAIN.
-fn name_arguments(statement: &mut Statement) -> Result<(), DataFusionError> {
+/// Puts in parameters and turns named arguments of our functions into positions, also inside EXPLAIN.
+fn prepare(statement: &mut Statement, parameters: &Parameters) -> Result<(), DataFusionError> {
     match statement {
-        Statement::Statement(inner) => cellql_udfs::named_arguments::to_positional(inner, cellql_udfs::PARAMETERS),
-        Statement::Explain(explain) => name_arguments(&mut explain.statement),
+        Statement::Statement(inner) => {
+            parameters.bind(inner)?;
+            cellql_udfs::named_arguments::to_positional(inner, cellql_udfs::PARAMETERS)
+        }
+        Statement::Explain(explain) => prepare(&mut explain.statement, parameters),
         _ => Ok(()),
     }
 }

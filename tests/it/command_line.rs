@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::stores::{demo_file, reference};
+use crate::stores::{demo_file, reference, root, say};
 
 fn cellql(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_cellql")).args(args).output().unwrap()
@@ -139,4 +139,154 @@ fn a_store_over_time_from_outside() {
     assert_eq!(out, "n\n2\n");
     let gone = cellql(&["info", &store, "--at-version", "2"]);
     assert!(gone.status.code() == Some(1) && text(&gone.stderr).contains("no version 2"));
+}
+
+/// A store of two cells.
+fn small_store(folder: &Path) -> String {
+    let store = folder.join("store").to_str().unwrap().to_owned();
+    done(&["init", &store]);
+    let file = folder.join("cells.csv");
+    std::fs::write(&file, "cell,CXCL8,GCG\na,1,2\nb,3,4\n").unwrap();
+    done(&["ingest", &store, path(&file), "--min-genes", "0"]);
+    store
+}
+
+#[test]
+fn a_script_runs_up_to_its_first_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    let script = "SELECT 1 AS a;\nSELECT 2 AS b;\nSELECT barcod\nFROM cells;\nSELECT 4 AS d;";
+    let out = cellql(&["sql", &store, "-c", script, "--format", "csv"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert_eq!(text(&out.stdout), "a\n1\nb\n2\n");
+    let said = text(&out.stderr);
+    assert!(said.contains("statement 3 (line 3)") && said.contains("'barcode'"), "{said}");
+    assert!(said.contains("\n  SELECT barcod\n         ^"), "{said}");
+    let out = cellql(&["sql", &store, "-c", "SELECT 1; SELECT 'never closed; SELECT 2"]);
+    assert!(out.status.code() == Some(1) && text(&out.stdout).contains('1'), "{}", text(&out.stderr));
+}
+
+#[test]
+fn parameters_have_the_types_of_their_spelling_and_go_anywhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    let sql = "SELECT barcode, $n + 1 AS n, $yes AS yes, $none IS NULL AS none, expression(expr, $gene) AS v FROM cells \
+               WHERE barcode = $cell LIMIT $n";
+    let values = ["n=2", "yes=true", "none=null", "gene=GCG", "cell=b"];
+    let flags: Vec<&str> = values.iter().flat_map(|v| ["--param", v]).collect();
+    let (out, _) = done(&[&["sql", &store, "-c", sql, "--format", "csv"], &flags[..]].concat());
+    assert_eq!(out, "barcode,n,yes,none,v\nb,3,true,true,4.0\n");
+    let out = cellql(&["sql", &store, "-c", "SELECT $cell", "--param", "cells=1"]);
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(said.contains("--param cell=VALUE") && said.contains("'cells'") && said.contains("         ^"), "{said}");
+    assert_eq!(cellql(&["sql", &store, "-c", "SELECT 1", "--param", "cell"]).status.code(), Some(2));
+}
+
+#[test]
+fn formats_are_whole_also_without_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    let ask = |sql: &str, format: &str| done(&["sql", &store, "-c", sql, "--format", format, "--timing"]);
+    let (out, err) = ask("SELECT barcode FROM cells WHERE false", "csv");
+    assert_eq!(out, "barcode\n");
+    assert!(err.contains("0 rows in"), "{err}");
+    assert_eq!(ask("SELECT barcode FROM cells WHERE false", "ndjson").0, "");
+    let (out, err) = ask("SELECT value FROM generate_series(1, 20000)", "ndjson");
+    assert!(out.lines().count() == 20_000 && out.ends_with("{\"value\":20000}\n"), "{}", out.lines().count());
+    assert!(err.contains("20000 rows in"), "{err}");
+    // A table that is no terminal's has all its rows: a frame of four lines around them.
+    assert_eq!(ask("SELECT value FROM generate_series(1, 3000)", "table").0.lines().count(), 3004);
+    let (out, _) = done(&["sql", &store, "-c", "\\format csv\nSELECT 1 AS a;\n\\d genes"]);
+    assert!(out.starts_with("a\n1\ncolumn,type\ngene_id,UInt32\n"), "{out}");
+}
+
+/// Types and looks in a terminal; what it showed, or nothing without Python.
+fn in_terminal(folder: &Path, steps: &serde_json::Value, args: &[&str], envs: &[(&str, &str)]) -> Option<String> {
+    let file = folder.join("steps.json");
+    std::fs::write(&file, steps.to_string()).unwrap();
+    let mut command = Command::new("python3");
+    command.arg(root().join("tests/python/in_terminal.py")).arg(&file).arg(env!("CARGO_BIN_EXE_cellql")).args(args);
+    command.env("TERM", "xterm").env("XDG_STATE_HOME", folder).envs(envs.iter().copied());
+    let Ok(out) = command.output() else {
+        say("skipped: no python3 to make a terminal");
+        return None;
+    };
+    let shown = text(&out.stdout);
+    assert_eq!(out.status.code(), Some(0), "{shown}\n{}", text(&out.stderr));
+    Some(shown)
+}
+
+#[test]
+fn a_person_in_the_shell() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    let steps = serde_json::json!([
+        ["see", "cellql> "],
+        ["type", "SELECT 40 +\r"],
+        ["see", "   ...> "],
+        ["type", "2 AS answer;\r"],
+        ["see", "| 42     |"],
+        ["see", "1 row in"],
+        // A mistake is pointed at, and the shell goes on.
+        ["see", "cellql> "],
+        ["type", "SELECT barcod FROM cells;\r"],
+        ["see", "'barcode'"],
+        ["see", "       ^"],
+        // Tab: a column, and a gene in quotes.
+        ["see", "cellql> "],
+        ["type", "SELECT max(expression(expr, 'cxcl8\t)) AS highest, min(total_c\t) FROM cells;\r"],
+        ["see", "| 3.0     |"],
+        // Ctrl-C drops a line, then stops a query that would take days.
+        ["see", "cellql> "],
+        ["type", "SELECT nonsense\u{3}"],
+        ["see", "cellql> "],
+        ["type", "SELECT max(value % 7) FROM generate_series(1, 1000000000000000);\r"],
+        ["wait", 1.5],
+        ["type", "\u{3}"],
+        ["see", "stopped by Ctrl-C"],
+        ["see", "cellql> "],
+        ["type", "\\set n 5\r"],
+        ["see", "cellql> "],
+        ["type", "SELECT $n * 100 AS after;\r"],
+        ["see", "| 500   |"],
+        ["see", "cellql> "],
+        ["type", "\\dd\r"],
+        ["see", "Did you mean"],
+        ["see", "cellql> "],
+        ["type", "\\d\r"],
+        ["see", "| datasets"],
+        ["see", "cellql> "],
+        ["type", "\u{4}"]
+    ]);
+    if in_terminal(folder.path(), &steps, &["sql", &store], &[]).is_none() {
+        return;
+    }
+    let history = std::fs::read_to_string(folder.path().join("cellql/history")).unwrap();
+    assert!(history.contains("SELECT 40 +") && history.contains("\\set n 5"), "{history}");
+    assert!(!history.contains("nonsense"), "{history}");
+}
+
+#[test]
+fn what_is_taller_than_the_screen_goes_through_the_pager() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    let script = "SELECT value AS low FROM generate_series(1, 5); SELECT value AS high FROM generate_series(1, 5000)";
+    let args = ["sql", &store, "-c", script];
+    let Some(shown) = in_terminal(folder.path(), &serde_json::json!([]), &args, &[("PAGER", "sed s/^/paged:/")]) else {
+        return;
+    };
+    assert!(shown.contains("paged:| 1000 |") && !shown.contains("| 1001 |"), "{shown}");
+    assert!(shown.contains("| low |") && !shown.contains("paged:| low"), "{shown}");
+    assert!(shown.contains("4000 more rows are not shown"), "{shown}");
+    let args = ["sql", &store, "-c", "SELECT 1", "--format", "parquet"];
+    let file = folder.path().join("steps.json");
+    let mut command = Command::new("python3");
+    command.arg(root().join("tests/python/in_terminal.py")).arg(&file).arg(env!("CARGO_BIN_EXE_cellql")).args(args);
+    let out = command.output().unwrap();
+    assert!(
+        out.status.code() == Some(1) && text(&out.stdout).contains("no text for a terminal"),
+        "{}",
+        text(&out.stdout)
+    );
 }

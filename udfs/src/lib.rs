@@ -34,6 +34,28 @@ pub const PARAMETERS: &[(&str, &[&str])] = &[
     (vector_search::NAME, vector_search::PARAMETERS),
 ];
 
+/// Arguments of a function of this crate that cannot be left out; they come first.
+pub fn required(function: &str) -> usize {
+    match function {
+        embed_gene::NAME | expression::NAME | vector_search::NAME => 2,
+        _ => 1,
+    }
+}
+
+/// What a function of this crate gives, in a phrase; empty for another function.
+pub fn about(function: &str) -> &'static str {
+    match function {
+        embed::NAME => "the cell's embedding; NULL where no vocabulary gene is expressed",
+        embed_gene::NAME => "a gene's embedding in the context of the cell",
+        enhance::NAME => "an expr of predicted log-normalised values of every vocabulary gene",
+        genes_seen::NAME => "how many genes of the model's vocabulary the cell expresses",
+        expression::NAME => "a gene's value, by any of its names",
+        log_normalise::NAME => "counts per 10,000, ln(1 + x)",
+        vector_search::NAME => "in FROM: the cells nearest to a cell_id or a vector, with their obs columns",
+        _ => "",
+    }
+}
+
 /// Every scalar function, bound to an engine.
 pub fn scalar_functions(engine: &Arc<dyn Engine>) -> Vec<ScalarUDF> {
     vec![
@@ -88,6 +110,7 @@ mod tests {
         assert_eq!(ours.len(), PARAMETERS.len());
         let state = SessionContext::new().state();
         for name in ours {
+            assert!(!about(name).is_empty(), "{name}");
             assert!(!state.scalar_functions().contains_key(name), "{name}");
             assert!(!state.table_functions().contains_key(name), "{name}");
         }

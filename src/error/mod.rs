@@ -1,8 +1,12 @@
 //! One error for the whole program: what was being done, to what, and whose fault it is.
 
+mod query;
+
 use std::path::{Path, PathBuf};
 
 use datafusion::error::DataFusionError;
+
+pub use query::{Place, place, pointed};
 
 /// Result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -58,8 +62,25 @@ pub enum Error {
         cause: Box<candle_core::Error>,
     },
     /// A query failed.
-    #[error("{}", query_message(.0))]
+    #[error("{}", query::message(.0))]
     Query(Box<DataFusionError>),
+    /// A statement of a script or of the shell failed.
+    #[error("{}{source}{}", prefix(*number, *line), place.as_ref().map_or_else(String::new, |p| format!("\n{p}")))]
+    Statement {
+        /// Its number in the script, from 1; `None` where there is only one.
+        number: Option<usize>,
+        /// Line of the script where it begins, from 1.
+        line: usize,
+        /// The line of the statement with a caret under the place, where the place is known.
+        place: Option<String>,
+        /// What failed.
+        #[source]
+        source: Box<Error>,
+    },
+}
+
+fn prefix(number: Option<usize>, line: usize) -> String {
+    number.map_or_else(String::new, |n| format!("statement {n} (line {line}): "))
 }
 
 impl From<cellql_formats::FormatError> for Error {
@@ -71,14 +92,6 @@ impl From<cellql_formats::FormatError> for Error {
 impl From<DataFusionError> for Error {
     fn from(error: DataFusionError) -> Self {
         Error::Query(Box::new(error))
-    }
-}
-
-/// DataFusion wraps its errors in their kind and in contexts; the reader wants the sentence.
-fn query_message(error: &DataFusionError) -> String {
-    match error.find_root() {
-        DataFusionError::Plan(text) | DataFusionError::Execution(text) => text.clone(),
-        other => other.strip_backtrace(),
     }
 }
 
@@ -103,11 +116,21 @@ impl Error {
         move |cause| Error::Model { model, doing, cause: Box::new(cause) }
     }
 
+    /// Says which statement failed, and where in it.
+    pub fn in_statement(self, number: Option<usize>, line: usize, statement: &str) -> Self {
+        let place = match &self {
+            Error::Query(error) => place(error, statement).and_then(|place| pointed(statement, place)),
+            _ => None,
+        };
+        Error::Statement { number, line, place, source: Box::new(self) }
+    }
+
     /// 1 where the input or the request is wrong, 3 where we or the machine are.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Input { .. } | Error::Request(_) | Error::Conflict { .. } | Error::Busy { .. } => 1,
             Error::Store { .. } | Error::Model { .. } => 3,
+            Error::Statement { source, .. } => source.exit_code(),
             Error::Query(error) => match error.find_root() {
                 DataFusionError::Plan(_)
                 | DataFusionError::SQL(_, _)

@@ -1,0 +1,235 @@
+//! Runs statements and commands one by one: each is planned when those before it are done.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::commands::{self, Command};
+use super::describe;
+use super::interrupts::Interrupts;
+use crate::cli::output::{self, Format, Sheet, Written};
+use crate::cli::talk::Talk;
+use crate::error::{Error, Result};
+use crate::query::script::{Item, pieces};
+use crate::query::{Parameters, Session};
+
+/// Files that may name one another with `\i`.
+const DEEPEST: usize = 16;
+
+/// What comes after a script.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cli) enum Next {
+    GoOn,
+    Leave,
+}
+
+/// A session with all that statements and commands can set.
+pub(in crate::cli) struct Runner<'a> {
+    pub(in crate::cli) session: Session,
+    pub(in crate::cli) talk: &'a Talk,
+    pub(in crate::cli) sheet: Sheet,
+    pub(in crate::cli) parameters: Parameters,
+    pub(in crate::cli) timing: bool,
+    /// With this Ctrl-C stops the statement, not the program.
+    pub(in crate::cli) interrupts: Option<Interrupts>,
+    /// Files that are being run, one inside the other.
+    pub(in crate::cli) depth: usize,
+}
+
+/// Reads a file of statements.
+///
+/// # Errors
+/// [`Error::Input`] where it cannot be read.
+pub(in crate::cli) fn read_script(file: &Path) -> Result<String> {
+    std::fs::read_to_string(file).map_err(|e| Error::input(file, "file", format!("cannot be read: {e}")))
+}
+
+impl Runner<'_> {
+    /// Runs what a script says, in order, up to the first error.
+    ///
+    /// # Errors
+    /// [`Error::Statement`], with the number of the one that failed where there are several.
+    pub(in crate::cli) async fn script(&mut self, script: &str) -> Result<Next> {
+        let all = pieces(script);
+        for (i, piece) in all.iter().enumerate() {
+            let number = (all.len() > 1).then_some(i + 1);
+            let next = match piece.item {
+                Item::Statement(text) => {
+                    let done = self.statement(text).await;
+                    done.map_err(|e| e.in_statement(number, piece.line, text)).map(|()| Next::GoOn)
+                }
+                Item::Command(text) => {
+                    let done = self.command(text).await;
+                    done.map_err(|e| e.in_statement(number, piece.line, text))
+                }
+            };
+            if next? == Next::Leave {
+                return Ok(Next::Leave);
+            }
+        }
+        Ok(Next::GoOn)
+    }
+
+    async fn statement(&self, text: &str) -> Result<()> {
+        let start = Instant::now();
+        let work = async { self.sheet.write(self.session.sql_with(text, &self.parameters).await?).await };
+        let written = self.unless_interrupted(work).await;
+        self.talk.notices(&self.session.take_notices());
+        let Written { rows, left_out } = written?;
+        if left_out > 0 {
+            self.talk.say(&format!("{left_out} more rows are not shown; LIMIT, a file or \\format csv has them"));
+        }
+        if self.timing {
+            self.talk.say(&timing(rows, start.elapsed()));
+        }
+        Ok(())
+    }
+
+    /// Drops the work when Ctrl-C comes, in the shell; elsewhere Ctrl-C ends the program as usual.
+    async fn unless_interrupted<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let Some(interrupts) = &self.interrupts else {
+            return work.await;
+        };
+        tokio::select! {
+            done = work => done,
+            _ = interrupts.next() => Err(Error::Request("stopped by Ctrl-C".into())),
+        }
+    }
+
+    async fn command(&mut self, line: &str) -> Result<Next> {
+        let shown = |on: bool| if on { "on" } else { "off" };
+        match commands::parse(line)? {
+            Command::Quit => return Ok(Next::Leave),
+            Command::Help => output::text(&commands::help())?,
+            Command::Timing(on) => {
+                self.timing = on.unwrap_or(!self.timing);
+                self.talk.say(&format!("timing is {}", shown(self.timing)));
+            }
+            Command::Expanded(on) => {
+                self.sheet.expanded = on.unwrap_or(!self.sheet.expanded);
+                self.talk.say(&format!("rows as blocks of lines: {}", shown(self.sheet.expanded)));
+            }
+            Command::Format(format) => self.format(format),
+            Command::Set(None) => {
+                let lines: Vec<String> =
+                    self.parameters.list().map(|(name, value)| format!("${name} = {value}")).collect();
+                self.talk.say(&if lines.is_empty() { "no parameter has a value".to_owned() } else { lines.join("\n") });
+            }
+            Command::Set(Some((name, value))) => self.parameters.set(&name, &value)?,
+            Command::Include(file) => return self.include(&file).await,
+            about => {
+                let answer = describe::answer(&self.session, about, self.sheet);
+                self.unless_interrupted(answer).await?;
+            }
+        }
+        Ok(Next::GoOn)
+    }
+
+    fn format(&mut self, format: Option<Format>) {
+        match format {
+            Some(format) => self.sheet.format = format,
+            None => self.talk.say(&format!("results are written as {}", self.sheet.format.name())),
+        }
+    }
+
+    async fn include(&mut self, file: &Path) -> Result<Next> {
+        if self.depth == DEEPEST {
+            return Err(Error::input(file, "\\i", format!("more than {DEEPEST} files name one another")));
+        }
+        let script = read_script(file)?;
+        self.depth += 1;
+        let done = Box::pin(self.script(&script)).await;
+        self.depth -= 1;
+        done
+    }
+}
+
+/// `320 rows in 1.2 s`.
+fn timing(rows: usize, time: Duration) -> String {
+    let noun = if rows == 1 { "row" } else { "rows" };
+    match time.as_secs_f64() {
+        seconds if seconds < 0.1 => format!("{rows} {noun} in {:.0} ms", seconds * 1e3),
+        seconds => format!("{rows} {noun} in {seconds:.1} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_short() {
+        assert_eq!(timing(320, Duration::from_millis(1234)), "320 rows in 1.2 s");
+        assert_eq!(timing(1, Duration::from_micros(12_300)), "1 row in 12 ms");
+    }
+
+    async fn runner<'a>(talk: &'a Talk, folder: &Path) -> Runner<'a> {
+        let store = crate::store::Store::init(folder.join("store").to_str().unwrap()).await.unwrap();
+        let session = Session::open(store).await.unwrap();
+        let sheet = Sheet { format: Format::Csv, expanded: false, height: None };
+        Runner { session, talk, sheet, parameters: Parameters::default(), timing: false, interrupts: None, depth: 0 }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_script_stops_at_its_first_error_and_says_which_and_where() {
+        let (folder, talk) = (tempfile::tempdir().unwrap(), Talk::new(true));
+        let mut runner = runner(&talk, folder.path()).await;
+        let script = "\\set n 3\nSELECT $n;\nSELECT *\nFROM cellz;\n\\set m 4";
+        let text = runner.script(script).await.unwrap_err().to_string();
+        assert!(text.starts_with("statement 3 (line 3): there is no table 'cellz'. Did you mean 'cells'"), "{text}");
+        assert!(text.ends_with("\n  FROM cellz\n       ^"), "{text}");
+        assert_eq!(
+            runner.parameters.list().map(|(name, _)| name).collect::<Vec<_>>(),
+            ["n"],
+            "the last line did not run"
+        );
+        assert_eq!(runner.script("SELECT 1; \\q\nSELECT nonsense").await.unwrap(), Next::Leave);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn errors_point_and_name_what_is_near() {
+        let (folder, talk) = (tempfile::tempdir().unwrap(), Talk::new(true));
+        let mut runner = runner(&talk, folder.path()).await;
+        let cases = [
+            ("SELECT cell_idd FROM cells", "'cell_id'", 7),
+            ("SELECT c.cell_idd FROM cells c", "'cell_id'", 7),
+            ("SELECT 1 FROM cells WHERE", "syntax", 25),
+            ("SELECT 1 FROM ) cells", "syntax", 14),
+            ("SELECT expresion(expr, 'INS') FROM cells", "'expression'", 7),
+            ("SELECT * FROM vector_serch('cells', 1)", "'vector_search'", 14),
+            ("SELECT expression(expr, 'INSS') FROM cells", "'INS'", 24),
+            ("SELECT embed(expr, modl => 'x') FROM cells", "'model'", 19),
+            ("SELECT $nn", "--param nn=VALUE", 7),
+            ("SELECT 'abc", "syntax", 7),
+        ];
+        for (sql, words, column) in cases {
+            let text = runner.script(sql).await.unwrap_err().to_string();
+            let caret = text.lines().last().unwrap();
+            assert!(text.contains(words), "{sql}: {text}");
+            assert_eq!(caret, format!("  {}^", " ".repeat(column)), "{sql}: {text}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn files_that_include_themselves_come_to_an_end() {
+        let (folder, talk) = (tempfile::tempdir().unwrap(), Talk::new(true));
+        let mut runner = runner(&talk, folder.path()).await;
+        let file = folder.path().join("loop.sql");
+        let line = format!("\\i {}", file.display());
+        std::fs::write(&file, &line).unwrap();
+        let text = runner.script(&line).await.unwrap_err().to_string();
+        assert!(text.contains("more than 16 files"), "{text}");
+        assert_eq!(runner.depth, 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn every_command_about_the_store_answers() {
+        let (folder, talk) = (tempfile::tempdir().unwrap(), Talk::new(true));
+        let mut runner = runner(&talk, folder.path()).await;
+        for line in ["\\d", "\\d cells", "\\d X", "\\df", "\\df embed", "\\df avg", "\\dm", "\\di", "\\g IL8"] {
+            assert_eq!(runner.script(line).await.unwrap(), Next::GoOn, "{line}");
+        }
+        let text = runner.script("\\d cell").await.unwrap_err().to_string();
+        assert!(text.contains("'cells'"), "{text}");
+        assert!(runner.script("\\df embedd").await.unwrap_err().to_string().contains("'embed'"));
+    }
+}

@@ -1,0 +1,162 @@
+//! What DataFusion says of a failed query, as a person reads it: the sentence without its wrappings, and the place.
+
+use cellql_schemas::suggest::nearest;
+use datafusion::common::{Column, SchemaError};
+use datafusion::error::DataFusionError;
+use datafusion::sql::sqlparser::parser::ParserError;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+
+/// Columns that an error lists where none is near the wrong name.
+const LISTED: usize = 20;
+/// Characters of a long line that are shown around its place.
+const WIDTH: usize = 100;
+
+/// A place in a statement, both from 1, counted in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Line.
+    pub line: usize,
+    /// Character of the line.
+    pub column: usize,
+}
+
+/// DataFusion wraps its errors in their kind and in contexts; the reader wants the sentence.
+pub(super) fn message(error: &DataFusionError) -> String {
+    match error.find_root() {
+        DataFusionError::Plan(text) | DataFusionError::Execution(text) => {
+            text.replace(".\nDid you mean", ". Did you mean")
+        }
+        DataFusionError::SQL(parser, _) => match parser.as_ref() {
+            ParserError::ParserError(text) | ParserError::TokenizerError(text) => format!("syntax: {text}"),
+            ParserError::RecursionLimitExceeded => "syntax: the statement is nested too deeply".to_owned(),
+        },
+        DataFusionError::SchemaError(inner, _) => match inner.as_ref() {
+            SchemaError::FieldNotFound { field, valid_fields } => no_column(field, valid_fields),
+            other => other.to_string(),
+        },
+        other => other.strip_backtrace(),
+    }
+}
+
+fn no_column(field: &Column, valid: &[Column]) -> String {
+    let quoted = |name: &str| match name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') {
+        true => format!("'{name}'"),
+        false => format!("'\"{name}\"' (in double quotes)"),
+    };
+    let mut names: Vec<&str> = valid.iter().map(|c| c.name.as_str()).collect();
+    names.dedup();
+    let near = nearest(&field.name, names.iter().copied());
+    let hint = match (near.as_slice(), names.len()) {
+        ([], 0) => "; no table is named in FROM".to_owned(),
+        ([], n) if n <= LISTED => format!("; the columns are {}", names.join(", ")),
+        ([], _) => format!("; the columns are {}, …", names[..LISTED].join(", ")),
+        (near, _) => format!(". Did you mean {}?", near.iter().map(|n| quoted(n)).collect::<Vec<_>>().join(", ")),
+    };
+    match &field.relation {
+        Some(table) => format!("there is no column '{}' in '{table}'{hint}", field.name),
+        None => format!("there is no column '{}'{hint}", field.name),
+    }
+}
+
+/// Where in its statement an error is, if anything tells: DataFusion's span, a position in the message, or else the one
+/// token that the message quotes.
+pub fn place(error: &DataFusionError, statement: &str) -> Option<Place> {
+    let span = error.diagnostic().and_then(|d| d.span).filter(|span| span.start.line > 0);
+    if let Some(span) = span {
+        return Some(Place { line: span.start.line as usize, column: span.start.column as usize });
+    }
+    let text = message(error);
+    stated(&text).or_else(|| at_end(&text, statement)).or_else(|| quoted(&text, statement))
+}
+
+/// `… at Line: 2, Column: 8`.
+fn stated(message: &str) -> Option<Place> {
+    let (_, rest) = message.rsplit_once("Line: ")?;
+    let (line, rest) = rest.split_once(", Column: ")?;
+    let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    let place = Place { line: line.parse().ok()?, column: digits.parse().ok()? };
+    (place.line > 0 && place.column > 0).then_some(place)
+}
+
+/// The parser gives no position for what it misses at the end.
+fn at_end(message: &str, statement: &str) -> Option<Place> {
+    let text = statement.trim_end();
+    let last = text.lines().last()?;
+    message.ends_with("found: EOF").then(|| Place { line: text.lines().count(), column: last.chars().count() + 1 })
+}
+
+/// The token that stands in single quotes in the message, where the statement has it once.
+fn quoted(message: &str, statement: &str) -> Option<Place> {
+    let dialect = datafusion::sql::sqlparser::dialect::GenericDialect {};
+    let tokens = Tokenizer::new(&dialect, statement).tokenize_with_location().ok()?;
+    for name in message.split('\'').skip(1).step_by(2).filter(|name| !name.is_empty()) {
+        let mut found = tokens.iter().filter(|token| match &token.token {
+            Token::Word(word) => word.value.eq_ignore_ascii_case(name),
+            Token::SingleQuotedString(text) => text == name,
+            _ => false,
+        });
+        if let (Some(only), None) = (found.next(), found.next()) {
+            let start = only.span.start;
+            return Some(Place { line: start.line as usize, column: start.column as usize });
+        }
+    }
+    None
+}
+
+/// The line of a place with a caret under it, cut to what stands near the place.
+pub fn pointed(statement: &str, place: Place) -> Option<String> {
+    let line: Vec<char> = statement.lines().nth(place.line.checked_sub(1)?)?.chars().collect();
+    let column = place.column.checked_sub(1)?.min(line.len());
+    let from = column.saturating_sub(WIDTH / 2).min(line.len().saturating_sub(WIDTH));
+    let to = (from + WIDTH).min(line.len());
+    let (before, after) = (if from > 0 { "…" } else { "" }, if to < line.len() { "…" } else { "" });
+    let shown: String = line[from..to].iter().map(|c| if *c == '\t' { ' ' } else { *c }).collect();
+    let indent = " ".repeat(before.chars().count() + column - from);
+    Some(format!("  {before}{shown}{after}\n  {indent}^"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_caret_stands_under_the_character() {
+        let sql = "SELECT 1\nFROM\tcäls WHERE";
+        let text = pointed(sql, Place { line: 2, column: 6 }).unwrap();
+        assert_eq!(text, "  FROM cäls WHERE\n       ^");
+        assert_eq!(pointed("SELECT", Place { line: 1, column: 7 }).unwrap(), "  SELECT\n        ^");
+        assert_eq!(pointed("SELECT", Place { line: 2, column: 1 }), None);
+    }
+
+    #[test]
+    fn a_long_line_is_cut_around_its_place() {
+        let sql = format!("SELECT {}wrong{}", "a, ".repeat(100), ", b".repeat(100));
+        let text = pointed(&sql, Place { line: 1, column: 308 }).unwrap();
+        let (line, caret) = text.split_once('\n').unwrap();
+        let at = caret.chars().count() - 1;
+        assert_eq!(line.chars().skip(at).take(5).collect::<String>(), "wrong");
+        assert!(line.chars().count() <= WIDTH + 4 && line.starts_with("  …") && line.ends_with('…'));
+    }
+
+    #[test]
+    fn places_come_from_spans_messages_or_the_token_that_is_quoted() {
+        let syntax = |text: &str| DataFusionError::SQL(Box::new(ParserError::ParserError(text.into())), None);
+        let at = |line, column| Some(Place { line, column });
+        assert_eq!(place(&syntax("Expected: x, found: FROM at Line: 2, Column: 13"), ""), at(2, 13));
+        assert_eq!(place(&syntax("Expected: x, found: EOF"), "SELECT a,\n FROM \n"), at(2, 6));
+        let plan = |text: &str| DataFusionError::Plan(text.into());
+        assert_eq!(place(&plan("unknown gene 'INSS'. Did you mean 'INS'?"), "SELECT f('INSS')"), at(1, 10));
+        assert_eq!(place(&plan("unknown gene 'INSS'."), "SELECT f('INSS'), f('INSS')"), None);
+        assert_eq!(place(&plan("it went wrong"), "SELECT 1"), None);
+    }
+
+    #[test]
+    fn a_wrong_column_is_answered_with_near_ones() {
+        let valid = |names: &[&str]| names.iter().map(|n| Column::new(Some("cells"), *n)).collect::<Vec<_>>();
+        let wrong = Column::from_name("celltype");
+        let text = no_column(&wrong, &valid(&["cell_id", "cell_type", "Cell_Type"]));
+        assert!(text.contains("no column 'celltype'") && text.contains("'cell_type'"), "{text}");
+        assert!(text.contains("\"Cell_Type\""), "{text}");
+        assert!(no_column(&Column::from_name("zzz"), &valid(&["a", "b"])).ends_with("the columns are a, b"));
+    }
+}

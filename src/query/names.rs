@@ -1,0 +1,197 @@
+//! What a session has names for: tables, columns, functions. Answers questions about them and adds near names to errors.
+
+use cellql_schemas::suggest::did_you_mean;
+use datafusion::catalog::TableProvider;
+use datafusion::error::DataFusionError;
+use datafusion::logical_expr::TableType;
+
+use super::session::{CATALOG, SCHEMA, Session};
+use crate::error::{Error, Result};
+
+/// A table or view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Name as SQL writes it: `cells`, `"X"`, `embeddings.tiny`.
+    pub name: String,
+    /// Made by a query from other tables.
+    pub is_view: bool,
+    /// Names and types of its columns, in order.
+    pub columns: Vec<(String, String)>,
+}
+
+/// What a function is called with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Function {
+    /// Name.
+    pub name: String,
+    /// How a call is written.
+    pub usage: String,
+    /// What it gives.
+    pub about: String,
+}
+
+/// An identifier as SQL writes it: quoted where it must be.
+pub fn identifier(name: &str) -> String {
+    let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+}
+
+impl Session {
+    /// Every table and view, plain names before those of a schema.
+    ///
+    /// # Errors
+    /// One cannot be read.
+    pub async fn tables(&self) -> Result<Vec<Table>> {
+        let mut tables = Vec::new();
+        let Some(catalog) = self.context().catalog(CATALOG) else {
+            return Ok(tables);
+        };
+        let mut schemas = catalog.schema_names();
+        schemas.retain(|schema| schema != "information_schema");
+        schemas.sort_by_key(|schema| (schema != SCHEMA, schema.clone()));
+        for schema in schemas {
+            let Some(provider) = catalog.schema(&schema) else { continue };
+            let mut names = provider.table_names();
+            names.sort();
+            for name in names {
+                if let Some(table) = provider.table(&name).await? {
+                    let prefix = if schema == SCHEMA { String::new() } else { format!("{schema}.") };
+                    tables.push(described(format!("{prefix}{}", identifier(&name)), table.as_ref()));
+                }
+            }
+        }
+        Ok(tables)
+    }
+
+    /// The functions of this program.
+    pub fn own_functions(&self) -> Vec<Function> {
+        let own = |(name, parameters): &(&str, &[&str])| {
+            let required = cellql_udfs::required(name);
+            let written = parameters.iter().enumerate().map(|(i, p)| match i < required {
+                true => (*p).to_owned(),
+                false => format!("{p} =>"),
+            });
+            Function {
+                name: (*name).to_owned(),
+                usage: format!("{name}({})", written.collect::<Vec<_>>().join(", ")),
+                about: cellql_udfs::about(name).to_owned(),
+            }
+        };
+        cellql_udfs::PARAMETERS.iter().map(own).collect()
+    }
+
+    /// Names of every function, this program's and DataFusion's, sorted.
+    pub fn function_names(&self) -> Vec<String> {
+        let state = self.context().state();
+        let (scalar, aggregate, window) =
+            (state.scalar_functions(), state.aggregate_functions(), state.window_functions());
+        let all = scalar.keys().chain(aggregate.keys()).chain(window.keys()).chain(state.table_functions().keys());
+        let mut names: Vec<String> = all.cloned().collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// One function.
+    ///
+    /// # Errors
+    /// [`Error::Request`] with near names where there is none of that name.
+    pub fn function(&self, name: &str) -> Result<Function> {
+        if let Some(own) = self.own_functions().into_iter().find(|f| f.name.eq_ignore_ascii_case(name)) {
+            return Ok(own);
+        }
+        let state = self.context().state();
+        let lower = name.to_lowercase();
+        let scalar = state.scalar_functions().get(&lower).map(|f| f.documentation());
+        let aggregate = || state.aggregate_functions().get(&lower).map(|f| f.documentation());
+        let window = || state.window_functions().get(&lower).map(|f| f.documentation());
+        match scalar.or_else(aggregate).or_else(window) {
+            Some(Some(known)) => Ok(Function {
+                name: lower.clone(),
+                usage: known.syntax_example.clone(),
+                about: known.description.clone(),
+            }),
+            Some(None) => Ok(Function { usage: format!("{lower}(…)"), about: String::new(), name: lower }),
+            None if state.table_functions().contains_key(&lower) => {
+                Ok(Function { usage: format!("FROM {lower}(…)"), about: "a table function".to_owned(), name: lower })
+            }
+            None => {
+                let names = self.function_names();
+                let known = did_you_mean(name, names.iter().map(String::as_str));
+                Err(Error::Request(format!("there is no function '{name}'.{known}")))
+            }
+        }
+    }
+
+    /// A table by its name, quoted or not.
+    ///
+    /// # Errors
+    /// [`Error::Request`] with near names where there is none.
+    pub async fn table(&self, name: &str) -> Result<Table> {
+        let mut tables = self.tables().await?;
+        let wanted = name.replace('"', "");
+        let position = |same: &dyn Fn(&str) -> bool| tables.iter().position(|t| same(&t.name.replace('"', "")));
+        let at = position(&|t| t == wanted).or_else(|| position(&|t| t.eq_ignore_ascii_case(&wanted)));
+        match at {
+            Some(at) => Ok(tables.swap_remove(at)),
+            None => Err(Error::Request(no_table(&wanted, &tables))),
+        }
+    }
+
+    /// An error of the planner, with near names where it is about a table it does not know.
+    pub(super) async fn with_near_names(&self, error: DataFusionError) -> Error {
+        let DataFusionError::Plan(text) = error.find_root() else {
+            return error.into();
+        };
+        let named = |prefix: &str| text.strip_prefix(prefix)?.strip_suffix("' not found").map(str::to_owned);
+        let better = if let Some(name) = named("table '") {
+            let name = name.strip_prefix(&format!("{CATALOG}.")).unwrap_or(&name);
+            let name = name.strip_prefix(&format!("{SCHEMA}.")).unwrap_or(name);
+            self.tables().await.ok().map(|tables| no_table(name, &tables))
+        } else {
+            named("table function '").map(|name| {
+                let state = self.context().state();
+                let known = did_you_mean(&name, state.table_functions().keys().map(String::as_str));
+                format!("there is no table function '{name}'.{known}")
+            })
+        };
+        match (better, error.diagnostic()) {
+            (Some(text), Some(place)) => DataFusionError::Plan(text).with_diagnostic(place.clone()).into(),
+            (Some(text), None) => DataFusionError::Plan(text).into(),
+            (None, _) => error.into(),
+        }
+    }
+}
+
+fn described(name: String, table: &dyn TableProvider) -> Table {
+    let columns = table.schema().fields().iter().map(|f| (f.name().clone(), f.data_type().to_string())).collect();
+    Table { name, is_view: table.table_type() == TableType::View, columns }
+}
+
+fn no_table(name: &str, tables: &[Table]) -> String {
+    let names: Vec<&str> = tables.iter().map(|t| t.name.as_str()).collect();
+    let hint = match did_you_mean(name, names.iter().copied()) {
+        near if near.is_empty() => format!(" The tables are {}.", names.join(", ")),
+        near => near,
+    };
+    format!("there is no table '{name}'.{hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_are_quoted_where_sql_would_read_them_otherwise() {
+        let written = ["cells", "X", "a b", "2x", "say \"a\""].map(identifier);
+        assert_eq!(written, ["cells", "\"X\"", "\"a b\"", "\"2x\"", "\"say \"\"a\"\"\""]);
+    }
+
+    #[test]
+    fn a_wrong_table_is_answered_with_near_ones_or_all() {
+        let tables = ["cells", "genes"].map(|n| Table { name: n.into(), is_view: false, columns: Vec::new() });
+        assert!(no_table("cell", &tables).contains("Did you mean 'cells'"));
+        assert!(no_table("zzz", &tables).ends_with("The tables are cells, genes."));
+    }
+}
