@@ -124,6 +124,7 @@ impl Session {
         for mut statement in DFParser::parse_sql(script)? {
             name_arguments(&mut statement)?;
             let plan = state.statement_to_plan(statement).await?;
+            cellql_udfs::constants::check_arrays(&plan)?;
             SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).verify_plan(&plan)?;
             frames.push(self.context.execute_logical_plan(plan).await?);
         }
@@ -185,7 +186,7 @@ impl Session {
 /// Turns named arguments of our functions into positions, also inside EXPLAIN.
 fn name_arguments(statement: &mut Statement) -> Result<(), DataFusionError> {
     match statement {
-        Statement::Statement(inner) => cellql_udfs::named_arguments::to_positional(inner, cellql_udfs::PARAMETERS),
+        Statement::Statement(inner) => cellql_udfs::named_arguments::to_positional(inner, cellql_udfs::FUNCTIONS),
         Statement::Explain(explain) => name_arguments(&mut explain.statement),
         _ => Ok(()),
     }
