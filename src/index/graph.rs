@@ -81,7 +81,12 @@ impl Graph {
     }
 
     /// Of each of some unit vectors the `k` nearest that `allowed` allows, nearest first; approximate.
-    pub fn search(&self, queries: &[Vec<f32>], k: usize, allowed: Option<&(dyn Fn(u64) -> bool + Sync)>) -> Vec<Vec<Neighbour>> {
+    pub fn search(
+        &self,
+        queries: &[Vec<f32>],
+        k: usize,
+        allowed: Option<&(dyn Fn(u64) -> bool + Sync)>,
+    ) -> Vec<Vec<Neighbour>> {
         let by_position = allowed.map(|allowed| move |position: u32| allowed(self.ids[position as usize]));
         let by_position = by_position.as_ref().map(|f| f as &(dyn Fn(u32) -> bool + Sync));
         let flat: Vec<f32> = queries.concat();

@@ -279,7 +279,8 @@ impl Searcher {
             let new: Vec<u64> = now.difference(&known).copied().collect();
             let name = &entry.name;
             if (new.len() + gone.len()) as f64 > MOST_MISSING * self.n as f64 {
-                let why = format!("index '{name}' is of an older version of the table and lacks too much; build it again");
+                let why =
+                    format!("index '{name}' is of an older version of the table and lacks too much; build it again");
                 return Ok(Usable::Not(why));
             }
             if !new.is_empty() {

@@ -54,7 +54,9 @@ impl Vectors {
     fn extend(&mut self, batch: &RecordBatch) -> Option<()> {
         let ids: Vec<u64> = match batch.column(0).as_primitive_opt::<UInt64Type>() {
             Some(ids) => ids.values().to_vec(),
-            None => batch.column(0).as_primitive_opt::<UInt32Type>()?.values().iter().map(|id| u64::from(*id)).collect(),
+            None => {
+                batch.column(0).as_primitive_opt::<UInt32Type>()?.values().iter().map(|id| u64::from(*id)).collect()
+            }
         };
         let list = batch.column(1).as_fixed_size_list_opt()?;
         self.dim = list.value_length() as usize;

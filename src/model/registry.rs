@@ -13,8 +13,8 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use sha2::{Digest, Sha256};
 
 use super::{Model, Provenance, Weights, encode};
-use crate::files::FileBytes;
 use crate::error::{Error, Result};
+use crate::files::FileBytes;
 use crate::store::Store;
 
 /// A row of `models`.

@@ -110,7 +110,7 @@ impl StoreEngine {
     pub(super) fn source(&self, function: &str, constants: &[Option<&ScalarValue>]) -> String {
         let asked = (function == cellql_udfs::embed::NAME).then(|| cellql_udfs::embed::recipe(self, constants).ok());
         let Some(recipe) = asked.flatten() else { return format!("{function}: model") };
-        let total = cellql_udfs::embed::PARAMETERS.iter().position(|p| *p == "total").and_then(|at| constants.get(at));
+        let total = cellql_udfs::embed::DESCRIPTION.position("total").and_then(|at| constants.get(at));
         let has_total = total.is_some_and(|t| t.is_none_or(|value| !value.is_null()));
         let is_stored = || {
             let sha256 = &self.entry(Some(&recipe.model)).ok()?.sha256;

@@ -223,6 +223,10 @@ impl Engine for StoreEngine {
         Ok(self.genes.find(name)?)
     }
 
+    fn symbol(&self, gene_id: u32) -> Option<String> {
+        self.genes.symbol(gene_id).map(str::to_owned)
+    }
+
     fn model(&self, name: Option<&str>) -> Result<String, EngineError> {
         Ok(self.entry(name)?.name.clone())
     }

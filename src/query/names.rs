@@ -1,6 +1,7 @@
 //! What a session has names for: tables, columns, functions. Answers questions about them and adds near names to errors.
 
 use cellql_schemas::suggest::did_you_mean;
+use cellql_udfs::description::Description;
 use datafusion::catalog::TableProvider;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::TableType;
@@ -66,19 +67,8 @@ impl Session {
 
     /// The functions of this program.
     pub fn own_functions(&self) -> Vec<Function> {
-        let own = |(name, parameters): &(&str, &[&str])| {
-            let required = cellql_udfs::required(name);
-            let written = parameters.iter().enumerate().map(|(i, p)| match i < required {
-                true => (*p).to_owned(),
-                false => format!("{p} =>"),
-            });
-            Function {
-                name: (*name).to_owned(),
-                usage: format!("{name}({})", written.collect::<Vec<_>>().join(", ")),
-                about: cellql_udfs::about(name).to_owned(),
-            }
-        };
-        cellql_udfs::PARAMETERS.iter().map(own).collect()
+        let own = |f: &Description| Function { name: f.name.to_owned(), usage: f.usage(), about: f.summary.to_owned() };
+        cellql_udfs::FUNCTIONS.iter().map(own).collect()
     }
 
     /// Names of every function, this program's and DataFusion's, sorted.

@@ -173,7 +173,8 @@ impl StoreEngine {
             self.store().tables().filter_map(|t| t.strip_prefix(&prefix)).map(str::to_owned).collect();
         if names.is_empty() {
             return Err(Error::Request(
-                "the store has no gene embeddings to search; make them with: cellql embed STORE --genes --model NAME".into(),
+                "the store has no gene embeddings to search; make them with: cellql embed STORE --genes --model NAME"
+                    .into(),
             ));
         }
         let recipe = one_of(&names, request.recipe.as_deref(), "gene embeddings", "recipe")?;
@@ -198,7 +199,9 @@ impl StoreEngine {
                 let id = u64::from(self.genes().find(name)?);
                 let at = vectors.ids.iter().position(|gene| *gene == id);
                 let at = at.ok_or_else(|| {
-                    Error::Request(format!("gene '{name}' has no vector in the gene embeddings '{recipe}', group '{group}'"))
+                    Error::Request(format!(
+                        "gene '{name}' has no vector in the gene embeddings '{recipe}', group '{group}'"
+                    ))
                 })?;
                 (Some(vectors.at(at).to_vec()), Some(id))
             }
@@ -244,7 +247,8 @@ impl StoreEngine {
         let ids = found.iter().map(|n| n.cell_id.to_string()).collect::<Vec<_>>().join(", ");
         let filter = if found.is_empty() { "false".to_owned() } else { format!("{} IN ({ids})", target.key()) };
         let batches = self.store().read(target.table(), &columns, Some(&filter)).await?;
-        let described: Vec<usize> = (0..schema.fields().len()).filter(|i| schema.field(*i).name() != DISTANCE).collect();
+        let described: Vec<usize> =
+            (0..schema.fields().len()).filter(|i| schema.field(*i).name() != DISTANCE).collect();
         let read = Arc::new(schema.project(&described).map_err(doing())?);
         let rows = concat_batches(&read, &batches).map_err(doing())?;
         let keys = cast(rows.column(0), &DataType::UInt64).map_err(doing())?;

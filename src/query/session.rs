@@ -156,6 +156,7 @@ impl Session {
     async fn plan(&self, mut statement: Statement, parameters: &Parameters) -> Result<DataFrame, DataFusionError> {
         prepare(&mut statement, parameters)?;
         let plan = self.context.state().statement_to_plan(statement).await?;
+        cellql_udfs::constants::check_arrays(&plan)?;
         SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).verify_plan(&plan)?;
         self.context.execute_logical_plan(plan).await
     }
@@ -229,7 +230,7 @@ fn prepare(statement: &mut Statement, parameters: &Parameters) -> Result<(), Dat
     match statement {
         Statement::Statement(inner) => {
             parameters.bind(inner)?;
-            cellql_udfs::named_arguments::to_positional(inner, cellql_udfs::PARAMETERS)
+            cellql_udfs::named_arguments::to_positional(inner, cellql_udfs::FUNCTIONS)
         }
         Statement::Explain(explain) => prepare(&mut explain.statement, parameters),
         _ => Ok(()),

@@ -168,11 +168,8 @@ fn some_vectors(ids: std::ops::Range<u64>, dim: usize, seed: u64) -> arrow::reco
     let schema = Arc::new(cellql_schemas::embeddings::schema(dim));
     let arrow::datatypes::DataType::FixedSizeList(item, _) = schema.field(1).data_type().clone() else { panic!() };
     let list = FixedSizeListArray::new(item, dim as i32, Arc::new(Float32Array::from(values)), None);
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(UInt64Array::from_iter_values(ids)),
-        Arc::new(list),
-        Arc::new(UInt32Array::from(vec![1; n])),
-    ];
+    let columns: Vec<ArrayRef> =
+        vec![Arc::new(UInt64Array::from_iter_values(ids)), Arc::new(list), Arc::new(UInt32Array::from(vec![1; n]))];
     arrow::record_batch::RecordBatch::try_new(schema, columns).unwrap()
 }
 

@@ -57,6 +57,17 @@ async fn golden_files_hold() {
     }
 }
 
+/// What `list_functions()` and docs/functions.md show can be pasted and runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_example_of_a_function_runs() {
+    let session = Session::open(demo_store().await).await.unwrap();
+    for function in cellql_udfs::FUNCTIONS {
+        assert!(function.example.contains(&format!("{}(", function.name)), "{}", function.name);
+        let found = rows(&session, function.example).await;
+        assert!(found.iter().any(|batch| batch.num_rows() > 0), "{}: no rows", function.name);
+    }
+}
+
 /// Cells that went through the model, per shape of query over 320 cells.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cell_is_embedded_once_per_query_and_only_if_needed() {

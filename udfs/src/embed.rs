@@ -1,7 +1,7 @@
 //! `embed(expr, model => , pool => , depth => , input => , precision => , total => )`: the embedding of a cell.
 //!
 //! ```sql
-//! SELECT cell_id, embed(expr, model => 'pancreas', pool => 'max') FROM cells;
+//! SELECT cell_id, embed(expr, pool => 'max') AS embedding FROM cells LIMIT 5;
 //! ```
 //!
 //! Gives a vector of Float32 of fixed size, NULL where the cell expresses no gene of the model's vocabulary or its
@@ -16,14 +16,24 @@ use cellql_schemas::embeddings::vector_type;
 use cellql_schemas::recipe::Recipe;
 use datafusion::common::{Result, ScalarValue, internal_err};
 
+use crate::description::{Description, Kind};
 use crate::engine::{Embedded, Engine};
 use crate::options::Arguments;
 use crate::over_cells::{Cells, OverCells};
+use crate::parameters::{DEPTH, EXPR, INPUT, MODEL, POOL, PRECISION, TOTAL};
 
 /// Name in SQL.
 pub const NAME: &str = "embed";
-/// Parameters in order.
-pub const PARAMETERS: &[&str] = &["expr", "model", "pool", "depth", "input", "precision", "total"];
+/// What it is.
+pub const DESCRIPTION: Description = Description {
+    name: NAME,
+    kind: Kind::Scalar,
+    parameters: &[EXPR, MODEL, POOL, DEPTH, INPUT, PRECISION, TOTAL],
+    returns: "a vector of Float32 of fixed size; NULL where the cell expresses no gene of the model's vocabulary \
+              or its counts sum to one or less.",
+    summary: "The embedding of a cell.",
+    example: "SELECT cell_id, embed(expr, pool => 'max') AS embedding FROM cells LIMIT 5;",
+};
 
 #[derive(Debug)]
 pub(crate) struct Embed;
@@ -46,12 +56,11 @@ pub fn vector_column(embedded: Embedded, dim: usize) -> Result<FixedSizeListArra
 /// # Errors
 /// A plan error for wrong options.
 pub fn recipe(engine: &dyn Engine, constants: &[Option<&ScalarValue>]) -> Result<Recipe> {
-    Arguments { function: NAME, parameters: PARAMETERS, constants }.recipe(engine)
+    Arguments { function: &DESCRIPTION, constants, fields: &[] }.recipe(engine)
 }
 
 impl OverCells for Embed {
-    const NAME: &'static str = NAME;
-    const PARAMETERS: &'static [&'static str] = PARAMETERS;
+    const DESCRIPTION: &'static Description = &DESCRIPTION;
 
     fn data_type(engine: &dyn Engine, arguments: &Arguments) -> Result<DataType> {
         Ok(vector_type(engine.dim(&arguments.recipe(engine)?)?))

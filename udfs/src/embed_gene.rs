@@ -1,7 +1,7 @@
 //! `embed_gene(expr, gene, model => , depth => , input => , precision => , total => )`: a gene in the context of a cell.
 //!
 //! ```sql
-//! SELECT cell_id, embed_gene(expr, 'CD8A', model => 'gene') FROM cells;
+//! SELECT cell_id, embed_gene(expr, 'INS') AS ins FROM cells LIMIT 5;
 //! ```
 //!
 //! Gives the decoder's last hidden vector at that gene, whether the cell expresses it or not, as Float32 of fixed size; NULL
@@ -14,15 +14,26 @@ use arrow::datatypes::DataType;
 use cellql_schemas::embeddings::vector_type;
 use datafusion::common::{Result, plan_err};
 
+use crate::description::{Description, Kind};
 use crate::embed::vector_column;
 use crate::engine::Engine;
 use crate::options::Arguments;
 use crate::over_cells::{Cells, OverCells};
+use crate::parameters::{Accepts, DEPTH, EXPR, INPUT, MODEL, PRECISION, Parameter, TOTAL};
 
 /// Name in SQL.
 pub const NAME: &str = "embed_gene";
-/// Parameters in order.
-pub const PARAMETERS: &[&str] = &["expr", "gene", "model", "depth", "input", "precision", "total"];
+const GENE: Parameter = Parameter::required("gene", "the gene, by any of its names", Accepts::Text);
+/// What it is.
+pub const DESCRIPTION: Description = Description {
+    name: NAME,
+    kind: Kind::Scalar,
+    parameters: &[EXPR, GENE, MODEL, DEPTH, INPUT, PRECISION, TOTAL],
+    returns: "a vector of Float32 of fixed size; NULL where the cell has no embedding.",
+    summary: "The embedding of a gene in the context of a cell, whether the cell expresses it or not: \
+              the decoder's last hidden vector there.",
+    example: "SELECT cell_id, embed_gene(expr, 'INS') AS ins FROM cells LIMIT 5;",
+};
 
 #[derive(Debug)]
 pub(crate) struct EmbedGene;
@@ -35,9 +46,7 @@ fn gene(engine: &dyn Engine, arguments: &Arguments, model: &str) -> Result<u32> 
 }
 
 impl OverCells for EmbedGene {
-    const NAME: &'static str = NAME;
-    const PARAMETERS: &'static [&'static str] = PARAMETERS;
-    const REQUIRED: usize = 2;
+    const DESCRIPTION: &'static Description = &DESCRIPTION;
 
     fn data_type(engine: &dyn Engine, arguments: &Arguments) -> Result<DataType> {
         let recipe = arguments.recipe(engine)?;

@@ -96,6 +96,9 @@ pub trait Engine: Debug + Send + Sync {
     /// [`EngineError::Request`] for a name of no gene or of several.
     fn gene(&self, name: &str) -> Result<u32, EngineError>;
 
+    /// Symbol of a gene; `None` for an id of no gene.
+    fn symbol(&self, gene_id: u32) -> Option<String>;
+
     /// The model of that name, or the one meant by none.
     ///
     /// # Errors

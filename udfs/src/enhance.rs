@@ -1,7 +1,7 @@
 //! `enhance(expr, model => , depth => , input => , precision => , total => )`: what the model expects of every gene.
 //!
 //! ```sql
-//! SELECT cell_id, expression(enhance(expr, model => 'gene', depth => 'f5'), 'CD8A') FROM cells;
+//! SELECT cell_id, expression(enhance(expr, depth => 'f5'), 'INS') AS ins FROM cells LIMIT 5;
 //! ```
 //!
 //! Gives an `expr` of predicted log-normalised values, log1p of counts per 10,000 at the target depth, for every gene of the
@@ -14,21 +14,30 @@ use arrow::datatypes::DataType;
 use cellql_schemas::expr::{ProfileBuilder, data_type};
 use datafusion::common::Result;
 
+use crate::description::{Description, Kind};
 use crate::engine::Engine;
 use crate::options::Arguments;
 use crate::over_cells::{Cells, OverCells};
+use crate::parameters::{DEPTH, EXPR, INPUT, MODEL, PRECISION, TOTAL};
 
 /// Name in SQL.
 pub const NAME: &str = "enhance";
-/// Parameters in order.
-pub const PARAMETERS: &[&str] = &["expr", "model", "depth", "input", "precision", "total"];
+/// What it is.
+pub const DESCRIPTION: Description = Description {
+    name: NAME,
+    kind: Kind::Scalar,
+    parameters: &[EXPR, MODEL, DEPTH, INPUT, PRECISION, TOTAL],
+    returns: "an `expr` of log1p of counts per 10,000 at the target depth, which can be below zero; \
+              NULL where the cell has no embedding.",
+    summary: "What the model expects of every gene of its vocabulary that the store knows.",
+    example: "SELECT cell_id, expression(enhance(expr, depth => 'f5'), 'INS') AS ins FROM cells LIMIT 5;",
+};
 
 #[derive(Debug)]
 pub(crate) struct Enhance;
 
 impl OverCells for Enhance {
-    const NAME: &'static str = NAME;
-    const PARAMETERS: &'static [&'static str] = PARAMETERS;
+    const DESCRIPTION: &'static Description = &DESCRIPTION;
 
     fn data_type(engine: &dyn Engine, arguments: &Arguments) -> Result<DataType> {
         arguments.recipe(engine)?;

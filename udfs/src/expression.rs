@@ -1,98 +1,133 @@
 //! `expression(expr, gene)`: the value of a gene in a cell, by any of the gene's names; 0 where it is not expressed.
+//! With an array of names, the values of all of them in that order.
 //!
 //! ```sql
-//! SELECT cell_id, expression(expr, 'INS') AS ins FROM cells ORDER BY ins DESC LIMIT 5;
+//! SELECT cell_id, expression(expr, 'INS') AS ins, expression(expr, ['INS', 'GCG']) AS hormones
+//! FROM cells ORDER BY ins DESC LIMIT 5;
 //! ```
 
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use arrow::array::Float32Array;
+use arrow::array::{ArrayRef, Float32Array, ListArray};
+use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, FieldRef};
 use cellql_schemas::expr::Profiles;
-use datafusion::common::{Result, ScalarValue, plan_err};
-use datafusion::error::DataFusionError;
-use datafusion::logical_expr::{
-    ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
-};
-use datafusion::prelude::Expr;
+use datafusion::common::{Result, plan_err};
 
+use crate::description::{Description, Kind};
 use crate::engine::Engine;
-use crate::options;
+use crate::options::Arguments;
+use crate::over_cells::{Cells, OverCells};
+use crate::parameters::{Accepts, EXPR, Parameter};
 
 /// Name in SQL.
 pub const NAME: &str = "expression";
-/// Parameters in order.
-pub const PARAMETERS: &[&str] = &["expr", "gene"];
+/// What it is.
+pub const DESCRIPTION: Description = Description {
+    name: NAME,
+    kind: Kind::Scalar,
+    parameters: &[EXPR, GENE],
+    returns: "Float32, or List(Float32) in the order of an array of genes; NULL for a NULL expression.",
+    summary: "The value of a gene in a cell, 0 where it is not expressed; of an array of genes, the value of each.",
+    example: "SELECT cell_id, expression(expr, 'INS') AS ins, expression(expr, ['INS', 'GCG']) AS hormones\n\
+              FROM cells ORDER BY ins DESC LIMIT 5;",
+};
+const GENE: Parameter = Parameter::required(
+    "gene",
+    "a gene by any of its names, or an array of genes: `['INS', 'GCG']`",
+    Accepts::TextOrTexts,
+);
 
-/// The function, bound to an engine.
 #[derive(Debug)]
-pub struct Expression {
-    engine: Arc<dyn Engine>,
-    signature: Signature,
+pub(crate) struct Expression;
+
+/// What the second argument names.
+enum Asked {
+    One(u32),
+    Several(Vec<u32>),
 }
 
-impl Expression {
-    /// Binds it.
-    pub fn new(engine: Arc<dyn Engine>) -> Self {
-        Self { engine, signature: Signature::user_defined(Volatility::Immutable) }
+fn asked(engine: &dyn Engine, arguments: &Arguments) -> Result<Asked> {
+    if let Some(genes) = arguments.genes(engine, GENE.name)? {
+        return Ok(Asked::Several(genes));
+    }
+    match arguments.text(GENE.name)? {
+        Some(name) => Ok(Asked::One(engine.gene(name)?)),
+        None => plan_err!("{NAME}: name a gene, for example {NAME}(expr, 'INS')"),
+    }
+}
+
+fn item() -> FieldRef {
+    Arc::new(Field::new_list_field(DataType::Float32, true))
+}
+
+/// A list of values per cell, in the order of `genes`.
+fn lists(profiles: &Profiles, genes: &[u32]) -> Result<ArrayRef> {
+    let mut values = Vec::with_capacity(profiles.len() * genes.len());
+    let mut lengths = Vec::with_capacity(profiles.len());
+    for cell in profiles.iter() {
+        values.extend(cell.iter().flat_map(|cell| genes.iter().map(|gene| cell.value_of(*gene))));
+        lengths.push(if cell.is_some() { genes.len() } else { 0 });
+    }
+    let present: NullBuffer = profiles.iter().map(|cell| cell.is_some()).collect::<Vec<_>>().into();
+    let values: ArrayRef = Arc::new(Float32Array::from(values));
+    Ok(Arc::new(ListArray::try_new(item(), OffsetBuffer::from_lengths(lengths), values, Some(present))?))
+}
+
+impl OverCells for Expression {
+    const DESCRIPTION: &'static Description = &DESCRIPTION;
+
+    fn data_type(engine: &dyn Engine, arguments: &Arguments) -> Result<DataType> {
+        if arguments.is_list_to_come(GENE.name) {
+            return Ok(DataType::List(item()));
+        }
+        Ok(match asked(engine, arguments)? {
+            Asked::One(_) => DataType::Float32,
+            Asked::Several(_) => DataType::List(item()),
+        })
     }
 
-    fn gene(&self, constant: Option<&ScalarValue>) -> Result<u32> {
-        match options::text(NAME, "gene", Some(&constant))? {
-            Some(name) => Ok(self.engine.gene(name)?),
-            None => plan_err!("{NAME}: name a gene, for example {NAME}(expr, 'INS')"),
+    fn check_arrays(engine: &dyn Engine, arguments: &Arguments) -> Result<()> {
+        asked(engine, arguments).map(|_| ())
+    }
+
+    fn call(engine: &dyn Engine, arguments: &Arguments, cells: Cells) -> Result<ArrayRef> {
+        match asked(engine, arguments)? {
+            Asked::One(gene) => {
+                let value = |cell: Option<cellql_schemas::expr::Profile>| cell.map(|c| c.value_of(gene));
+                Ok(Arc::new(cells.profiles.iter().map(value).collect::<Float32Array>()))
+            }
+            Asked::Several(genes) => lists(cells.profiles, &genes),
         }
     }
 }
 
-impl PartialEq for Expression {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.engine, &other.engine)
-    }
-}
-impl Eq for Expression {}
-impl Hash for Expression {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        NAME.hash(state);
-    }
-}
+#[cfg(test)]
+mod tests {
+    use crate::fixture::{shown, wrong};
 
-impl ScalarUDFImpl for Expression {
-    fn name(&self) -> &str {
-        NAME
+    #[test]
+    fn an_array_of_genes_gives_values_in_its_order() {
+        let sql = "SELECT expression(expr, ['B', 'A', 'C', 'B']) AS v FROM cells ORDER BY cell_id";
+        assert_eq!(shown(sql), ["[2.0, 1.0, 0.0, 2.0]", "[0.0, 3.0, 5.0, 0.0]", "NULL", "[0.0, 0.0, 0.0, 0.0]"]);
+        let sql = "SELECT expression(expr, array_concat(['B'], ['A']))[2] + expression(expr, 'A') AS v FROM cells \
+                   WHERE expression(expr, ['A'])[1] > 2";
+        assert_eq!(shown(sql), ["6.0"]);
     }
 
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        options::check_types(NAME, PARAMETERS, types, 2)
-    }
-
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        Ok(DataType::Float32)
-    }
-
-    fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
-        self.gene(args.scalar_arguments.get(1).copied().flatten())?;
-        Ok(Arc::new(Field::new(NAME, DataType::Float32, true)))
-    }
-
-    fn schema_name(&self, args: &[Expr]) -> Result<String> {
-        Ok(options::display(NAME, PARAMETERS, args, 2))
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let constant = match args.args.get(1) {
-            Some(ColumnarValue::Scalar(value)) => Some(value),
-            _ => None,
-        };
-        let gene = self.gene(constant)?;
-        let column = args.args[0].to_array(args.number_rows)?;
-        let cells = Profiles::new(&column).map_err(|e| DataFusionError::Execution(format!("{NAME}: {e}")))?;
-        let values: Float32Array = cells.iter().map(|cell| cell.map(|c| c.value_of(gene))).collect();
-        Ok(ColumnarValue::Array(Arc::new(values)))
+    #[test]
+    fn wrong_arrays_are_errors_before_anything_runs() {
+        for (gene, why) in [
+            ("['A', 'X']", "unknown gene 'X'"),
+            ("[kind]", "'gene' must be a constant array of gene names"),
+            ("['A', NULL]", "holds a NULL"),
+            ("[]", "empty array"),
+            ("[1.5]", "'gene' must be a string or an array of strings"),
+        ] {
+            let error = wrong(&format!("EXPLAIN SELECT expression(expr, {gene}) FROM cells"));
+            assert!(error.contains(why), "{gene}: {error}");
+        }
+        let sql = "SELECT kind FROM cells WHERE cell_id = (SELECT max(expression(expr, ['A', 'X'])[1]) FROM cells)";
+        assert!(wrong(sql).contains("unknown gene 'X'"));
     }
 }

@@ -10,21 +10,29 @@ use arrow::array::{ArrayRef, UInt32Array};
 use arrow::datatypes::DataType;
 use datafusion::common::Result;
 
+use crate::description::{Description, Kind};
 use crate::engine::Engine;
 use crate::options::Arguments;
 use crate::over_cells::{Cells, OverCells};
+use crate::parameters::{EXPR, MODEL};
 
 /// Name in SQL.
 pub const NAME: &str = "genes_seen";
-/// Parameters in order.
-pub const PARAMETERS: &[&str] = &["expr", "model"];
+/// What it is.
+pub const DESCRIPTION: Description = Description {
+    name: NAME,
+    kind: Kind::Scalar,
+    parameters: &[EXPR, MODEL],
+    returns: "UInt32; NULL for a NULL expression.",
+    summary: "How many genes of the model's vocabulary the cell expresses.",
+    example: "SELECT dataset_id, avg(genes_seen(expr)) FROM cells GROUP BY dataset_id;",
+};
 
 #[derive(Debug)]
 pub(crate) struct GenesSeen;
 
 impl OverCells for GenesSeen {
-    const NAME: &'static str = NAME;
-    const PARAMETERS: &'static [&'static str] = PARAMETERS;
+    const DESCRIPTION: &'static Description = &DESCRIPTION;
 
     fn data_type(engine: &dyn Engine, arguments: &Arguments) -> Result<DataType> {
         engine.model(arguments.text("model")?)?;

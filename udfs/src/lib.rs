@@ -1,60 +1,65 @@
 //! SQL functions over single cells, for DataFusion.
 //!
 //! One file per function. What a function needs of a model or a store it asks through the traits in [`engine`], so
-//! this crate knows neither candle nor lance and can be registered in any DataFusion session.
+//! this crate knows neither candle nor lance and can be registered in any DataFusion session. What a function is called
+//! and takes it says once, in its [`description`].
 
+pub mod centroid;
+pub mod constants;
+pub mod correlation_distance;
+pub mod description;
+mod distances;
 pub mod embed;
 pub mod embed_gene;
 pub mod engine;
 pub mod enhance;
 pub mod expression;
+#[cfg(test)]
+mod fixture;
+pub mod gene_score;
+mod gene_sums;
 pub mod genes_seen;
+pub mod l2_distance;
+pub mod list_functions;
 pub mod log_normalise;
+pub mod mean_expr;
 pub mod named_arguments;
 mod options;
 pub mod over_cells;
+pub mod parameters;
+pub mod sum_expr;
+pub mod top_genes;
 pub mod vector_search;
+mod vectors;
 
 use std::sync::Arc;
 
-use datafusion::logical_expr::ScalarUDF;
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::prelude::{Expr, SessionContext};
 
+use description::Description;
+use distances::DistanceFunction;
 use engine::Engine;
 use over_cells::Function;
 
-/// Names and parameters of every function of this crate, in the order positional arguments are read.
-pub const PARAMETERS: &[(&str, &[&str])] = &[
-    (embed::NAME, embed::PARAMETERS),
-    (embed_gene::NAME, embed_gene::PARAMETERS),
-    (enhance::NAME, enhance::PARAMETERS),
-    (genes_seen::NAME, genes_seen::PARAMETERS),
-    (expression::NAME, expression::PARAMETERS),
-    (log_normalise::NAME, log_normalise::PARAMETERS),
-    (vector_search::NAME, vector_search::PARAMETERS),
+/// Every function of this crate.
+pub const FUNCTIONS: &[Description] = &[
+    embed::DESCRIPTION,
+    embed_gene::DESCRIPTION,
+    enhance::DESCRIPTION,
+    genes_seen::DESCRIPTION,
+    expression::DESCRIPTION,
+    gene_score::DESCRIPTION,
+    top_genes::DESCRIPTION,
+    log_normalise::DESCRIPTION,
+    l2_distance::DESCRIPTION,
+    correlation_distance::DESCRIPTION,
+    sum_expr::DESCRIPTION,
+    mean_expr::DESCRIPTION,
+    centroid::DESCRIPTION,
+    vector_search::DESCRIPTION,
+    list_functions::DESCRIPTION,
 ];
-
-/// Arguments of a function of this crate that cannot be left out; they come first.
-pub fn required(function: &str) -> usize {
-    match function {
-        embed_gene::NAME | expression::NAME | vector_search::NAME => 2,
-        _ => 1,
-    }
-}
-
-/// What a function of this crate gives, in a phrase; empty for another function.
-pub fn about(function: &str) -> &'static str {
-    match function {
-        embed::NAME => "the cell's embedding; NULL where no vocabulary gene is expressed",
-        embed_gene::NAME => "a gene's embedding in the context of the cell",
-        enhance::NAME => "an expr of predicted log-normalised values of every vocabulary gene",
-        genes_seen::NAME => "how many genes of the model's vocabulary the cell expresses",
-        expression::NAME => "a gene's value, by any of its names",
-        log_normalise::NAME => "counts per 10,000, ln(1 + x)",
-        vector_search::NAME => "in FROM: the cells nearest to a cell_id or a vector, with their obs columns",
-        _ => "",
-    }
-}
 
 /// Every scalar function, bound to an engine.
 pub fn scalar_functions(engine: &Arc<dyn Engine>) -> Vec<ScalarUDF> {
@@ -63,9 +68,18 @@ pub fn scalar_functions(engine: &Arc<dyn Engine>) -> Vec<ScalarUDF> {
         ScalarUDF::from(Function::<embed_gene::EmbedGene>::new(engine)),
         ScalarUDF::from(Function::<enhance::Enhance>::new(engine)),
         ScalarUDF::from(Function::<genes_seen::GenesSeen>::new(engine)),
-        ScalarUDF::from(expression::Expression::new(Arc::clone(engine))),
+        ScalarUDF::from(Function::<expression::Expression>::new(engine)),
+        ScalarUDF::from(Function::<gene_score::GeneScore>::new(engine)),
+        ScalarUDF::from(Function::<top_genes::TopGenes>::new(engine)),
         ScalarUDF::from(log_normalise::LogNormalise::new()),
+        ScalarUDF::from(DistanceFunction::<l2_distance::L2Distance>::new()),
+        ScalarUDF::from(DistanceFunction::<correlation_distance::CorrelationDistance>::new()),
     ]
+}
+
+/// Every aggregate function; none needs an engine.
+pub fn aggregate_functions() -> Vec<AggregateUDF> {
+    vec![sum_expr::function(), mean_expr::function(), centroid::function()]
 }
 
 /// Registers all functions in a session.
@@ -73,7 +87,11 @@ pub fn register_all(context: &SessionContext, engine: &Arc<dyn Engine>) {
     for function in scalar_functions(engine) {
         context.register_udf(function);
     }
+    for function in aggregate_functions() {
+        context.register_udaf(function);
+    }
     context.register_udtf(vector_search::NAME, Arc::new(vector_search::VectorSearch::new(Arc::clone(engine))));
+    context.register_udtf(list_functions::NAME, Arc::new(list_functions::ListFunctions));
 }
 
 /// Functions that run a model.
@@ -87,7 +105,7 @@ pub fn calls_model(expr: &Expr) -> bool {
 /// True where an expression calls a function of this crate. A storage engine must not be handed such a filter: it
 /// would run the model inside its scan, on its own terms.
 pub fn calls_our_functions(expr: &Expr) -> bool {
-    let names: Vec<&str> = PARAMETERS.iter().map(|(name, _)| *name).collect();
+    let names: Vec<&str> = FUNCTIONS.iter().map(|function| function.name).collect();
     calls_any(expr, &names)
 }
 
@@ -100,19 +118,34 @@ fn calls_any(expr: &Expr, names: &[&str]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::collections::BTreeSet;
+
+    use description::Kind;
 
     use super::*;
 
-    #[test]
-    fn no_two_names_collide_and_none_hides_a_function_of_datafusion() {
-        let ours: HashSet<&str> = PARAMETERS.iter().map(|(name, _)| *name).collect();
-        assert_eq!(ours.len(), PARAMETERS.len());
-        let state = SessionContext::new().state();
-        for name in ours {
-            assert!(!about(name).is_empty(), "{name}");
-            assert!(!state.scalar_functions().contains_key(name), "{name}");
-            assert!(!state.table_functions().contains_key(name), "{name}");
+    /// Names of a session's functions, by kind.
+    fn names(context: &SessionContext, kind: Kind) -> BTreeSet<String> {
+        let state = context.state();
+        match kind {
+            Kind::Scalar => state.scalar_functions().keys().chain(state.window_functions().keys()).cloned().collect(),
+            Kind::Aggregate => state.aggregate_functions().keys().cloned().collect(),
+            Kind::Table => state.table_functions().keys().cloned().collect(),
         }
+    }
+
+    #[test]
+    fn what_is_registered_is_described_and_hides_nothing_of_datafusion() {
+        let (plain, ours) = (SessionContext::new(), fixture::context());
+        let kinds = [Kind::Scalar, Kind::Aggregate, Kind::Table];
+        for kind in kinds {
+            let added: BTreeSet<String> = names(&ours, kind).difference(&names(&plain, kind)).cloned().collect();
+            let described = FUNCTIONS.iter().filter(|f| f.kind == kind).map(|f| f.name.to_owned()).collect();
+            assert_eq!(added, described, "{kind:?}");
+        }
+        let known: BTreeSet<String> = kinds.iter().flat_map(|kind| names(&plain, *kind)).collect();
+        let names: BTreeSet<&str> = FUNCTIONS.iter().map(|f| f.name).collect();
+        assert_eq!(names.len(), FUNCTIONS.len());
+        assert!(names.iter().all(|name| !known.contains(*name)), "{names:?}");
     }
 }

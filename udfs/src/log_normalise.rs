@@ -1,7 +1,7 @@
 //! `log_normalise(expr)`: counts scaled to 10,000 per cell, then ln(1 + x), over every gene the cell measured.
 //!
 //! ```sql
-//! SELECT expression(log_normalise(expr), 'INS') FROM cells;
+//! SELECT cell_id, expression(log_normalise(expr), 'INS') AS ins FROM cells ORDER BY ins DESC LIMIT 5;
 //! ```
 
 use std::sync::Arc;
@@ -12,12 +12,20 @@ use datafusion::common::Result;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility};
 
-use crate::options;
+use crate::description::{Description, Kind};
+use crate::parameters::{self, ONLY_EXPR};
 
 /// Name in SQL.
 pub const NAME: &str = "log_normalise";
-/// Parameters in order.
-pub const PARAMETERS: &[&str] = &["expr"];
+/// What it is.
+pub const DESCRIPTION: Description = Description {
+    name: NAME,
+    kind: Kind::Scalar,
+    parameters: ONLY_EXPR,
+    returns: "an `expr`; NULL for a NULL expression.",
+    summary: "Counts scaled to 10,000 per cell, then ln(1 + x), over every gene the cell measured.",
+    example: "SELECT cell_id, expression(log_normalise(expr), 'INS') AS ins FROM cells ORDER BY ins DESC LIMIT 5;",
+};
 
 /// Counts a cell is scaled to.
 pub const TARGET_SUM: f64 = 1e4;
@@ -46,7 +54,7 @@ impl ScalarUDFImpl for LogNormalise {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        options::check_types(NAME, PARAMETERS, types, 1)
+        parameters::check_types(&DESCRIPTION, types)
     }
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {

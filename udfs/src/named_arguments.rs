@@ -13,26 +13,28 @@ use datafusion::sql::sqlparser::ast::{
     VisitorMut,
 };
 
-/// Rewrites every call of a function listed in `parameters` to positional arguments.
+use crate::description::Description;
+
+/// Rewrites every call of one of `functions` to positional arguments.
 ///
 /// # Errors
 /// A plan error for a name the function does not have, one given twice, or a positional argument after a named one.
-pub fn to_positional(statement: &mut Statement, parameters: &[(&str, &[&str])]) -> Result<()> {
-    match statement.visit(&mut Rewrite { parameters }) {
+pub fn to_positional(statement: &mut Statement, functions: &[Description]) -> Result<()> {
+    match statement.visit(&mut Rewrite { functions }) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(error) => Err(error),
     }
 }
 
 struct Rewrite<'a> {
-    parameters: &'a [(&'a str, &'a [&'a str])],
+    functions: &'a [Description],
 }
 
 impl Rewrite<'_> {
     fn rewrite(&self, function: &ObjectName, args: &mut Vec<FunctionArg>) -> Result<()> {
         let name = function.to_string().to_lowercase();
-        match self.parameters.iter().find(|(known, _)| *known == name) {
-            Some((_, parameters)) => positional(&name, parameters, args),
+        match self.functions.iter().find(|known| known.name == name) {
+            Some(function) => positional(function, args),
             None => Ok(()),
         }
     }
@@ -61,8 +63,8 @@ impl VisitorMut for Rewrite<'_> {
     }
 }
 
-fn positional(function: &str, parameters: &[&str], args: &mut Vec<FunctionArg>) -> Result<()> {
-    let wrong = |text: String| Err(DataFusionError::Plan(format!("{function}: {text}")));
+fn positional(function: &Description, args: &mut Vec<FunctionArg>) -> Result<()> {
+    let wrong = |text: String| Err(DataFusionError::Plan(format!("{}: {text}", function.name)));
     let mut places: Vec<Option<FunctionArgExpr>> = Vec::new();
     let mut named = false;
     for arg in args.drain(..) {
@@ -78,13 +80,9 @@ fn positional(function: &str, parameters: &[&str], args: &mut Vec<FunctionArg>) 
             FunctionArg::ExprNamed { name, arg, .. } => (name.to_string(), arg),
         };
         named = true;
-        let Some(place) = parameters.iter().position(|p| p.eq_ignore_ascii_case(&name)) else {
-            let known = parameters.iter().copied();
-            return wrong(format!(
-                "there is no option '{name}'; the options are {}.{}",
-                parameters[1..].join(", "),
-                did_you_mean(&name, known)
-            ));
+        let Some(place) = function.position(&name) else {
+            let hint = did_you_mean(&name, function.parameters.iter().map(|p| p.name));
+            return wrong(format!("there is no option '{name}'; call it as {}.{hint}", function.usage()));
         };
         places.resize(places.len().max(place + 1), None);
         if places[place].replace(value).is_some() {
@@ -104,7 +102,7 @@ mod tests {
 
     fn rewritten(sql: &str) -> Result<String> {
         let mut statement = Parser::parse_sql(&GenericDialect {}, sql).unwrap().remove(0);
-        to_positional(&mut statement, crate::PARAMETERS)?;
+        to_positional(&mut statement, crate::FUNCTIONS)?;
         Ok(statement.to_string())
     }
 
@@ -139,6 +137,8 @@ mod tests {
     fn wrong_names_are_answered_with_the_right_ones() {
         let error = rewritten("SELECT embed(expr, modl => 'm')").unwrap_err().to_string();
         assert!(error.contains("no option 'modl'") && error.contains("Did you mean 'model'"), "{error}");
+        let error = rewritten("SELECT * FROM list_functions(kind => 'scalar')").unwrap_err().to_string();
+        assert!(error.contains("no option 'kind'; call it as list_functions()"), "{error}");
         assert!(rewritten("SELECT embed(expr, pool => 'a', pool => 'b')").is_err());
         assert!(rewritten("SELECT embed(pool => 'a', expr)").is_err());
     }

@@ -3,30 +3,19 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, FieldRef};
 use cellql_schemas::recipe::{Input, Recipe};
 use datafusion::common::{DataFusionError, Result, ScalarValue, plan_err};
+use datafusion::prelude::Expr;
 
+use crate::description::Description;
 use crate::engine::Engine;
-
-/// The constant string given for a parameter; `None` where it was left out or is NULL.
-pub(crate) fn text<'a>(
-    function: &str,
-    parameter: &str,
-    given: Option<&Option<&'a ScalarValue>>,
-) -> Result<Option<&'a str>> {
-    match given {
-        None => Ok(None),
-        Some(None) => plan_err!("{function}: '{parameter}' must be a constant string, known before the query runs"),
-        Some(Some(value)) if value.is_null() => Ok(None),
-        Some(Some(value)) => match value.try_as_str() {
-            Some(Some(text)) => Ok(Some(text)),
-            _ => plan_err!("{function}: '{parameter}' must be a string, not {value}"),
-        },
-    }
-}
+use crate::parameters::{self, TOTAL_NAME};
 
 /// Parses an option, or gives its default where it was left out.
-pub(crate) fn parsed<T>(function: &str, given: Option<&str>) -> Result<T>
+fn parsed<T>(function: &str, given: Option<&str>) -> Result<T>
 where
     T: FromStr + Default,
     T::Err: Display,
@@ -37,106 +26,176 @@ where
     }
 }
 
+/// What a list of strings holds; `None` for any other value.
+fn strings(value: &ScalarValue) -> Option<Vec<Option<String>>> {
+    let items = list_items(value)?;
+    if items.is_empty() {
+        return Some(Vec::new());
+    }
+    if !matches!(items.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null) {
+        return None;
+    }
+    let items = cast(&items, &DataType::Utf8).ok()?;
+    Some(items.as_string_opt::<i32>()?.iter().map(|text| text.map(str::to_owned)).collect())
+}
+
+/// The items of a constant array; `None` for any other value.
+pub(crate) fn list_items(value: &ScalarValue) -> Option<ArrayRef> {
+    match value {
+        ScalarValue::List(list) if list.is_valid(0) => Some(list.value(0)),
+        ScalarValue::LargeList(list) if list.is_valid(0) => Some(list.value(0)),
+        ScalarValue::FixedSizeList(list) if list.is_valid(0) => Some(list.value(0)),
+        _ => None,
+    }
+}
+
+/// The whole number of a value, where it is one and not below zero.
+pub(crate) fn whole_number(value: &ScalarValue) -> Option<u64> {
+    if !value.data_type().is_integer() {
+        return None;
+    }
+    match value.cast_to(&DataType::UInt64) {
+        Ok(ScalarValue::UInt64(number)) => number,
+        _ => None,
+    }
+}
+
 /// The arguments of a call, by the names of its parameters: constants as far as they are known.
 pub(crate) struct Arguments<'a> {
-    pub(crate) function: &'static str,
-    pub(crate) parameters: &'static [&'static str],
+    pub(crate) function: &'static Description,
     pub(crate) constants: &'a [Option<&'a ScalarValue>],
+    /// Types of the arguments; empty where the planner does not say them.
+    pub(crate) fields: &'a [FieldRef],
 }
 
 impl<'a> Arguments<'a> {
+    /// A constant; `None` where it was left out, is NULL, or the function has no such parameter.
+    fn constant(&self, parameter: &str, what: &str) -> Result<Option<&'a ScalarValue>> {
+        match self.function.position(parameter).and_then(|at| self.constants.get(at)) {
+            None => Ok(None),
+            Some(None) => {
+                plan_err!(
+                    "{}: '{parameter}' must be a constant {what}, known before the query runs",
+                    self.function.name
+                )
+            }
+            Some(Some(value)) => Ok(Some(*value).filter(|v| !v.is_null())),
+        }
+    }
+
     /// A constant string; `None` where it was left out or the function has no such parameter.
     pub(crate) fn text(&self, parameter: &str) -> Result<Option<&'a str>> {
-        match self.parameters.iter().position(|p| *p == parameter) {
-            None => Ok(None),
-            Some(at) => text(self.function, parameter, self.constants.get(at)),
+        let Some(value) = self.constant(parameter, "string")? else {
+            return Ok(None);
+        };
+        match value.try_as_str() {
+            Some(Some(text)) => Ok(Some(text)),
+            _ => plan_err!("{}: '{parameter}' must be a string, not {value}", self.function.name),
         }
+    }
+
+    /// A constant whole number from one on; `None` where it was left out.
+    pub(crate) fn count(&self, parameter: &str) -> Result<Option<usize>> {
+        let Some(value) = self.constant(parameter, "whole number")? else {
+            return Ok(None);
+        };
+        match whole_number(value) {
+            Some(number) if number > 0 => Ok(Some(usize::try_from(number).unwrap_or(usize::MAX))),
+            _ => plan_err!("{}: '{parameter}' must be a whole number above 0, not {value}", self.function.name),
+        }
+    }
+
+    /// True for an array that the planner has not folded to a constant yet: `['INS', 'GCG']` is a call of `make_array`
+    /// until the optimizer ran.
+    pub(crate) fn is_list_to_come(&self, parameter: &str) -> bool {
+        let at = self.function.position(parameter);
+        at.is_some_and(|at| {
+            matches!(self.constants.get(at), Some(None))
+                && self.fields.get(at).is_some_and(|field| parameters::is_list(field.data_type()))
+        })
+    }
+
+    /// The gene ids of a constant array of names, in its order; `None` where the argument is no array.
+    pub(crate) fn genes(&self, engine: &dyn Engine, parameter: &str) -> Result<Option<Vec<u32>>> {
+        let function = self.function.name;
+        let Some(names) = self.constant(parameter, "array of gene names")?.and_then(strings) else {
+            return Ok(None);
+        };
+        if names.is_empty() {
+            return plan_err!("{function}: '{parameter}' is an empty array; name one gene at least");
+        }
+        let find = |name: Option<String>| match name {
+            Some(name) => Ok(engine.gene(&name)?),
+            None => plan_err!("{function}: '{parameter}' holds a NULL; every item must be the name of a gene"),
+        };
+        names.into_iter().map(find).collect::<Result<Vec<_>>>().map(Some)
     }
 
     /// Reads `model`, `pool`, `depth`, `input` and `precision`, as far as the function has them.
     pub(crate) fn recipe(&self, engine: &dyn Engine) -> Result<Recipe> {
+        let function = self.function.name;
         let recipe = Recipe {
-            pool: parsed(self.function, self.text("pool")?)?,
-            depth: parsed(self.function, self.text("depth")?)?,
-            input: parsed(self.function, self.text("input")?)?,
-            precision: parsed(self.function, self.text("precision")?)?,
+            pool: parsed(function, self.text("pool")?)?,
+            depth: parsed(function, self.text("depth")?)?,
+            input: parsed(function, self.text("input")?)?,
+            precision: parsed(function, self.text("precision")?)?,
             model: engine.model(self.text("model")?)?,
         };
-        let given = self.parameters.iter().position(|p| *p == TOTAL).and_then(|at| self.constants.get(at));
+        let given = self.function.position(TOTAL_NAME).and_then(|at| self.constants.get(at));
         let is_given = given.is_some_and(|total| total.is_none_or(|value| !value.is_null()));
         match (recipe.input.needs_total(), is_given) {
             (true, false) => plan_err!(
-                "{}: input '{}' needs total => {}",
-                self.function,
+                "{function}: input '{}' needs total => {}",
                 recipe.input.name(),
                 match recipe.input {
                     Input::Bulk => "the median, over the samples of the data set, of their counts of vocabulary genes",
                     _ => "the cell's total count, for example total => total_counts",
                 }
             ),
-            (false, true) => plan_err!(
-                "{}: input '{}' takes no total; only 'log+total' and 'bulk' do",
-                self.function,
-                recipe.input.name()
-            ),
+            (false, true) => {
+                plan_err!("{function}: input '{}' takes no total; only 'log+total' and 'bulk' do", recipe.input.name())
+            }
             _ => Ok(recipe),
         }
     }
 }
 
-/// The parameter that is a number beside `expr`, of any row: see `Input::needs_total`.
-pub(crate) const TOTAL: &str = "total";
-
-/// Refuses a first argument that is no expression, and options that are no strings.
-pub(crate) fn check_types(
-    function: &str,
-    parameters: &[&str],
-    types: &[arrow::datatypes::DataType],
-    required: usize,
-) -> Result<Vec<arrow::datatypes::DataType>> {
-    use arrow::datatypes::DataType;
-    let usage = || format!("{function}({})", parameters.join(", "));
-    if types.len() < required || types.len() > parameters.len() {
-        return plan_err!("{} takes {required} to {} arguments, not {}", usage(), parameters.len(), types.len());
-    }
-    if !cellql_schemas::expr::is_expr(&types[0]) {
-        return plan_err!(
-            "{}: the first argument is the expression of a cell (column expr of cells), not {}",
-            usage(),
-            types[0]
-        );
-    }
-    let mut wanted = vec![types[0].clone()];
-    for (given, name) in types.iter().zip(parameters).skip(1) {
-        match given {
-            _ if *name == TOTAL && (given.is_numeric() || given.is_null()) => wanted.push(DataType::Float64),
-            _ if *name == TOTAL => return plan_err!("{}: 'total' must be a number, not {given}", usage()),
-            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null => wanted.push(given.clone()),
-            other => return plan_err!("{}: '{name}' must be a string, not {other}", usage()),
+/// How a constant reads in a call; `None` for what is no constant.
+fn shown(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::Literal(value, _) => Some(match (value.try_as_str(), strings(value)) {
+            (Some(Some(text)), _) => format!("'{text}'"),
+            (_, Some(items)) => format!(
+                "[{}]",
+                items
+                    .iter()
+                    .map(|i| i.as_ref().map_or("NULL".into(), |i| format!("'{i}'")))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+            _ => value.to_string(),
+        }),
+        // An array before the optimizer folded it: it is to read the same.
+        Expr::ScalarFunction(call) if call.name() == "make_array" => {
+            Some(format!("[{}]", call.args.iter().map(shown).collect::<Option<Vec<_>>>()?.join(", ")))
         }
+        _ => None,
     }
-    Ok(wanted)
 }
 
 /// How a call reads in column headings and plans: options that were left out do not show.
-pub(crate) fn display(
-    function: &str,
-    parameters: &[&str],
-    args: &[datafusion::prelude::Expr],
-    required: usize,
-) -> String {
-    use datafusion::prelude::Expr;
+pub(crate) fn display(function: &Description, args: &[Expr]) -> String {
     let mut parts = Vec::new();
-    for (i, arg) in args.iter().enumerate() {
-        match arg {
-            Expr::Literal(value, _) if value.is_null() => {}
-            Expr::Literal(value, _) => {
-                let text = value.try_as_str().flatten().map_or_else(|| value.to_string(), |t| format!("'{t}'"));
-                let name = parameters.get(i).filter(|_| i >= required);
-                parts.push(name.map_or_else(|| text.clone(), |n| format!("{n} => {text}")));
-            }
-            other => parts.push(other.schema_name().to_string()),
+    for (arg, i) in args.iter().zip(0..) {
+        if matches!(arg, Expr::Literal(value, _) if value.is_null()) {
+            continue;
         }
+        let option = function.parameters.get(i).filter(|p| !p.required);
+        parts.push(match (shown(arg), option) {
+            (Some(text), Some(option)) => format!("{} => {text}", option.name),
+            (Some(text), None) => text,
+            (None, _) => arg.schema_name().to_string(),
+        });
     }
-    format!("{function}({})", parts.join(", "))
+    format!("{}({})", function.name, parts.join(", "))
 }

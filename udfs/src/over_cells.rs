@@ -10,13 +10,16 @@ use arrow::datatypes::{DataType, Field, FieldRef, Float64Type};
 use cellql_schemas::expr::Profiles;
 use datafusion::common::{Result, ScalarValue, internal_err};
 use datafusion::error::DataFusionError;
+use datafusion::logical_expr::simplify::{ExprSimplifyResult, SimplifyContext};
 use datafusion::logical_expr::{
     ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
 };
 use datafusion::prelude::Expr;
 
+use crate::description::Description;
 use crate::engine::Engine;
-use crate::options::{self, Arguments, TOTAL};
+use crate::options::{self, Arguments};
+use crate::parameters::{self, TOTAL_NAME};
 
 /// Cells of a batch, with the number beside each where a call gives one.
 #[derive(Debug, Clone, Copy)]
@@ -37,15 +40,17 @@ impl Cells<'_> {
 
 /// A function from the expression of a cell and constants to a value.
 pub(crate) trait OverCells: Debug + Send + Sync + 'static {
-    /// Name in SQL.
-    const NAME: &'static str;
-    /// Parameters in order, `expr` first.
-    const PARAMETERS: &'static [&'static str];
-    /// How many of them must be given.
-    const REQUIRED: usize = 1;
+    /// What it is called and what it takes, `expr` first.
+    const DESCRIPTION: &'static Description;
 
     /// The type of its values. Wrong constants are errors here, before any work.
     fn data_type(engine: &dyn Engine, arguments: &Arguments) -> Result<DataType>;
+
+    /// Refuses wrong arrays, which are constants only once the planner has folded them: later than
+    /// [`OverCells::data_type`], but still before any work.
+    fn check_arrays(_: &dyn Engine, _: &Arguments) -> Result<()> {
+        Ok(())
+    }
 
     /// Its values.
     fn call(engine: &dyn Engine, arguments: &Arguments, cells: Cells) -> Result<ArrayRef>;
@@ -75,13 +80,13 @@ impl<F: OverCells> PartialEq for Function<F> {
 impl<F: OverCells> Eq for Function<F> {}
 impl<F: OverCells> Hash for Function<F> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        F::NAME.hash(state);
+        F::DESCRIPTION.name.hash(state);
     }
 }
 
 impl<F: OverCells> ScalarUDFImpl for Function<F> {
     fn name(&self) -> &str {
-        F::NAME
+        F::DESCRIPTION.name
     }
 
     fn signature(&self) -> &Signature {
@@ -89,21 +94,34 @@ impl<F: OverCells> ScalarUDFImpl for Function<F> {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        options::check_types(F::NAME, F::PARAMETERS, types, F::REQUIRED)
+        parameters::check_types(F::DESCRIPTION, types)
     }
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        internal_err!("the type of {}() depends on its constants", F::NAME)
+        internal_err!("the type of {}() depends on its constants", F::DESCRIPTION.name)
     }
 
     fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
-        let constants = args.scalar_arguments;
-        let arguments = Arguments { function: F::NAME, parameters: F::PARAMETERS, constants };
-        Ok(Arc::new(Field::new(F::NAME, F::data_type(self.engine.as_ref(), &arguments)?, true)))
+        let arguments =
+            Arguments { function: F::DESCRIPTION, constants: args.scalar_arguments, fields: args.arg_fields };
+        Ok(Arc::new(Field::new(F::DESCRIPTION.name, F::data_type(self.engine.as_ref(), &arguments)?, true)))
     }
 
     fn schema_name(&self, args: &[Expr]) -> Result<String> {
-        Ok(options::display(F::NAME, F::PARAMETERS, args, F::REQUIRED))
+        Ok(options::display(F::DESCRIPTION, args))
+    }
+
+    fn simplify(&self, args: Vec<Expr>, _: &SimplifyContext) -> Result<ExprSimplifyResult> {
+        let constants: Vec<Option<&ScalarValue>> = args
+            .iter()
+            .map(|arg| match arg {
+                Expr::Literal(value, _) => Some(value),
+                _ => None,
+            })
+            .collect();
+        let arguments = Arguments { function: F::DESCRIPTION, constants: &constants, fields: &[] };
+        F::check_arrays(self.engine.as_ref(), &arguments)?;
+        Ok(ExprSimplifyResult::Original(args))
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
@@ -115,10 +133,11 @@ impl<F: OverCells> ScalarUDFImpl for Function<F> {
                 ColumnarValue::Array(_) => None,
             })
             .collect();
-        let arguments = Arguments { function: F::NAME, parameters: F::PARAMETERS, constants: &constants };
+        let arguments = Arguments { function: F::DESCRIPTION, constants: &constants, fields: &args.arg_fields };
         let column = args.args[0].to_array(args.number_rows)?;
-        let profiles = Profiles::new(&column).map_err(|e| DataFusionError::Execution(format!("{}: {e}", F::NAME)))?;
-        let at = F::PARAMETERS.iter().position(|p| *p == TOTAL).and_then(|at| args.args.get(at));
+        let profiles =
+            Profiles::new(&column).map_err(|e| DataFusionError::Execution(format!("{}: {e}", F::DESCRIPTION.name)))?;
+        let at = F::DESCRIPTION.position(TOTAL_NAME).and_then(|at| args.args.get(at));
         let totals = at.map(|total| total.to_array(args.number_rows)).transpose()?;
         let totals = totals.as_ref().and_then(|column| column.as_primitive_opt::<Float64Type>());
         let cells = Cells { profiles: &profiles, totals };

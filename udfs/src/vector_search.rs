@@ -2,7 +2,7 @@
 //! or a vector.
 //!
 //! ```sql
-//! SELECT cell_id, _distance, cell_type FROM vector_search('cells', 17, k => 5, where => 'donor_id = ''d1''');
+//! SELECT cell_id, _distance, cell_type FROM vector_search('cells', 17, k => 5, where => 'donor_id = ''human1''');
 //! ```
 //!
 //! In `cells`, `query` is a `cell_id` or an array of numbers; in `genes`, a gene's name or an array, and `group` says the
@@ -12,7 +12,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float32Type, SchemaRef};
 use async_trait::async_trait;
@@ -20,8 +20,6 @@ use datafusion::catalog::{Session, TableFunctionArgs, TableFunctionImpl, TablePr
 use datafusion::common::{Result, ScalarValue, plan_err};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::TableType;
-use datafusion::logical_expr::simplify::SimplifyContext;
-use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
@@ -29,12 +27,48 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use datafusion::prelude::Expr;
 
+use crate::constants::fold;
+use crate::description::{Description, Kind};
 use crate::engine::{Engine, Query, SearchRequest};
+use crate::options::{list_items, whole_number};
+use crate::parameters::{Accepts, Parameter};
 
 /// Name in SQL.
 pub const NAME: &str = "vector_search";
-/// Parameters in order.
-pub const PARAMETERS: &[&str] = &["table", "query", "k", "where", "recipe", "metric", "group"];
+/// What it is.
+pub const DESCRIPTION: Description = Description {
+    name: NAME,
+    kind: Kind::Table,
+    parameters: &[
+        Parameter::required("table", "what to search: `'cells'` or `'genes'`", Accepts::Anything),
+        Parameter::required(
+            "query",
+            "a `cell_id`, a gene by any of its names, or an array of numbers",
+            Accepts::Anything,
+        ),
+        Parameter::optional("k", "how many rows; left out, 10", Accepts::Anything),
+        Parameter::optional(
+            "where",
+            "SQL condition on the table, as a string, that every row satisfies",
+            Accepts::Anything,
+        ),
+        Parameter::optional("recipe", "embedding table; left out, the store's only one", Accepts::Anything),
+        Parameter::optional(
+            "metric",
+            "`'cosine'` (the default), `'l2'`, `'inner_product'` (its sign turned) or `'correlation'`",
+            Accepts::Anything,
+        ),
+        Parameter::optional(
+            "group",
+            "of genes: the group of cells they were embedded in; left out, the only one",
+            Accepts::Anything,
+        ),
+    ],
+    returns: "the key (`cell_id` or `gene_id`), `_distance` and what describes the row, nearest first; a row is not its own \
+              neighbour.",
+    summary: "The cells or genes nearest to one of them, or to a vector.",
+    example: "SELECT cell_id, _distance, cell_type FROM vector_search('cells', 17, k => 5, where => 'donor_id = ''human1''');",
+};
 /// Rows where `k` is left out.
 pub const DEFAULT_K: usize = 10;
 
@@ -54,15 +88,16 @@ impl VectorSearch {
 impl TableFunctionImpl for VectorSearch {
     fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
         let constants = args.exprs().iter().map(constant).collect::<Result<Vec<_>>>()?;
-        if constants.len() > PARAMETERS.len() {
-            return plan_err!("{NAME}({}) takes at most {} arguments", PARAMETERS.join(", "), PARAMETERS.len());
+        if constants.len() > DESCRIPTION.parameters.len() {
+            let most = DESCRIPTION.parameters.len();
+            return plan_err!("{} takes at most {most} arguments, not {}", DESCRIPTION.usage(), constants.len());
         }
         let given = |i: usize| constants.get(i).filter(|v| !v.is_null());
         let text = |i: usize| match given(i) {
             None => Ok(None),
             Some(value) => match value.try_as_str() {
                 Some(Some(text)) => Ok(Some(text.to_owned())),
-                _ => plan_err!("{NAME}: '{}' must be a string, not {value}", PARAMETERS[i]),
+                _ => plan_err!("{NAME}: '{}' must be a string, not {value}", DESCRIPTION.parameters[i].name),
             },
         };
         let Some(target) = text(0)? else {
@@ -86,22 +121,10 @@ impl TableFunctionImpl for VectorSearch {
     }
 }
 
-/// Folds `[1, 2]`, `-3` or `4 + 1` to a constant.
 fn constant(expr: &Expr) -> Result<ScalarValue> {
-    let simplifier = ExprSimplifier::new(SimplifyContext::default());
-    match simplifier.simplify(expr.clone())? {
+    match fold(expr.clone())? {
         Expr::Literal(value, _) => Ok(value),
         other => plan_err!("{NAME}: arguments must be constants, not {other}"),
-    }
-}
-
-fn whole_number(value: &ScalarValue) -> Option<u64> {
-    if !value.data_type().is_integer() {
-        return None;
-    }
-    match value.cast_to(&DataType::UInt64) {
-        Ok(ScalarValue::UInt64(number)) => number,
-        _ => None,
     }
 }
 
@@ -115,14 +138,12 @@ fn read_query(value: &ScalarValue) -> Result<Query> {
     if let Some(Some(name)) = value.try_as_str() {
         return Ok(Query::Gene(name.to_owned()));
     }
-    let items: Option<ArrayRef> = match value {
-        ScalarValue::List(list) => Some(list.value(0)),
-        ScalarValue::LargeList(list) => Some(list.value(0)),
-        ScalarValue::FixedSizeList(list) => Some(list.value(0)),
-        _ => None,
-    };
+    let items = list_items(value);
     let Some(items) = items.and_then(|i| cast(&i, &DataType::Float32).ok()).filter(|i| i.null_count() == 0) else {
-        return plan_err!("{NAME}: the query must be a cell_id, a gene or an array of numbers, not {}", value.data_type());
+        return plan_err!(
+            "{NAME}: the query must be a cell_id, a gene or an array of numbers, not {}",
+            value.data_type()
+        );
     };
     Ok(Query::Vector(items.as_primitive::<Float32Type>().values().to_vec()))
 }

@@ -225,12 +225,12 @@ fn in_sql(before: &Before, statement: &str, names: &Names) -> Vec<String> {
 /// Options of the function in whose call the cursor stands.
 fn options(before: &Before, word: &str) -> Vec<String> {
     let called = before.function();
-    let known = cellql_udfs::PARAMETERS.iter().find(|(name, _)| called.as_deref() == Some(*name));
+    let known = cellql_udfs::FUNCTIONS.iter().find(|f| called.as_deref() == Some(f.name));
     let starts = matches!(before.token(1), Some(Token::Comma));
     match known {
-        Some((name, parameters)) if starts => {
-            let options = parameters[cellql_udfs::required(name)..].iter().filter(|p| begins(p, word));
-            options.map(|p| format!("{p} => ")).collect()
+        Some(function) if starts => {
+            let options = function.parameters.iter().filter(|p| !p.required && begins(p.name, word));
+            options.map(|p| format!("{} => ", p.name)).collect()
         }
         _ => Vec::new(),
     }
