@@ -1,11 +1,11 @@
 //! The files of an index in the store, and the rows of `indexes`.
 //!
-//! A folder of its own for every build: `manifest.json`, the graph's two files, and `cell_ids` (u64, little-endian, by
-//! position). The manifest states the format, what the index rests on, and a checksum of each file; the row in
+//! A folder of its own for every build: `manifest.json`, `graph` (links and 8-bit codes), `vectors` (f32, of unit length) and
+//! `cell_ids` (u64), both by position; all little-endian. The manifest states the format, what the index rests on, and a checksum of each file; the row in
 //! `indexes` holds the checksum of the manifest.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, StringArray, UInt64Array};
@@ -15,14 +15,15 @@ use arrow::record_batch::RecordBatch;
 use cellql_schemas::indexes as table;
 use chrono::Utc;
 use serde::{Deserialize, Serialize};
-use tempfile::TempDir;
 
-use super::graph::{FILES, Graph, GraphOptions};
+use super::graph::{Graph, GraphOptions};
 use super::vectors::Vectors;
 use crate::error::{Error, Result};
 use crate::store::Store;
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+const GRAPH: &str = "graph";
+const VECTORS: &str = "vectors";
 const CELL_IDS: &str = "cell_ids";
 const MANIFEST: &str = "manifest.json";
 
@@ -40,8 +41,6 @@ pub struct Manifest {
     pub dim: usize,
     /// Vectors in the graph.
     pub n_vectors: usize,
-    /// `little` or `big`: hnsw_rs writes as the machine does.
-    endian: String,
     options: GraphOptions,
     /// BLAKE3 of each file.
     files: BTreeMap<String, String>,
@@ -64,10 +63,6 @@ pub struct Entry {
     pub checksum: String,
 }
 
-fn endian() -> String {
-    if cfg!(target_endian = "little") { "little".to_owned() } else { "big".to_owned() }
-}
-
 /// Builds an index over an embedding table and puts it in the place of any of the same name.
 ///
 /// # Errors
@@ -80,19 +75,21 @@ pub async fn build(store: &Store, name: &str, recipe: &str, options: GraphOption
         return Err(Error::Request(format!("the embedding table '{recipe}' holds no vector to index")));
     }
     let (dim, n_vectors) = (vectors.dim, vectors.len());
-    let doing = || format!("building index {name}");
-    let folder = TempDir::new().map_err(Error::store(doing()))?;
-    let target = folder.path().to_owned();
-    tokio::task::spawn_blocking(move || Graph::build(&vectors, options).write(&target).map(|()| vectors.cell_ids))
-        .await
-        .map_err(Error::store(doing()))?
-        .and_then(|ids| write_cell_ids(folder.path(), &ids))?;
-
-    let mut files = BTreeMap::new();
-    for file in FILES.into_iter().chain([CELL_IDS]) {
-        let bytes = std::fs::read(folder.path().join(file)).map_err(Error::store(doing()))?;
-        files.insert(file.to_owned(), blake3::hash(&bytes).to_hex().to_string());
-    }
+    let built = tokio::task::spawn_blocking(move || {
+        let graph = Graph::build(vectors, options);
+        (graph.bytes(), graph)
+    });
+    let (links, graph) = built.await.map_err(Error::store(format!("building index {name}")))?;
+    let vectors = graph.vectors();
+    let files = [
+        (GRAPH, Cow::Owned(links)),
+        (VECTORS, little_endian(&vectors.units, f32::to_le_bytes)),
+        (CELL_IDS, little_endian(&vectors.cell_ids, u64::to_le_bytes)),
+    ];
+    let checksums = files.iter().map(|(file, bytes)| {
+        let checksum = blake3::hash(bytes).to_hex().to_string();
+        ((*file).to_owned(), checksum)
+    });
     let manifest = Manifest {
         format: FORMAT,
         name: name.to_owned(),
@@ -100,28 +97,30 @@ pub async fn build(store: &Store, name: &str, recipe: &str, options: GraphOption
         table_version: version,
         dim,
         n_vectors,
-        endian: endian(),
         options,
-        files,
+        files: checksums.collect(),
     };
-    let store = publish(store, &manifest, folder.path()).await?;
+    let store = publish(store, &manifest, &files).await?;
     Ok((store, manifest))
 }
 
-fn write_cell_ids(folder: &Path, ids: &[u64]) -> Result<()> {
-    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    std::fs::write(folder.join(CELL_IDS), bytes).map_err(Error::store("writing the index"))
+/// Numbers as a file holds them; on most machines that is how memory does.
+fn little_endian<T: bytemuck::NoUninit, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        Cow::Owned(values.iter().flat_map(|value| bytes(*value)).collect())
+    }
 }
 
-async fn publish(store: &Store, manifest: &Manifest, folder: &Path) -> Result<Store> {
+async fn publish(store: &Store, manifest: &Manifest, files: &[(&str, Cow<'_, [u8]>)]) -> Result<Store> {
     let doing = || format!("storing index {}", manifest.name);
     let json = serde_json::to_vec_pretty(manifest).map_err(Error::store(doing()))?;
     let checksum = blake3::hash(&json).to_hex().to_string();
     let path = format!("indexes/{}", &checksum[..16]);
     let mut transaction = store.begin(&format!("index build {}", manifest.name)).await?;
-    for file in manifest.files.keys() {
-        let bytes = std::fs::read(folder.join(file)).map_err(Error::store(doing()))?;
-        transaction.put_file(&format!("{path}/{file}"), &bytes).await?;
+    for (file, bytes) in files {
+        transaction.put_file(&format!("{path}/{file}"), bytes).await?;
     }
     transaction.put_file(&format!("{path}/{MANIFEST}"), &json).await?;
     let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values([value])) };
@@ -195,32 +194,28 @@ pub(super) async fn open(store: &Store, entry: &Entry) -> Result<Graph> {
         return Err(damaged(MANIFEST, "is not what was written"));
     }
     let manifest: Manifest = serde_json::from_slice(&json).map_err(|e| damaged(MANIFEST, &e.to_string()))?;
-    if manifest.format != FORMAT || manifest.endian != endian() {
-        return Err(damaged(MANIFEST, "is of another format or machine"));
+    if manifest.format != FORMAT {
+        return Err(damaged(MANIFEST, "is of another format"));
     }
-    let scratch = TempDir::new().map_err(Error::store("opening an index"))?;
-    let mut folder: Option<PathBuf> = None;
-    let mut cell_ids = Vec::new();
+    let mut files = BTreeMap::new();
     for (file, checksum) in &manifest.files {
-        let path = format!("{}/{file}", entry.path);
-        let bytes = store.read_file(&path).await.map_err(|_| damaged(file, "is missing"))?;
+        let bytes = store.read_file(&format!("{}/{file}", entry.path)).await;
+        let bytes = bytes.map_err(|_| damaged(file, "is missing"))?;
         if blake3::hash(&bytes).to_hex().as_str() != checksum {
             return Err(damaged(file, "is not what was written"));
         }
-        if file == CELL_IDS {
-            cell_ids = bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
-            continue;
-        }
-        match store.local_path(&entry.path) {
-            Some(local) => folder = Some(local),
-            None => {
-                std::fs::write(scratch.path().join(file), &bytes).map_err(Error::store("opening an index"))?;
-                folder = Some(scratch.path().to_owned());
-            }
-        }
+        files.insert(file.clone(), bytes);
     }
-    let folder = folder.ok_or_else(|| damaged(MANIFEST, "names no graph"))?;
-    tokio::task::spawn_blocking(move || Graph::read(&folder, cell_ids))
+    let file = |name: &str| files.get(name).ok_or_else(|| damaged(MANIFEST, &format!("names no {name}")));
+    let (graph, units, cell_ids) = (file(GRAPH)?.clone(), file(VECTORS)?, file(CELL_IDS)?);
+    let vectors = Vectors {
+        dim: manifest.dim,
+        cell_ids: cell_ids.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect(),
+        units: units.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+    };
+    tokio::task::spawn_blocking(move || Graph::read(&graph, vectors))
         .await
-        .map_err(|_| damaged(FILES[0], "cannot be loaded"))?
+        .map_err(|e| e.to_string())
+        .and_then(|read| read)
+        .map_err(|why| damaged(GRAPH, &format!("cannot be loaded: {why}")))
 }

@@ -1,39 +1,17 @@
-//! hnsw_rs, wrapped: built from unit vectors, written to and read from a folder.
-//!
-//! hnsw_rs ends the process on some damaged files and panics on others, so a folder is handed to it only after every
-//! byte was checked against the manifest (see [`super::file`]).
+//! The graph of `cellql-neighbours` with what it needs to answer for cells: their vectors and ids.
 
 use std::fmt;
-use std::path::Path;
 
-use hnsw_rs::anndists::dist::Distance;
-use hnsw_rs::hnswio::HnswIo;
-use hnsw_rs::prelude::{AnnT, Hnsw};
+use cellql_neighbours::{Graph as Walks, Options};
 use serde::{Deserialize, Serialize};
 
 use super::search::Neighbour;
-use super::vectors::{Vectors, distance};
-use crate::error::{Error, Result};
-
-/// hnsw_rs's name for the files it writes: `vectors.hnsw.graph` and `vectors.hnsw.data`.
-const BASENAME: &str = "vectors";
-/// Files of a graph in its folder.
-pub(super) const FILES: [&str; 2] = ["vectors.hnsw.graph", "vectors.hnsw.data"];
-
-/// Cosine distance of unit vectors.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct UnitCosine;
-
-impl Distance<f32> for UnitCosine {
-    fn eval(&self, a: &[f32], b: &[f32]) -> f32 {
-        distance(a, b)
-    }
-}
+use super::vectors::Vectors;
 
 /// How a graph is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GraphOptions {
-    /// Links per vector and layer; hnsw_rs takes at most 255.
+    /// Links per vector and layer (M), 2 to 255; the ground layer has twice as many.
     pub connections: u8,
     /// Candidates looked at when a vector is linked.
     pub ef_construction: usize,
@@ -47,66 +25,98 @@ impl Default for GraphOptions {
 
 /// A navigable graph over vectors.
 pub struct Graph {
-    hnsw: Hnsw<'static, f32, UnitCosine>,
-    cell_ids: Vec<u64>,
+    walks: Walks,
+    vectors: Vectors,
 }
 
 impl fmt::Debug for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Graph").field("vectors", &self.cell_ids.len()).finish_non_exhaustive()
+        f.debug_struct("Graph").field("vectors", &self.vectors.len()).finish_non_exhaustive()
     }
 }
 
 impl Graph {
     /// Builds the graph.
-    pub fn build(vectors: &Vectors, options: GraphOptions) -> Self {
-        const LAYERS: usize = 16;
-        let connections = usize::from(options.connections);
-        let size = vectors.len().max(1);
-        let mut hnsw = Hnsw::new(connections, size, LAYERS, options.ef_construction, UnitCosine);
-        hnsw.set_extend_candidates(true);
-        let points: Vec<(&[f32], usize)> = (0..vectors.len()).map(|i| (vectors.at(i), i)).collect();
-        hnsw.parallel_insert_slice(&points);
-        hnsw.set_searching_mode(true);
-        Self { hnsw, cell_ids: vectors.cell_ids.clone() }
+    pub fn build(vectors: Vectors, options: GraphOptions) -> Self {
+        let seed = 0;
+        let options = Options { links: usize::from(options.connections), breadth: options.ef_construction, seed };
+        let walks = Walks::build(&vectors.units, vectors.dim, &options, |_| ());
+        Self { walks, vectors }
     }
 
-    /// Cells in the graph, by position.
-    pub fn cell_ids(&self) -> &[u64] {
-        &self.cell_ids
+    /// What [`bytes`](Self::bytes) gave, with its vectors; an error says what is wrong, for people.
+    pub(super) fn read(bytes: &[u8], vectors: Vectors) -> Result<Self, String> {
+        let walks = Walks::read(bytes).map_err(|e| e.to_string())?;
+        let (n, ids, numbers) = (walks.len(), vectors.len(), vectors.units.len());
+        if ids != n || walks.dim() != vectors.dim || numbers != n * vectors.dim {
+            return Err(format!("it links {n} vectors, but there are {ids} cells and {numbers} numbers"));
+        }
+        Ok(Self { walks, vectors })
     }
 
-    /// The `k` nearest to a unit vector, nearest first; approximate.
-    pub fn search(&self, query: &[f32], k: usize) -> Vec<Neighbour> {
-        let ef = (4 * k).max(128);
-        let found = self.hnsw.search(query, k, ef);
-        let mut found: Vec<Neighbour> = found
-            .into_iter()
-            .filter_map(|n| Some(Neighbour { distance: n.distance, cell_id: *self.cell_ids.get(n.d_id)? }))
-            .collect();
+    /// The links, without the vectors.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        // Nothing is refused by memory.
+        let _ = self.walks.write(&mut bytes);
+        bytes
+    }
+
+    /// Vectors in the graph, by position.
+    pub fn vectors(&self) -> &Vectors {
+        &self.vectors
+    }
+
+    /// The `k` nearest to a unit vector, nearest first; approximate. With `allowed`, only cells it allows, of which fewer
+    /// than `k` may be found; the fewer it allows the longer it takes.
+    pub fn search(&self, query: &[f32], k: usize, allowed: Option<&(dyn Fn(u64) -> bool + Sync)>) -> Vec<Neighbour> {
+        let breadth = (4 * k).max(128);
+        let cell_id = |position: u32| self.vectors.cell_ids[position as usize];
+        let among = allowed.map(|allowed| move |position: u32| allowed(cell_id(position)));
+        let among = among.as_ref().map(|among| among as &(dyn Fn(u32) -> bool + Sync));
+        let found = self.walks.search(&self.vectors.units, query, k, breadth, among);
+        let mut found: Vec<Neighbour> =
+            found.into_iter().map(|n| Neighbour { distance: n.distance, cell_id: cell_id(n.position) }).collect();
         found.sort_unstable();
         found
     }
+}
 
-    /// Writes [`FILES`] into a folder.
-    pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        let doing = format!("writing the graph to {}", folder.display());
-        self.hnsw.file_dump(folder, BASENAME).map_err(|e| Error::store(doing)(e.to_string()))?;
-        Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Vectors around a circle, a degree apart; cell ids are ten times the degree.
+    fn circle() -> Vectors {
+        let angles = (0..360u16).map(|degree| f32::from(degree).to_radians());
+        let units = angles.flat_map(|a| [a.cos(), a.sin()]).collect();
+        Vectors { dim: 2, cell_ids: (0..360).map(|i| 10 * i).collect(), units }
     }
 
-    /// Reads [`FILES`] from a folder. They must be whole: check them first.
-    pub(super) fn read(folder: &Path, cell_ids: Vec<u64>) -> Result<Self> {
-        let doing = format!("reading the graph from {}", folder.display());
-        // hnsw_rs ties the graph to its reader by lifetime, though without memory mapping nothing is shared. A reader is
-        // a few hundred bytes, and an index is opened once per process.
-        let reader = Box::leak(Box::new(HnswIo::new(folder, BASENAME)));
-        let hnsw: Hnsw<'static, f32, UnitCosine> =
-            reader.load_hnsw().map_err(|e| Error::store(doing)(e.to_string()))?;
-        if hnsw.get_nb_point() != cell_ids.len() {
-            let (points, ids) = (hnsw.get_nb_point(), cell_ids.len());
-            return Err(Error::Request(format!("the index holds {points} vectors but names {ids} cells")));
-        }
-        Ok(Self { hnsw, cell_ids })
+    fn ids(found: &[Neighbour]) -> Vec<u64> {
+        found.iter().map(|n| n.cell_id).collect()
+    }
+
+    #[test]
+    fn answers_are_cells_and_obey_a_filter() {
+        let vectors = circle();
+        let query = vectors.at(100).to_vec();
+        let graph = Graph::build(vectors, GraphOptions::default());
+        assert_eq!(ids(&graph.search(&query, 1, None)), [1000]);
+        let even = |id: u64| id % 40 == 20;
+        let mut found = ids(&graph.search(&query, 4, Some(&even)));
+        found.sort_unstable();
+        assert_eq!(found, [940, 980, 1020, 1060]);
+    }
+
+    #[test]
+    fn a_graph_of_other_vectors_is_refused() {
+        let graph = Graph::build(circle(), GraphOptions::default());
+        let bytes = graph.bytes();
+        assert!(Graph::read(&bytes, circle()).is_ok());
+        let mut fewer = circle();
+        fewer.cell_ids.pop();
+        assert!(Graph::read(&bytes, fewer).is_err());
+        assert!(Graph::read(&bytes[1..], circle()).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! Nearest neighbours among the vectors of an embedding table.
 //!
-//! A graph (hnsw_rs) behind our own files answers most questions; an exact scan answers the rest, and checks the graph.
+//! A graph (`cellql-neighbours`) behind checked files answers most questions; an exact scan answers the rest, and checks the graph.
 //! [`uses_graph`] is the one place that decides.
 //!
 //! Depends on `store`. Knows nothing of models or SQL: an index rests on vectors, wherever they come from.

@@ -99,7 +99,7 @@ pub async fn search(store: &Store, request: Request<'_>) -> Result<(Vec<Neighbou
     let found = match graph {
         None => exact(&Vectors::read(store, &name).await?, &query, k, request.among.as_ref(), not),
         Some(graph) => {
-            let mut found = graph.search(&query, k + 1);
+            let mut found = graph.search(&query, k + 1, None);
             found.retain(|n| Some(n.cell_id) != not);
             found.truncate(k);
             found

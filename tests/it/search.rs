@@ -133,7 +133,7 @@ async fn a_graph_is_used_when_whole_and_doubted_when_not() {
 
     // One byte of any of its files changed: named, and the answer is exact.
     let path = index::list(&store).await.unwrap()[0].path.clone();
-    for file in ["vectors.hnsw.graph", "vectors.hnsw.data", "cell_ids", "manifest.json"] {
+    for file in ["graph", "vectors", "cell_ids", "manifest.json"] {
         let at = store.local_path(&format!("{path}/{file}")).unwrap();
         let whole = std::fs::read(&at).unwrap();
         let mut bytes = whole.clone();
