@@ -6,7 +6,7 @@ CARGO = set -e; PROTOC="$$(scripts/ensure-tools.sh)"; export PROTOC; cargo
 # Always the whole workspace: another selection means other features of dependencies, and compiling them twice.
 WHOLE = --workspace --locked
 
-.PHONY: bench bench-ingest bench-model build clean cuda data demo fmt fuzz lint release test
+.PHONY: bench bench-ingest bench-model bench-neighbours build clean cuda data demo fmt fuzz lint release test
 
 demo: build
 	rm -rf demo/store   # the demo's own place only: another STORE is the user's and never removed
@@ -61,6 +61,12 @@ cuda:
 # A model of 100M sizes beside PyTorch, on real cells. Installs PyTorch (some gigabytes) and takes ten minutes and more.
 bench-model: build data
 	scripts/bench-model.sh "$(CARGO_TARGET_DIR)/debug/cellql" $(BENCH_MODEL)
+
+# Nearest neighbours beside hnswlib, usearch and faiss. One crate alone, in release and in a folder of its own, so that nothing
+# else is compiled anew.
+bench-neighbours: data
+	$(CARGO) build -p cellql-neighbours --locked --release --example bench --target-dir "$(CARGO_TARGET_DIR)/neighbours"
+	scripts/bench-neighbours.sh "$(CARGO_TARGET_DIR)/neighbours/release/examples/bench" $(BENCH_NEIGHBOURS)
 
 clean:
 	rm -rf "$(CARGO_TARGET_DIR)" demo/store

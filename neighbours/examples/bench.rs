@@ -1,7 +1,7 @@
 //! Our side of `benches/neighbours.py`: builds a graph over its files, or answers its queries and prints JSON lines.
 //!
 //! usage: bench build FOLDER DIM M BREADTH
-//!        bench query FOLDER DIM BREADTH,BREADTH,…
+//!        bench query FOLDER DIM BREADTH,BREADTH,… RECALL      (up to the first breadth that finds more than RECALL)
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr, reason = "a benchmark")]
 
 use std::fs::{File, read};
@@ -9,13 +9,15 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use cellql_neighbours::{Graph, Options};
+use cellql_neighbours::{Found, Graph, Options};
 use rayon::prelude::*;
 
 /// Neighbours asked for.
 const K: usize = 10;
 /// Where filters are answered.
 const FILTER_BREADTH: usize = 64;
+/// How many queries filters are timed with: the way that is not taken can be very slow.
+const FILTERED: usize = 50;
 /// Shares of the set that filters keep.
 const SHARES: [&str; 3] = ["0.5", "0.05", "0.001"];
 
@@ -25,7 +27,10 @@ fn main() {
     let dim: usize = arguments[2].parse().unwrap();
     match arguments[0].as_str() {
         "build" => build(folder, dim, arguments[3].parse().unwrap(), arguments[4].parse().unwrap()),
-        _ => query(folder, dim, arguments[3].split(',').map(|b| b.parse().unwrap()).collect()),
+        _ => {
+            let ladder = arguments[3].split(',').map(|b| b.parse().unwrap()).collect();
+            query(folder, dim, ladder, arguments[4].parse().unwrap());
+        }
     }
 }
 
@@ -56,34 +61,24 @@ fn build(folder: &Path, dim: usize, links: usize, breadth: usize) {
     println!(r#"{{"seconds": {seconds}, "threads": {threads}, "peak_gib": {}, "bytes": {}}}"#, peak(), graph.bytes());
 }
 
-fn query(folder: &Path, dim: usize, ladder: Vec<usize>) {
+fn query(folder: &Path, dim: usize, ladder: Vec<usize>, enough: f64) {
     let vectors = floats(&folder.join("base.f32"));
     let queries = floats(&folder.join("queries.f32"));
     let graph = Graph::read(&read(folder.join("ours.graph")).unwrap()).unwrap();
+    assert_eq!(graph.dim(), dim, "a graph of other vectors");
     let exact = numbers(&folder.join("exact-1.0.u32"));
     graph.search_many(&vectors, &queries, K, ladder[0], None);
     let mut points = Vec::new();
     for breadth in ladder {
-        if let Ok(rep) = std::env::var("REP") {
-            let mut best = f64::MAX;
-            for _ in 0..rep.parse().unwrap() {
-                let start = Instant::now();
-                graph.search_many(&vectors, &queries, K, breadth, None);
-                best = best.min(start.elapsed().as_secs_f64());
-            }
-            eprintln!("{breadth}: best {:.0}", 1000.0 / best);
-        }
-        let start = Instant::now();
+        let (start, work) = (Instant::now(), processor_seconds());
         let found = graph.search_many(&vectors, &queries, K, breadth, None);
-        let rate = found.len() as f64 / start.elapsed().as_secs_f64();
-        let found: Vec<Vec<u32>> = found.into_iter().map(|f| f.into_iter().map(|f| f.position).collect()).collect();
-        if std::env::var("DBG").is_ok() {
-            let per: Vec<usize> =
-                found.iter().zip(exact.chunks(K)).map(|(f, e)| e.iter().filter(|e| f.contains(e)).count()).collect();
-            let hist: Vec<usize> = (0..=K).map(|h| per.iter().filter(|p| **p == h).count()).collect();
-            eprintln!("{breadth} {hist:?}");
+        let (seconds, work) = (start.elapsed().as_secs_f64(), processor_seconds() - work);
+        let (rate, cpu_rate) = (found.len() as f64 / seconds, found.len() as f64 / work);
+        let recall = recall(&positions(found), &exact);
+        points.push(format!(r#"{{"breadth": {breadth}, "recall": {recall}, "rate": {rate}, "cpu_rate": {cpu_rate}}}"#));
+        if recall > enough {
+            break;
         }
-        points.push(format!(r#"{{"breadth": {breadth}, "recall": {}, "rate": {rate}}}"#, recall(&found, &exact)));
     }
     let filters: Vec<String> = if std::env::var("NOF").is_ok() {
         Vec::new()
@@ -91,6 +86,20 @@ fn query(folder: &Path, dim: usize, ladder: Vec<usize>) {
         SHARES.iter().map(|share| filter(folder, share, &graph, &vectors, &queries)).collect()
     };
     println!(r#"{{"peak_gib": {}, "ladder": [{}], "filters": [{}]}}"#, peak(), points.join(","), filters.join(","));
+}
+
+fn positions(found: Vec<Vec<Found>>) -> Vec<Vec<u32>> {
+    found.into_iter().map(|found| found.into_iter().map(|f| f.position).collect()).collect()
+}
+
+/// What this process's threads have run so far.
+fn processor_seconds() -> f64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let nanoseconds = tasks.map(|task| {
+        let line = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
+        line.split(' ').next().unwrap().parse::<f64>().unwrap()
+    });
+    nanoseconds.sum::<f64>() / 1e9
 }
 
 /// Share of the exact neighbours that were found.
@@ -109,15 +118,16 @@ fn filter(folder: &Path, share: &str, graph: &Graph, vectors: &[f32], queries: &
     let part = kept.len() as f64 / among.len() as f64;
     let walk_work = FILTER_BREADTH as f64 / part * 16.0;
     let dim = graph.dim();
+    let (queries, exact) = (&queries[..FILTERED * dim], &exact[..FILTERED * K]);
     let start = Instant::now();
     let allowed = |id: u32| among[id as usize] == 1;
     let walked = graph.search_many(vectors, queries, K, FILTER_BREADTH, Some(&allowed));
     let walk_rate = walked.len() as f64 / start.elapsed().as_secs_f64();
-    let walked: Vec<Vec<u32>> = walked.into_iter().map(|f| f.into_iter().map(|f| f.position).collect()).collect();
+    let walked = positions(walked);
     let start = Instant::now();
     let scanned: Vec<Vec<u32>> = queries.par_chunks(dim).map(|q| scan(vectors, dim, q, &kept)).collect();
     let scan_rate = scanned.len() as f64 / start.elapsed().as_secs_f64();
-    let (walk, scan) = ((recall(&walked, &exact), walk_rate), (recall(&scanned, &exact), scan_rate));
+    let (walk, scan) = ((recall(&walked, exact), walk_rate), (recall(&scanned, exact), scan_rate));
     let (way, taken, other) = if walk_work > kept.len() as f64 { ("scan", scan, walk) } else { ("graph", walk, scan) };
     format!(
         r#"{{"share": {share}, "way": "{way}", "recall": {}, "rate": {}, "other_recall": {}, "other_rate": {}}}"#,

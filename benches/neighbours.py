@@ -1,0 +1,319 @@
+#!/usr/bin/env python3
+"""Times approximate nearest-neighbour search of cellql-neighbours beside hnswlib, usearch and faiss, in one run on one set.
+
+    benches/neighbours.py --ours PROGRAM --source raw-Baron_human.h5ad --cache FOLDER
+                          [--count 100000] [--dim 256] [--threads 1,2] [--repeat 3] [--only ours,hnswlib,...]
+
+The vectors: Baron's human pancreas cells, counts scaled to 10,000 a cell, log(1 + x), centred, their first 50 principal
+components (numpy, exact). A vector is the scores of a cell drawn at random plus Gaussian noise in every component, half as
+wide as that component's spread within cell types (the authors' labels), then turned into `--dim` dimensions by one random
+matrix of orthonormal rows and scaled to unit length. So the set is clustered like an atlas: types, cells within them, and
+neighbours around every cell. The 1,000 queries are drawn in the same way and are not in the set. Exact neighbours come from
+numpy's matrix product over the whole set, and so do those among a random half, twentieth and thousandth of it.
+
+All graphs have 32 links a vector on the ground layer (M = 16) and are built with 128 candidates, by all the `--threads`
+there are. Programs run by turns, each in a process of its own, and answer the 1,000 queries as one batch at every breadth of
+a ladder up to recall 0.99; that is a round, and there are `--repeat` of them. Printed are medians over the rounds with
+[smallest, largest], by the clock on the wall and by the seconds that processors spent, which other work on the machine
+disturbs less. Queries/s at recall 0.95 lie on the line through the two neighbouring breadths, of log(queries/s) over recall; a program
+whose least breadth finds more than that is taken at its least breadth. Memory is the peak of the process that answers.
+Graphs are kept in FOLDER, and a graph found there is not built again: its seconds are those of the run that built it.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+K, QUERIES, LINKS, BREADTH, COMPONENTS, NOISE = 10, 1000, 16, 128, 50, 0.5
+SHARES = [0.5, 0.05, 0.001]
+LADDER = [10, 14, 20, 28, 40, 56, 80, 112, 160, 224]
+AIM, ENOUGH = 0.95, 0.99
+
+
+def scores(source):
+    """Principal components `[cells, 50]` of log-normalised counts and their spread within cell types `[50]`."""
+    import h5py
+
+    with h5py.File(source) as file:
+        x = file["X"]
+        shape = x.attrs["shape"]
+        dense = np.zeros(shape, np.float32)
+        starts, indices, data = x["indptr"][:], x["indices"][:], x["data"][:]
+        for row in range(shape[0]):
+            part = slice(starts[row], starts[row + 1])
+            dense[row, indices[part]] = data[part]
+        types = file["obs/cell_type1"][:]
+    dense = np.log1p(dense / dense.sum(1, keepdims=True) * 1e4)
+    dense -= dense.mean(0)
+    values, vectors = np.linalg.eigh(dense.astype(np.float64) @ dense.T.astype(np.float64))
+    top = np.argsort(values)[::-1][:COMPONENTS]
+    found = vectors[:, top] * np.sqrt(values[top])
+    residual = found.copy()
+    for cell_type in np.unique(types):
+        residual[types == cell_type] -= found[types == cell_type].mean(0)
+    return found, residual.std(0)
+
+
+def make(folder, source, count, dim):
+    """Writes the set, the queries, the subsets and all exact neighbours."""
+    if (folder / "made").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    found, spread = scores(source)
+    rng = np.random.default_rng(1)
+    turn = np.linalg.qr(rng.standard_normal((dim, COMPONENTS)))[0].T
+
+    def draw(rows):
+        chosen = found[rng.integers(len(found), size=rows)] + NOISE * spread * rng.standard_normal((rows, COMPONENTS))
+        chosen = chosen @ turn
+        return (chosen / np.linalg.norm(chosen, axis=1, keepdims=True)).astype("<f4")
+
+    queries = draw(QUERIES)
+    queries.tofile(folder / "queries.f32")
+    with open(folder / "base.f32", "wb") as out:
+        for start in range(0, count, 50_000):
+            draw(min(50_000, count - start)).tofile(out)
+    base = np.memmap(folder / "base.f32", "<f4", "r", shape=(count, dim))
+    inside = {1.0: np.ones(count, bool), **{share: rng.random(count) < share for share in SHARES}}
+    best = {share: (np.full((QUERIES, K), -np.inf, np.float32), np.zeros((QUERIES, K), "<u4")) for share in inside}
+    for start in range(0, count, 50_000):
+        products = queries @ base[start:start + 50_000].T
+        for share, allowed in inside.items():
+            columns = np.flatnonzero(allowed[start:start + 50_000])
+            if len(columns) == 0:
+                continue
+            part = products[:, columns]
+            values = np.hstack([best[share][0], part])
+            places = np.hstack([best[share][1], np.broadcast_to((columns + start).astype("<u4"), part.shape)])
+            top = np.argpartition(-values, K, axis=1)[:, :K]
+            best[share] = np.take_along_axis(values, top, 1), np.take_along_axis(places, top, 1)
+    for share, (_, places) in best.items():
+        places.astype("<u4").tofile(folder / f"exact-{share}.u32")
+        inside[share].astype(np.uint8).tofile(folder / f"among-{share}.u8")
+    (folder / "made").touch()
+
+
+def truth(folder):
+    return np.fromfile(folder / "exact-1.0.u32", "<u4").reshape(QUERIES, K)
+
+
+class Hnswlib:
+    def __init__(self, base, dim, threads):
+        import hnswlib
+
+        self.index, self.threads = hnswlib.Index("ip", dim), threads
+        self.count, self.index_file = len(base), None
+
+    def build(self, base):
+        self.index.init_index(len(base), M=LINKS, ef_construction=BREADTH)
+        self.index.add_items(base, num_threads=self.threads)
+
+    def save(self, path):
+        self.index.save_index(path)
+
+    def load(self, path):
+        self.index.load_index(path, max_elements=self.count)
+
+    def search(self, queries, breadth):
+        self.index.set_ef(breadth)
+        return self.index.knn_query(queries, K, num_threads=self.threads)[0]
+
+
+class Usearch:
+    def __init__(self, base, dim, threads, dtype):
+        from usearch.index import Index
+
+        self.threads = threads
+        self.index = Index(ndim=dim, metric="ip", dtype=dtype, connectivity=LINKS, expansion_add=BREADTH)
+
+    def build(self, base):
+        step = 20_000
+        for start in range(0, len(base), step):
+            part = np.ascontiguousarray(base[start:start + step])
+            self.index.add(np.arange(start, start + len(part), dtype=np.uint64), part, threads=self.threads)
+
+    def save(self, path):
+        self.index.save(path)
+
+    def load(self, path):
+        self.index.load(path)
+
+    def search(self, queries, breadth):
+        self.index.expansion_search = breadth
+        return self.index.search(queries, K, threads=self.threads).keys
+
+
+class Faiss:
+    def __init__(self, base, dim, threads, bits):
+        import faiss
+
+        faiss.omp_set_num_threads(threads)
+        self.faiss, metric = faiss, faiss.METRIC_INNER_PRODUCT
+        if bits == 8:
+            self.index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, LINKS, metric)
+        else:
+            self.index = faiss.IndexHNSWFlat(dim, LINKS, metric)
+        self.index.hnsw.efConstruction = BREADTH
+
+    def build(self, base):
+        if not self.index.is_trained:
+            self.index.train(np.ascontiguousarray(base[:50_000]))
+        self.index.add(base)
+
+    def save(self, path):
+        self.faiss.write_index(self.index, path)
+
+    def load(self, path):
+        self.index = self.faiss.read_index(path)
+
+    def search(self, queries, breadth):
+        self.index.hnsw.efSearch = breadth
+        return self.index.search(queries, K)[1]
+
+
+RIVALS = {
+    "hnswlib f32": Hnswlib,
+    "usearch f32": lambda *a: Usearch(*a, "f32"),
+    "usearch bf16": lambda *a: Usearch(*a, "bf16"),
+    "usearch i8": lambda *a: Usearch(*a, "i8"),
+    "faiss f32": lambda *a: Faiss(*a, 32),
+    "faiss 8-bit": lambda *a: Faiss(*a, 8),
+}
+
+
+def worker(args, folder):
+    """A process of one rival: builds its graph, or answers the queries at every breadth."""
+    name, threads = args.worker, int(args.threads)
+    base = np.memmap(folder / "base.f32", "<f4", "r", shape=(args.count, args.dim))
+    rival = RIVALS[name](base, args.dim, threads)
+    path = str(folder / f"{name.replace(' ', '-')}.graph")
+    if args.build:
+        start = time.perf_counter()
+        rival.build(base)
+        seconds = time.perf_counter() - start
+        rival.save(path)
+        print(json.dumps({"seconds": seconds, "threads": threads}))
+        return
+    rival.load(path)
+    queries = np.fromfile(folder / "queries.f32", "<f4").reshape(QUERIES, args.dim)
+    exact, found = truth(folder), []
+    rival.search(queries, LADDER[0])
+    for breadth in LADDER:
+        start, work = time.perf_counter(), time.process_time()
+        keys = rival.search(queries, breadth)
+        seconds, work = time.perf_counter() - start, time.process_time() - work
+        hits = sum(len(np.intersect1d(a, b)) for a, b in zip(keys.astype(np.int64), exact.astype(np.int64)))
+        found.append({"breadth": breadth, "recall": hits / exact.size, "rate": QUERIES / seconds, "cpu_rate": QUERIES / work})
+        if found[-1]["recall"] > ENOUGH:
+            break
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"peak_gib": peak, "ladder": found}))
+
+
+def call(command, threads):
+    settings = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env={**os.environ, **settings})
+    if done.returncode != 0:
+        sys.exit(f"{command}\n{done.stdout}\n{done.stderr}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def command(args, folder, name, threads, build):
+    if name == "ours":
+        verb = ["build", LINKS, BREADTH] if build else ["query", ",".join(map(str, LADDER)), ENOUGH]
+        return [args.ours, verb[0], folder, args.dim, *verb[1:]]
+    rest = ["--count", args.count, "--dim", args.dim, "--threads", threads, "--cache", args.cache]
+    return [sys.executable, __file__, "--worker", name, *rest, *(["--build"] if build else [])]
+
+
+def at_aim(ladder, rate):
+    """Queries/s at recall 0.95, or None where no breadth reaches it; `rate` says by which clock."""
+    before = None
+    for point in ladder:
+        if point["recall"] >= AIM:
+            if before is None:
+                return point[rate]
+            part = (AIM - before["recall"]) / (point["recall"] - before["recall"])
+            return math.exp((1 - part) * math.log(before[rate]) + part * math.log(point[rate]))
+        before = point
+    return None
+
+
+def spread(values, form):
+    return f"{form % statistics.median(values)} [{form % min(values)}, {form % max(values)}]"
+
+
+def bench(args, folder):
+    names = [name for name in ["ours", *RIVALS] if not args.only or name.split()[0] in args.only.split(",")]
+    threads = [int(t) for t in args.threads.split(",")]
+    print(f"{args.count} vectors x {args.dim}, {QUERIES} queries, recall@{K}; M = {LINKS}, {BREADTH} candidates; "
+          f"{COMPONENTS} components, noise {NOISE} of the spread within types", flush=True)
+    make(folder, args.source, args.count, args.dim)
+    built = {}
+    for name in names:
+        note = folder / f"{name.replace(' ', '-')}.json"
+        if not note.exists() or (name == "ours" and args.rebuild):
+            note.write_text(json.dumps(call(command(args, folder, name, max(threads), True), max(threads))[-1]))
+        built[name] = json.loads(note.read_text())
+        print(f"{name:14} built in {built[name]['seconds']:7.1f} s by {built[name]['threads']} threads", flush=True)
+    rounds = {}
+    for turn in range(args.repeat):
+        for count in threads:
+            for name in names if turn % 2 == 0 else names[::-1]:
+                rounds.setdefault((name, count), []).append(call(command(args, folder, name, count, False), count)[-1])
+    for count in threads:
+        for name in names:
+            report(name, count, rounds[name, count])
+    if "ours" in names:
+        for count in threads:
+            for way in rounds["ours", count][0]["filters"]:
+                print(f"ours, {count} threads, filter keeping {way['share']:6.1%}: {way['way']}, recall {way['recall']:.3f}, "
+                      f"{way['rate']:.0f} queries/s; other way recall {way['other_recall']:.3f}, {way['other_rate']:.0f} queries/s")
+
+
+def report(name, count, results):
+    label = f"{name:14} {count} threads: "
+    ladder = " ".join(f"{p['breadth']}:{p['recall']:.3f}/{statistics.median(r['ladder'][i]['rate'] for r in results):.0f}"
+                      for i, p in enumerate(results[0]["ladder"]))
+    peak = statistics.median(r["peak_gib"] for r in results)
+    if at_aim(results[0]["ladder"], "rate") is None:
+        best = max(p["recall"] for p in results[0]["ladder"])
+        print(f"{label}recall {AIM} not reached, at most {best:.3f}; {peak:.2f} GiB; breadth:recall/rate {ladder}", flush=True)
+        return
+    wall, work = ([at_aim(r["ladder"], rate) for r in results] for rate in ["rate", "cpu_rate"])
+    print(f"{label}{spread(wall, '%.0f')} queries/s, {spread(work, '%.0f')} per second of processor, {peak:.2f} GiB; "
+          f"breadth:recall/rate {ladder}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ours")
+    parser.add_argument("--source")
+    parser.add_argument("--cache", required=True, type=Path)
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", help="programs, by the first word of their names")
+    parser.add_argument("--rebuild", action="store_true", help="build our graph even if there is one")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--build", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    folder = args.cache / f"neighbours-{args.count}-{args.dim}"
+    if args.worker:
+        worker(args, folder)
+    else:
+        bench(args, folder)
+
+
+if __name__ == "__main__":
+    main()

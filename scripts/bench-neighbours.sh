@@ -1,0 +1,17 @@
+#!/bin/sh
+# Times approximate nearest neighbours beside hnswlib, usearch and faiss, on vectors made from real cells: how they are made
+# and what is measured is said in benches/neighbours.py. Without options: 100,000 vectors of 256 numbers. The sizes of
+# ARCHITECTURE.md are `--count 1000000 --dim 256` and `--count 100000 --dim 3072`, an hour each on two cores.
+#
+# usage: scripts/bench-neighbours.sh PROGRAM [OPTIONS OF benches/neighbours.py]
+#        PROGRAM: the example `bench` of the crate cellql-neighbours
+set -eu
+program=$1
+shift
+cache=${CELLQL_TEST_DATA:-$HOME/.cache/cellql-test-data}
+python=$cache/neighbours-python/bin/python
+if ! "$python" -c 'import faiss, h5py, hnswlib, numpy, usearch' 2>/dev/null; then
+    python3 -m venv "$cache/neighbours-python"
+    "$cache/neighbours-python/bin/pip" -q --disable-pip-version-check install faiss-cpu h5py hnswlib numpy usearch
+fi
+exec "$python" benches/neighbours.py --ours "$program" --source "$cache/raw-Baron_human.h5ad" --cache "$cache" "$@"
