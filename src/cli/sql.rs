@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Read};
 
 use super::args::SqlArgs;
 use super::output::{Sheet, height};
-use super::shell::{self, Interrupts, Runner};
+use super::shell::{self, Runner};
 use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::query::{Parameters, Session};
@@ -24,7 +24,7 @@ pub(super) async fn run(args: SqlArgs, talk: &Talk) -> Result<()> {
             runner.script(&script).await.map(drop)
         }
         None => {
-            (runner.timing, runner.interrupts) = (true, Some(Interrupts::listen()?));
+            runner.timing = true;
             shell::run(runner).await
         }
     }

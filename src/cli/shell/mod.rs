@@ -1,7 +1,8 @@
 //! Statements and backslash commands, from a script or from a person at a terminal.
 //!
 //! [`runner`] runs them one after another; [`commands`] reads a command and [`describe`] answers those about the store;
-//! [`complete`] knows what Tab offers; [`editor`] is the terminal. Only the last one knows there is one.
+//! [`complete`] knows what Tab offers; [`editor`] is the terminal and [`interrupts`] its Ctrl-C. Only these two know that
+//! there is one.
 
 mod commands;
 mod complete;
@@ -10,12 +11,12 @@ mod editor;
 mod interrupts;
 mod runner;
 
-pub(super) use interrupts::Interrupts;
 pub(super) use runner::{Runner, read_script};
 
 use crate::error::Result;
 use crate::query::script;
 use editor::{Editor, Input};
+use interrupts::Interrupts;
 use runner::Next;
 
 const PROMPT: &str = "cellql> ";
@@ -27,6 +28,8 @@ const GO_ON: &str = "   ...> ";
 /// The terminal cannot be read. What a statement does wrong is said and the shell goes on.
 pub(super) async fn run(mut runner: Runner<'_>) -> Result<()> {
     let mut editor = Editor::open(&runner).await?;
+    // After the editor is open, for opening it takes the signal.
+    runner.interrupts = Some(Interrupts::listen()?);
     let store = runner.session.engine().store();
     runner.talk.say(&format!(
         "cellql {}, {} at version {}. \\? lists the commands, Ctrl-D leaves.",
