@@ -89,7 +89,7 @@ pub async fn build(
     let (dim, n_vectors) = (vectors.dim, vectors.len());
     let built = tokio::task::spawn_blocking(move || {
         let files = Graph::build(&vectors, options, |done| on_progress(done, Some(n_vectors as u64)))?;
-        Ok(files.map(|(name, bytes)| (name, checksums(&bytes), bytes)))
+        Ok::<_, Error>(files.map(|(name, bytes)| (name, checksums(&bytes), bytes)))
     });
     let built = built.await.map_err(Error::store(format!("building index {name}")))??;
     let manifest = Manifest {

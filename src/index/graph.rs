@@ -96,7 +96,7 @@ impl Graph {
     }
 }
 
-/// Candidates kept on a walk for `k`. For 10 it gives a recall above 0.98 on clustered vectors (`make bench-neighbours`).
+/// Candidates kept on a walk for `k`; more find more (`make bench-neighbours` shows what each breadth finds).
 fn breadth(k: usize) -> usize {
     (4 * k).max(128)
 }

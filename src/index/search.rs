@@ -106,7 +106,7 @@ pub struct Searcher {
 #[derive(Debug)]
 enum Usable {
     No,
-    Yes(Indexed),
+    Yes(Box<Indexed>),
     /// There is one, but it cannot be used: why.
     Not(String),
 }
@@ -288,7 +288,7 @@ impl Searcher {
                 missing = Vectors::from_batches(&batches, Metric::Cosine)?;
             }
         }
-        Ok(Usable::Yes(Indexed { name: entry.name, graph, missing, gone }))
+        Ok(Usable::Yes(Box::new(Indexed { name: entry.name, graph, missing, gone })))
     }
 }
 

@@ -1,19 +1,16 @@
 //! The engine behind the functions: genes, models and neighbours of one store.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{AsArray, Float32Array};
-use arrow::compute::{concat_batches, take_record_batch};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
+use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
+use cellql_schemas::embeddings;
 use cellql_schemas::expr::{Profile, Profiles};
 use cellql_schemas::recipe::Recipe;
-use cellql_schemas::suggest::did_you_mean;
 use cellql_schemas::vocabulary::Placement;
-use cellql_schemas::{cells, embeddings};
-use cellql_udfs::engine::{Embedded, Engine, EngineError, Enhanced, Query, SearchRequest};
+use cellql_udfs::engine::{Embedded, Engine, EngineError, Enhanced, SearchRequest};
 use cellql_udfs::over_cells::Cells;
 use tokio::runtime::Handle;
 

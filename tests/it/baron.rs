@@ -9,6 +9,7 @@ use std::time::Instant;
 use cellql::index::{self, GraphOptions, Metric, Question, Searcher, Vectors, exact};
 use cellql::ingest::IngestOptions;
 use cellql::model::{Config, Provenance, Size, initialise, registry};
+use cellql::progress::silent;
 use cellql::query::Session;
 use cellql::store::embedding_table;
 use cellql_schemas::vocabulary::Vocabulary;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use arrow::array::AsArray;
+use arrow::array::{Array, AsArray};
 use arrow::datatypes::Float32Type;
 use cellql::index::{self, GraphOptions, Method, Metric, Question, Searcher, Vectors, exact};
 use cellql::progress::silent;
