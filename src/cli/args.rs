@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::output::Format;
+use crate::index::Metric;
 use crate::jobs::Shard;
 use crate::model::{CheckpointKey, Device, Size};
 
@@ -70,7 +71,7 @@ pub(super) enum Verb {
         #[command(subcommand)]
         verb: IndexVerb,
     },
-    /// Find the cells nearest to a cell
+    /// Find the cells nearest to a cell or to those of a file, or the genes nearest to a gene
     Search(SearchArgs),
     /// Make a store of real cells with a model and an index, and show what can be asked
     Demo {
@@ -388,8 +389,26 @@ pub(super) struct SearchArgs {
     #[command(flatten)]
     pub(super) store: ReadArgs,
     /// Cell to start from: its cell_id
-    #[arg(long)]
-    pub(super) cell: u64,
+    #[arg(long, required_unless_present_any = ["gene", "query"], conflicts_with_all = ["gene", "query"])]
+    pub(super) cell: Option<u64>,
+    /// Gene to start from, by any of its names: finds genes with like embeddings
+    #[arg(long, conflicts_with = "query")]
+    pub(super) gene: Option<String>,
+    /// Group of cells whose gene embeddings are searched (default: the only one)
+    #[arg(long, requires = "gene")]
+    pub(super) group: Option<String>,
+    /// File of cells to start from: each is embedded and its neighbours are found
+    #[arg(long, value_name = "FILE")]
+    pub(super) query: Option<String>,
+    /// For each cell of the file, the value of this column that most neighbours have, with its share of the votes
+    #[arg(long, value_name = "COLUMN", requires = "query")]
+    pub(super) vote: Option<String>,
+    /// What near means: cosine, l2, inner_product or correlation
+    #[arg(long, default_value = "cosine")]
+    pub(super) metric: Metric,
+    /// What runs models: cpu, or cuda, cuda:1 in a build with CUDA
+    #[arg(long, default_value = "cpu")]
+    pub(super) device: Device,
     /// Number of neighbours
     #[arg(short, default_value_t = 10)]
     pub(super) k: usize,

@@ -1,7 +1,8 @@
-//! Work over whole tables: embeddings of cells and of genes.
+//! Work over whole tables: embeddings of cells and of genes, and the neighbours of a file's cells.
 //!
 //! Depends on `query` for models and on `store`. Knows nothing of SQL text or the terminal.
 
+mod annotate;
 mod cells;
 mod embed;
 mod embed_genes;
@@ -14,6 +15,7 @@ use arrow::datatypes::Schema;
 use cellql_schemas::embeddings::{MODEL_METADATA, RECIPE_METADATA};
 use cellql_schemas::recipe::Recipe;
 
+pub use annotate::{Annotated, Annotation, annotate};
 pub use embed::{EmbedOptions, EmbedReport, embed_cells};
 pub use embed_genes::{GenesReport, Groups, embed_genes};
 pub use shard::Shard;

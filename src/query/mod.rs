@@ -10,6 +10,7 @@ mod gather_model_calls;
 mod memo;
 mod model_exec;
 mod names;
+mod nearest_by_index;
 mod parameters;
 pub mod script;
 mod search;

@@ -225,6 +225,14 @@ impl StoreEngine {
         Ok(names)
     }
 
+    /// Cells that satisfy an SQL condition.
+    ///
+    /// # Errors
+    /// The condition does not fit `cells`.
+    pub async fn cells_where(&self, condition: &str) -> Result<HashSet<u64>> {
+        self.matching(Target::Cells, condition).await
+    }
+
     /// Rows that satisfy a filter.
     async fn matching(&self, target: Target, filter: &str) -> Result<HashSet<u64>> {
         let batches = self.store().read(target.table(), &[target.key()], Some(filter)).await.map_err(|e| match e {

@@ -19,6 +19,7 @@ use datafusion::sql::parser::{DFParser, Statement};
 use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
 use super::gather_model_calls::GatherModelCalls;
+use super::nearest_by_index::NearestByIndex;
 use super::parameters::Parameters;
 use super::table::StoreTable;
 use crate::error::{Error, Result};
@@ -87,6 +88,7 @@ impl Session {
             .with_default_features()
             .with_physical_optimizer_rules(physical)
             .with_optimizer_rule(Arc::new(DeferModelCalls))
+            .with_optimizer_rule(Arc::new(NearestByIndex::new(Arc::clone(&engine))))
             .build();
         let context = SessionContext::new_with_state(state);
         let session = Self { context, engine };
@@ -120,7 +122,10 @@ impl Session {
         let prefix = format!("{schema}/");
         let names: Vec<&str> = store.tables().filter(|t| t.starts_with(&prefix)).collect();
         for name in &names {
-            let table: Arc<StoreTable> = Arc::new(StoreTable::new(store.table(name).await?));
+            let table = StoreTable::new(store.table(name).await?);
+            let recipe = name[prefix.len()..].to_owned();
+            let table = if schema == embeddings::SCHEMA { table.of_recipe(recipe) } else { table };
+            let table = Arc::new(table);
             tables.register_table(name[prefix.len()..].to_owned(), Arc::clone(&table) as _)?;
             if names.len() == 1 {
                 self.context.register_table(schema, table)?;
@@ -163,6 +168,15 @@ impl Session {
 
     pub(super) fn context(&self) -> &SessionContext {
         &self.context
+    }
+
+    /// Adds a table that only this session has.
+    ///
+    /// # Errors
+    /// There is a table of that name.
+    pub fn put(&self, name: &str, rows: RecordBatch) -> Result<()> {
+        self.context.register_batch(name, rows)?;
+        Ok(())
     }
 
     /// The engine.

@@ -18,18 +18,32 @@ const BATCH_ROWS: usize = 1024;
 /// Like lance's own provider, which claims to apply any filter exactly; filters that call our functions stay above it,
 /// where the planner can see and order them.
 #[derive(Debug)]
-pub(super) struct StoreTable(LanceTableProvider);
+pub(super) struct StoreTable {
+    lance: LanceTableProvider,
+    recipe: Option<String>,
+}
 
 impl StoreTable {
     pub(super) fn new(dataset: Arc<Dataset>) -> Self {
-        Self(LanceTableProvider::new(dataset, false, false).with_batch_size(BATCH_ROWS))
+        let lance = LanceTableProvider::new(dataset, false, false).with_batch_size(BATCH_ROWS);
+        Self { lance, recipe: None }
+    }
+
+    /// Says that these are the embeddings of a recipe.
+    pub(super) fn of_recipe(self, recipe: String) -> Self {
+        Self { recipe: Some(recipe), ..self }
+    }
+
+    /// The recipe whose embeddings these are, if any.
+    pub(super) fn recipe(&self) -> Option<&str> {
+        self.recipe.as_deref()
     }
 }
 
 #[async_trait]
 impl TableProvider for StoreTable {
     fn schema(&self) -> SchemaRef {
-        self.0.schema()
+        self.lance.schema()
     }
 
     fn table_type(&self) -> TableType {
@@ -43,7 +57,7 @@ impl TableProvider for StoreTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        self.0.scan(state, projection, filters, limit).await
+        self.lance.scan(state, projection, filters, limit).await
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {

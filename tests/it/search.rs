@@ -5,9 +5,12 @@ use std::collections::HashSet;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Float32Type;
 use cellql::index::{self, GraphOptions, Method, Metric, Question, Searcher, Vectors, exact};
+use cellql::jobs::{Annotation, Groups, Memory, annotate, embed_genes};
 use cellql::progress::silent;
 use cellql::query::Session;
 use cellql::store::{Store, embedding_table};
+
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 
 use crate::stores::{demo_store, ids, rows, vectors, worst};
 
@@ -83,30 +86,19 @@ async fn an_embedding_depends_on_its_cell_alone() {
     }
 }
 
+/// A store whose table `embeddings.random` has random vectors.
+pub async fn with_vectors(store: &Store, ids: std::ops::Range<u64>, dim: usize, seed: u64) -> Store {
+    let batch = some_vectors(ids, dim, seed);
+    let mut transaction = store.begin("random vectors").await.unwrap();
+    let rows = RecordBatchStreamAdapter::new(batch.schema(), futures::stream::iter([Ok(batch)]));
+    transaction.append(&embedding_table("random"), Box::pin(rows)).await.unwrap();
+    transaction.publish().await.unwrap()
+}
+
 /// A graph over vectors enough that the planner takes it.
 async fn indexed(folder: &std::path::Path) -> Store {
-    use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, UInt32Array, UInt64Array};
-    use arrow::record_batch::RecordBatch;
-    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-    use rand::{Rng, SeedableRng};
-    use std::sync::Arc;
-    let (n, dim) = (3000usize, 16usize);
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
-    let values: Vec<f32> = (0..n * dim).map(|_| rng.random_range(-1.0..1.0)).collect();
-    let schema = Arc::new(cellql_schemas::embeddings::schema(dim));
-    let arrow::datatypes::DataType::FixedSizeList(item, _) = schema.field(1).data_type().clone() else { panic!() };
-    let list = FixedSizeListArray::new(item, dim as i32, Arc::new(Float32Array::from(values)), None);
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(UInt64Array::from_iter_values(0..n as u64)),
-        Arc::new(list),
-        Arc::new(UInt32Array::from(vec![1; n])),
-    ];
-    let batch = RecordBatch::try_new(Arc::clone(&schema) as _, columns).unwrap();
     let store = Store::init(folder.join("store").to_str().unwrap()).await.unwrap();
-    let mut transaction = store.begin("random vectors").await.unwrap();
-    let rows = RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(batch)]));
-    transaction.append(&embedding_table("random"), Box::pin(rows)).await.unwrap();
-    let store = transaction.publish().await.unwrap();
+    let store = with_vectors(&store, 0..3000, 16, 3).await;
     index::build(&store, "graph", "random", GraphOptions::default(), silent()).await.unwrap().0
 }
 
@@ -179,10 +171,7 @@ async fn changed(store: &Store, delete: &str, add: Option<arrow::record_batch::R
     transaction.delete(&table, delete).await.unwrap();
     if let Some(batch) = add {
         let schema = batch.schema();
-        let rows = datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(
-            schema,
-            futures::stream::iter([Ok(batch)]),
-        );
+        let rows = RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(batch)]));
         transaction.append(&table, Box::pin(rows)).await.unwrap();
     }
     transaction.publish().await.unwrap()
@@ -240,4 +229,81 @@ async fn filters_keep_k_rows_however_little_they_keep() {
         }
         assert!(hits as f64 >= 0.95 * all as f64, "recall {hits} of {all} where every {every}th is kept");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cells_of_a_file_find_themselves_and_vote() {
+    let store = demo_store().await;
+    let session = Session::open(store.clone()).await.unwrap();
+    let input = cellql::ingest::Input::local(crate::stores::demo_file());
+    let asked = Annotation { recipe: None, k: 3, metric: Metric::Cosine, condition: None };
+    let found = annotate(session.engine(), &input, &crate::stores::any_cell(), &asked, silent()).await.unwrap();
+    assert_eq!(found.barcodes.len(), 320);
+    for (cell, neighbours) in found.neighbours.iter().enumerate() {
+        let neighbours = neighbours.as_ref().unwrap();
+        assert_eq!(neighbours.len(), 3);
+        assert!(neighbours[0].distance < 1e-5 && neighbours.windows(2).all(|w| w[0].distance <= w[1].distance));
+        // A cell may have a twin; it is as near.
+        assert!(neighbours[0].cell_id == cell as u64 || neighbours[1].distance < 1e-5);
+    }
+    // By the nearest alone every cell gets its own type, with all of the one vote.
+    let run = std::process::Command::new(env!("CARGO_BIN_EXE_cellql"))
+        .args(["search", store.uri(), "--query"])
+        .arg(crate::stores::demo_file())
+        .args(["--vote", "cell_type", "-k", "1", "--format", "csv"])
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let voted = String::from_utf8(run.stdout).unwrap();
+    let types = rows(&session, "SELECT barcode, cell_type FROM cells ORDER BY cell_id").await;
+    let types: Vec<(String, String)> = types
+        .iter()
+        .flat_map(|b| {
+            let [barcode, kind] = [0, 1].map(|i| text(b.column(i)));
+            let all = barcode.as_string::<i32>().iter().zip(kind.as_string::<i32>());
+            all.map(|(b, k)| (b.unwrap().to_owned(), k.unwrap().to_owned())).collect::<Vec<_>>()
+        })
+        .collect();
+    let lines: Vec<Vec<&str>> = voted.lines().skip(1).map(|line| line.split(',').collect()).collect();
+    assert_eq!(lines.len(), 320);
+    let right = lines.iter().zip(&types).filter(|(line, (barcode, kind))| line[0] == barcode && line[1] == kind);
+    assert_eq!(right.count(), 320);
+    assert!(lines.iter().all(|line| line[2] == "1.0" && line[3] == "1"), "{:?}", lines[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn genes_near_a_gene_are_those_that_plain_sql_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = crate::stores::empty(folder.path()).await;
+    let (store, _) = crate::stores::take_in(&store, &crate::stores::reference("counts.csv"), crate::stores::any_cell())
+        .await
+        .unwrap();
+    let store = crate::stores::add_reference_model(&store, cellql::model::CheckpointKey::Gene).await;
+    let engine = std::sync::Arc::new(cellql::query::StoreEngine::open(store).await.unwrap());
+    let recipe = cellql_schemas::recipe::Recipe::of_model("gene");
+    let (groups, memory) = (Groups { by: None, at_most: None }, Memory::default());
+    let (store, _) = embed_genes(&engine, &recipe, None, &groups, memory, silent()).await.unwrap();
+    let session = Session::open(store).await.unwrap();
+    for (metric, distance) in
+        [("cosine", "cosine_distance"), ("l2", "l2_distance"), ("correlation", "correlation_distance")]
+    {
+        let search =
+            format!("SELECT gene_id, symbol FROM vector_search('genes', 'ACTN1', k => 8, metric => '{metric}')");
+        let plain = format!(
+            "SELECT e.gene_id FROM gene_embeddings e, gene_embeddings q JOIN genes g ON g.gene_id = q.gene_id \
+             WHERE g.symbol = 'ACTN1' AND e.gene_id <> q.gene_id ORDER BY {distance}(e.vector, q.vector) LIMIT 8"
+        );
+        let set = |batches: Vec<arrow::record_batch::RecordBatch>| -> HashSet<u32> {
+            let ids =
+                batches.iter().map(|b| b.column(0).as_primitive::<arrow::datatypes::UInt32Type>().values().to_vec());
+            ids.flatten().collect()
+        };
+        let (found, truth) = (set(rows(&session, &search).await), set(rows(&session, &plain).await));
+        assert_eq!((found.len(), found == truth), (8, true), "{metric}");
+    }
+    let error =
+        crate::stores::fails(&session, "SELECT * FROM vector_search('genes', 'ACTN1', metric => 'cosin')").await;
+    assert!(error.contains("Did you mean 'cosine'"), "{error}");
+    let error = crate::stores::fails(&session, "SELECT * FROM vector_search('cells', 'ACTN1')").await;
+    assert!(error.contains("no embeddings"), "{error}");
 }
