@@ -197,11 +197,12 @@ def worker(args, folder):
     rival = RIVALS[name](base, args.dim, threads)
     path = str(folder / f"{name.replace(' ', '-')}.graph")
     if args.build:
-        start = time.perf_counter()
+        start, work = time.perf_counter(), time.process_time()
         rival.build(base)
-        seconds = time.perf_counter() - start
+        seconds, work = time.perf_counter() - start, time.process_time() - work
         rival.save(path)
-        print(json.dumps({"seconds": seconds, "threads": threads}))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps({"seconds": seconds, "cpu_seconds": work, "threads": threads, "peak_gib": peak}))
         return
     rival.load(path)
     queries = np.fromfile(folder / "queries.f32", "<f4").reshape(QUERIES, args.dim)
@@ -253,7 +254,7 @@ def spread(values, form):
 
 
 def bench(args, folder):
-    names = [name for name in ["ours", *RIVALS] if not args.only or name.split()[0] in args.only.split(",")]
+    names = [name for name in ["ours", *RIVALS] if not args.only or {name, name.split()[0]} & set(args.only.split(","))]
     threads = [int(t) for t in args.threads.split(",")]
     print(f"{args.count} vectors x {args.dim}, {QUERIES} queries, recall@{K}; M = {LINKS}, {BREADTH} candidates; "
           f"{COMPONENTS} components, noise {NOISE} of the spread within types", flush=True)
@@ -264,7 +265,9 @@ def bench(args, folder):
         if not note.exists() or (name == "ours" and args.rebuild):
             note.write_text(json.dumps(call(command(args, folder, name, max(threads), True), max(threads))[-1]))
         built[name] = json.loads(note.read_text())
-        print(f"{name:14} built in {built[name]['seconds']:7.1f} s by {built[name]['threads']} threads", flush=True)
+        took = {"cpu_seconds": math.nan, "peak_gib": math.nan, **built[name]}
+        print(f"{name:14} built in {took['seconds']:6.0f} s by {took['threads']} threads, {took['cpu_seconds']:6.0f} s of "
+              f"processors, {took['peak_gib']:.2f} GiB", flush=True)
     rounds = {}
     for turn in range(args.repeat):
         for count in threads:
@@ -303,7 +306,7 @@ def main():
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--only", help="programs, by the first word of their names")
+    parser.add_argument("--only", help="programs, by name or its first word")
     parser.add_argument("--rebuild", action="store_true", help="build our graph even if there is one")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--build", action="store_true", help=argparse.SUPPRESS)

@@ -29,6 +29,8 @@ pub(crate) struct Query {
     weights: Weights,
     base: f32,
     scale: f32,
+    /// Standard deviation of an integer product, by rounding of codes.
+    pub(crate) error: f32,
     floats: Vec<f32>,
 }
 
@@ -100,6 +102,9 @@ impl Codes {
         let units = (32_512.0 / largest).min(room / sum);
         let units = if units.is_finite() { units } else { 0.0 };
         query.scale = if units > 0.0 { 1.0 / units } else { 0.0 };
+        // A code is wrong by up to half a step, evenly: 1/√12 of a step.
+        let squares: f32 = floats.iter().map(|w| w * w).sum();
+        query.error = (squares / 12.0).sqrt() * units;
         query.weights.set(self.stride, floats.iter().map(|w| w * units));
         query.floats = floats;
     }

@@ -115,8 +115,9 @@ impl Graph {
                 None => self.walk(&prepared, 0, breadth.max(k), scratch),
                 Some(allowed) => self.walk_among(&prepared, breadth.max(k), allowed, scratch),
             }
+            let error = prepared.error;
             scratch.query = prepared;
-            self.compare(vectors, query, k, &scratch.best)
+            self.compare(vectors, query, k, error, &scratch.best)
         })
     }
 
@@ -136,11 +137,14 @@ impl Graph {
         queries.map(|query| self.search(vectors, query, k, breadth, allowed)).collect()
     }
 
-    /// The best of a walk in f32. Codes order neighbours all but rightly, so not many more than asked for are compared.
-    fn compare(&self, vectors: &[f32], query: &[f32], k: usize, best: &[Step]) -> Vec<Found> {
+    /// The best of a walk in f32: all that may be among the `k` nearest, as far as codes can tell.
+    fn compare(&self, vectors: &[f32], query: &[f32], k: usize, error: f32, best: &[Step]) -> Vec<Found> {
         const AHEAD: usize = 4;
+        // Three standard deviations of the difference of two.
+        let margin = (3.0 * std::f32::consts::SQRT_2 * error) as i32;
+        let least = best[..best.len().min(k)].last().map_or(i32::MIN, |last| last.product.saturating_sub(margin));
+        let best = &best[..best.partition_point(|step| step.product >= least)];
         let isa = Isa::best();
-        let best = &best[..best.len().min(2 * k)];
         let row = |step: &Step| &vectors[step.id as usize * self.dim()..][..self.dim()];
         best.iter().take(AHEAD).for_each(|step| prefetch(row(step)));
         let mut found: Vec<Found> = Vec::with_capacity(best.len());

@@ -103,6 +103,27 @@ fn distances_are_exact_and_in_order() {
     }
 }
 
+/// Vectors nearer to each other than 8 bits can tell.
+#[test]
+fn neighbours_that_codes_cannot_tell_apart_are_compared_in_full() {
+    let angles = (0..360u16).map(|degree| f32::from(degree).to_radians());
+    let vectors: Vec<f32> = angles.flat_map(|a| [a.cos(), a.sin()]).collect();
+    let graph = build(&vectors, 2);
+    for degree in 0..360u32 {
+        let query = &vectors[2 * degree as usize..][..2];
+        assert_eq!(positions(&graph.search(&vectors, query, 1, 64, None)), [degree]);
+        let mut three = positions(&graph.search(&vectors, query, 3, 64, None));
+        three.sort_unstable();
+        let mut expected = [(degree + 359) % 360, degree, (degree + 1) % 360];
+        expected.sort_unstable();
+        assert_eq!(three, expected);
+    }
+    let four = graph.search(&vectors, &vectors[200..202], 4, 128, Some(&|id| id % 4 == 2));
+    let mut four = positions(&four);
+    four.sort_unstable();
+    assert_eq!(four, [94, 98, 102, 106]);
+}
+
 #[test]
 fn equal_vectors_are_told_by_position() {
     let vectors = [1.0f32, 0.0].repeat(300);
