@@ -79,7 +79,7 @@ async fn near_many(session: &Session, args: &SearchArgs, file: &str, talk: &Talk
             let shown: String = shown.iter().map(|c| format!(", c.{}", quoted(c))).collect();
             format!(
                 "SELECT q.barcode AS query, n.rank, n.cell_id, n._distance{shown} FROM query_cells q \
-                 JOIN nearest n ON n.query = q.query JOIN cells c ON c.cell_id = n.cell_id ORDER BY q.query, n.rank"
+                 JOIN nearest n ON n.query_row = q.query_row JOIN cells c ON c.cell_id = n.cell_id ORDER BY q.query_row, n.rank"
             )
         }
     })
@@ -91,10 +91,10 @@ fn votes(column: &str) -> String {
     let column = quoted(column);
     format!(
         "SELECT q.barcode AS query, v.value AS {column}, v.confidence, v.votes, v.nearest FROM query_cells q LEFT JOIN \
-         (SELECT query, value, CAST(votes AS DOUBLE) / sum(votes) OVER (PARTITION BY query) AS confidence, votes, nearest, \
-         row_number() OVER (PARTITION BY query ORDER BY votes DESC, away, value) AS place FROM \
-         (SELECT n.query AS query, c.{column} AS value, count(*) AS votes, avg(n._distance) AS away, \
+         (SELECT query_row, value, CAST(votes AS DOUBLE) / sum(votes) OVER (PARTITION BY query_row) AS confidence, votes, nearest, \
+         row_number() OVER (PARTITION BY query_row ORDER BY votes DESC, away, value) AS place FROM \
+         (SELECT n.query_row AS query_row, c.{column} AS value, count(*) AS votes, avg(n._distance) AS away, \
          min(n._distance) AS nearest FROM nearest n JOIN cells c ON c.cell_id = n.cell_id WHERE c.{column} IS NOT NULL \
-         GROUP BY n.query, c.{column})) v ON v.query = q.query AND v.place = 1 ORDER BY q.query"
+         GROUP BY n.query_row, c.{column})) v ON v.query_row = q.query_row AND v.place = 1 ORDER BY q.query_row"
     )
 }

@@ -50,17 +50,18 @@ pub struct Annotated {
 }
 
 impl Annotated {
-    /// `query` (row of the file's cells, from 0), `barcode`.
+    /// `query_row` (of the file's cells, from 0), `barcode`.
     ///
     /// # Errors
     /// None that can be caused.
     pub fn queries(&self) -> Result<RecordBatch> {
         let rows: ArrayRef = Arc::new(UInt64Array::from_iter_values(0..self.barcodes.len() as u64));
         let barcodes: ArrayRef = Arc::new(StringArray::from_iter_values(&self.barcodes));
-        RecordBatch::try_from_iter([("query", rows), ("barcode", barcodes)]).map_err(Error::store("listing the cells"))
+        RecordBatch::try_from_iter([("query_row", rows), ("barcode", barcodes)])
+            .map_err(Error::store("listing the cells"))
     }
 
-    /// A row per neighbour: `query`, `rank` from 1, `cell_id`, `_distance`.
+    /// A row per neighbour: `query_row`, `rank` from 1, `cell_id`, `_distance`.
     ///
     /// # Errors
     /// None that can be caused.
@@ -71,7 +72,7 @@ impl Annotated {
             })
         };
         let columns: [(&str, ArrayRef); 4] = [
-            ("query", Arc::new(UInt64Array::from_iter_values(found().map(|(query, ..)| query as u64)))),
+            ("query_row", Arc::new(UInt64Array::from_iter_values(found().map(|(query, ..)| query as u64)))),
             ("rank", Arc::new(UInt32Array::from_iter_values(found().map(|(_, rank, _)| rank as u32 + 1)))),
             ("cell_id", Arc::new(UInt64Array::from_iter_values(found().map(|(.., n)| n.cell_id)))),
             ("_distance", Arc::new(Float32Array::from_iter_values(found().map(|(.., n)| n.distance)))),

@@ -66,7 +66,7 @@ impl OptimizerRule for NearestByIndex {
         let Some(SortExpr { expr: key, asc: true, .. }) = expr.first() else {
             return Ok(Transformed::no(plan));
         };
-        let ask = Ask { key: key.clone(), joined: Vec::new(), k: *fetch };
+        let ask = Ask { key: key.clone().unalias_nested().data, joined: Vec::new(), k: *fetch };
         match self.narrowed(input, ask)? {
             None => Ok(Transformed::no(plan)),
             Some(input) => {
