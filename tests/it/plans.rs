@@ -21,7 +21,7 @@ async fn explain(session: &Session, verb: &str, sql: &str) -> String {
 
 /// The value of a metric in the text of EXPLAIN ANALYZE.
 fn metric(plan: &str, name: &str) -> u64 {
-    let at = plan.find(&format!("{name}=")).unwrap_or_else(|| panic!("no {name} in {plan}")) + name.len() + 1;
+    let at = plan.find(&format!(" {name}=")).unwrap_or_else(|| panic!("no {name} in {plan}")) + name.len() + 2;
     let digits: String = plan[at..].chars().take_while(char::is_ascii_digit).collect();
     digits.parse().unwrap_or_else(|_| panic!("{name} in {plan}"))
 }
