@@ -32,8 +32,8 @@ fn quoted(name: &str) -> String {
 /// Columns of cells to show, after checking that there are such.
 async fn columns(session: &Session, args: &SearchArgs) -> Result<Vec<String>> {
     let all: Vec<String> = std::iter::once("barcode".to_owned()).chain(session.obs_columns().await?).collect();
-    let asked = args.columns.iter().chain(&args.vote);
-    for name in asked.filter(|name| !all.contains(name)) {
+    let mut asked = args.columns.iter().chain(&args.vote);
+    if let Some(name) = asked.find(|name| !all.contains(name)) {
         let hint = did_you_mean(name, all.iter().map(String::as_str));
         return Err(Error::Request(format!("the table cells has no column '{name}'.{hint}")));
     }
