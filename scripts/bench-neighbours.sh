@@ -9,9 +9,5 @@ set -eu
 program=$1
 shift
 cache=${CELLQL_TEST_DATA:-$HOME/.cache/cellql-test-data}
-python=$cache/neighbours-python/bin/python
-if ! "$python" -c 'import faiss, h5py, hnswlib, numpy, usearch' 2>/dev/null; then
-    python3 -m venv "$cache/neighbours-python"
-    "$cache/neighbours-python/bin/pip" -q --disable-pip-version-check install faiss-cpu h5py hnswlib numpy usearch
-fi
+python=$(scripts/bench-python.sh neighbours-python 'faiss, h5py, hnswlib, numpy, usearch' faiss-cpu h5py hnswlib numpy usearch)
 exec "$python" benches/neighbours.py --ours "$program" --source "$cache/raw-Baron_human.h5ad" --cache "$cache" "$@"

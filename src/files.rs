@@ -31,7 +31,8 @@ impl FileBytes {
         let unreadable = |e: std::io::Error| Error::input(path, "file", format!("cannot be read: {e}"));
         let file = File::open(path).map_err(unreadable)?;
         // SAFETY: files of models and indexes have a name of their own for every content, are written once and renamed
-        // into place; nothing of cellql ever changes one. What another program does to a store while it is read is beyond us, as with any mapped library.
+        // into place; nothing of cellql ever changes one. What another program does to a store while it is read is beyond
+        // us, as with any mapped library.
         let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
         Ok(Self::Mapped(Arc::new(map)))
     }

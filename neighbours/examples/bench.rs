@@ -149,7 +149,7 @@ fn filter(folder: &Path, share: &str, graph: &Graph, vectors: &[f32], queries: &
 }
 
 fn scan(vectors: &[f32], dim: usize, query: &[f32], kept: &[u32]) -> Vec<u32> {
-    let distance = |id: &u32| -cellql_neighbours::dot(query, &vectors[*id as usize * dim..][..dim]);
+    let distance = |id: &u32| -cellql_kernels::dot(query, &vectors[*id as usize * dim..][..dim]);
     let mut all: Vec<(f32, u32)> = kept.iter().map(|id| (distance(id), *id)).collect();
     let k = K.min(all.len());
     if k < all.len() {

@@ -91,7 +91,7 @@ impl Codes {
     }
 
     fn weigh(&self, mut floats: Vec<f32>, query: &mut Query) {
-        query.base = crate::dot::dot(self.isa, &floats, &self.low);
+        query.base = cellql_kernels::dot(&floats, &self.low);
         for (weight, step) in floats.iter_mut().zip(&self.step) {
             *weight *= step;
         }

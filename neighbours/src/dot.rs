@@ -1,7 +1,7 @@
-//! Dot products, the only arithmetic of a walk: 16-bit weights against 8-bit codes, exact in 32-bit integers, and f32.
+//! Dot products, the only arithmetic of a walk: 16-bit weights against 8-bit codes, exact in 32-bit integers.
 //!
-//! Each is compiled for AVX-512, for AVX2 and for any CPU, and chosen at run time. The integer products are the same on
-//! all of them, bit for bit, so a graph does not depend on the machine that built it. Limit: memory; a code is read once
+//! They are compiled for AVX-512, for AVX2 and for any CPU, and chosen at run time. They are the same on all of them, bit
+//! for bit, so a graph does not depend on the machine that built it. Limit: memory; a code is read once
 //! from a random place, so rows are prefetched ahead of the one in hand.
 
 use std::sync::OnceLock;
@@ -139,51 +139,11 @@ fn plain(weights: &[i16], row: &[[u8; BLOCK]]) -> i32 {
     weights.iter().zip(row.as_flattened()).map(|(w, c)| i32::from(*w) * i32::from(*c)).sum()
 }
 
-/// Dot product of two f32 slices of one length.
-pub(crate) fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
-    match isa.0 {
-        Level::Plain => lanes::<false>(a, b),
-        // SAFETY: the level proves the instructions.
-        #[cfg(target_arch = "x86_64")]
-        #[allow(unsafe_code, reason = "calls functions compiled for features that were detected")]
-        Level::Avx2 => unsafe { x86::dot_avx2(a, b) },
-        // SAFETY: the level proves the instructions.
-        #[cfg(target_arch = "x86_64")]
-        #[allow(unsafe_code, reason = "calls functions compiled for features that were detected")]
-        Level::Avx512 => unsafe { x86::dot_avx512(a, b) },
-    }
-}
-
-/// Sixty-four partial sums, then their sum: an order that vectorises.
-#[inline(always)]
-fn lanes<const FUSED: bool>(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 64;
-    let mut sums = [0f32; LANES];
-    let ((left, left_rest), (right, right_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (x, y) in left.iter().zip(right) {
-        for i in 0..LANES {
-            sums[i] = if FUSED { x[i].mul_add(y[i], sums[i]) } else { x[i] * y[i] + sums[i] };
-        }
-    }
-    let rest: f32 = left_rest.iter().zip(right_rest).map(|(x, y)| x * y).sum();
-    sums.iter().sum::<f32>() + rest
-}
-
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{BLOCK, Table, Weights, each, lanes};
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn dot_avx2(a: &[f32], b: &[f32]) -> f32 {
-        lanes::<true>(a, b)
-    }
-
-    #[target_feature(enable = "avx512f,avx2,fma")]
-    pub(super) fn dot_avx512(a: &[f32], b: &[f32]) -> f32 {
-        lanes::<true>(a, b)
-    }
+    use super::{BLOCK, Table, Weights, each};
 
     #[target_feature(enable = "avx2")]
     pub(super) fn products_avx2(weights: &Weights, table: Table<'_>, ids: &[u32], out: &mut Vec<i32>) {
@@ -266,19 +226,6 @@ mod tests {
                 products(isa, &weights, Table { codes: &codes, stride }, &[2, 0, 1, 2], &mut out);
                 let out: Vec<i64> = out.into_iter().map(i64::from).collect();
                 assert_eq!(out, [2, 0, 1, 2].map(exact), "{isa:?} {dim}");
-            }
-        }
-    }
-
-    #[test]
-    fn products_of_floats_agree_with_double_precision() {
-        let mut rng = ChaCha8Rng::seed_from_u64(2);
-        for dim in [1usize, 15, 64, 100, 3072] {
-            let mut draw = || -> Vec<f32> { (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect() };
-            let (a, b) = (draw(), draw());
-            let exact: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-            for isa in Isa::all() {
-                assert!((f64::from(dot(isa, &a, &b)) - exact).abs() < 1e-4, "{isa:?} {dim}");
             }
         }
     }

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use rayon::prelude::*;
 
 use crate::codes::Codes;
-use crate::dot::{Isa, dot, prefetch};
+use crate::dot::prefetch;
 use crate::memory::Links;
 use crate::walk::{Scratch, Step};
 
@@ -144,7 +144,6 @@ impl Graph {
         let margin = (3.0 * std::f32::consts::SQRT_2 * error) as i32;
         let least = best[..best.len().min(k)].last().map_or(i32::MIN, |last| last.product.saturating_sub(margin));
         let best = &best[..best.partition_point(|step| step.product >= least)];
-        let isa = Isa::best();
         let row = |step: &Step| &vectors[step.id as usize * self.dim()..][..self.dim()];
         best.iter().take(AHEAD).for_each(|step| prefetch(row(step)));
         let mut found: Vec<Found> = Vec::with_capacity(best.len());
@@ -152,7 +151,7 @@ impl Graph {
             if let Some(later) = best.get(i + AHEAD) {
                 prefetch(row(later));
             }
-            let distance = (1.0 - dot(isa, query, row(step))).max(0.0);
+            let distance = (1.0 - cellql_kernels::dot(query, row(step))).max(0.0);
             found.push(Found { distance, position: step.id });
         }
         found.sort_unstable();

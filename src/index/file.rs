@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, StringArray, UInt64Array};
-use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::UInt64Type;
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::indexes as table;
@@ -131,23 +130,8 @@ async fn publish(store: &Store, manifest: &Manifest, files: &[(&str, &[u8])]) ->
         text(&Utc::now().to_rfc3339()),
     ];
     let row = RecordBatch::try_new(Arc::new(table::schema()), columns).map_err(Error::store(doing()))?;
-    let rows = without(transaction.store(), &manifest.name).await?.into_iter().chain([row]);
-    let rows: Vec<RecordBatch> = rows.collect();
-    let all = concat_batches(&Arc::new(table::schema()), &rows).map_err(Error::store(doing()))?;
-    transaction.replace(table::TABLE, all).await?;
+    transaction.replace_row(table::TABLE, table::NAME, row).await?;
     transaction.publish().await
-}
-
-/// Rows of `indexes` but those of a name.
-async fn without(store: &Store, name: &str) -> Result<Vec<RecordBatch>> {
-    let rows = store.read(table::TABLE, &[], None).await?;
-    rows.iter()
-        .map(|batch| {
-            let names = batch.column_by_name(table::NAME).map(|c| c.as_string::<i32>());
-            let keep = names.into_iter().flatten().map(|n| Some(n != Some(name))).collect();
-            filter_record_batch(batch, &keep).map_err(Error::store("reading table indexes"))
-        })
-        .collect()
 }
 
 /// Every index of the store.

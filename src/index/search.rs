@@ -15,7 +15,7 @@ use super::file;
 use super::graph::Graph;
 use super::vectors::{Vectors, exact};
 use crate::error::{Error, Result};
-use crate::store::{Store, embedding_table};
+use crate::store::{Store, embedding_table, is_one_of};
 
 /// Below this many vectors a scan is faster than loading a graph, and exact.
 const SCAN_BELOW: usize = 1_000;
@@ -97,6 +97,8 @@ pub struct Searcher {
     table: String,
     /// Rows of the table.
     n: usize,
+    /// Numbers per vector.
+    dim: usize,
     version: u64,
     index: OnceCell<Usable>,
     vectors: Mutex<HashMap<Metric, Arc<Vectors>>>,
@@ -130,11 +132,17 @@ impl Searcher {
         let table = embedding_table(recipe);
         let rows = store.table(&table).await?;
         let n = rows.count_rows(None).await.map_err(Error::store(format!("counting {table}")))?;
+        let schema = Schema::from(rows.schema());
+        let Ok(DataType::FixedSizeList(_, dim)) = schema.field_with_name(embeddings::VECTOR).map(|f| f.data_type())
+        else {
+            return Err(Error::Request(format!("table {table} holds no vectors")));
+        };
         Ok(Self {
             store: store.clone(),
             recipe: recipe.to_owned(),
             table,
             n,
+            dim: *dim as usize,
             version: rows.version().version,
             index: OnceCell::new(),
             vectors: Mutex::default(),
@@ -171,10 +179,14 @@ impl Searcher {
     /// A query of another dimension or without direction, or a table that cannot be read.
     pub async fn search(&self, question: Question<'_>) -> Result<Found> {
         let Question { k, metric, among, .. } = question;
-        let queries = self.prepared(&question).await?;
+        let queries = self.prepared(&question)?;
         let k = k.min(self.n);
         let method = self.plan(k, metric, among.map(HashSet::len)).await?;
-        let (Method::Graph(_), Usable::Yes(indexed)) = (&method, self.index().await?) else {
+        let indexed = match &method {
+            Method::Graph(_) => self.index().await?,
+            _ => &Usable::No,
+        };
+        let Usable::Yes(indexed) = indexed else {
             return Ok((self.scan(&queries, k, metric, among).await?, method));
         };
         let mut found = indexed.search(&queries, k, among);
@@ -195,15 +207,18 @@ impl Searcher {
     /// # Errors
     /// The table cannot be read.
     pub async fn vectors_of(&self, rows: &[u64]) -> Result<Vec<Option<Vec<f32>>>> {
-        let batches = self.store.read(&self.table, &Vectors::COLUMNS, Some(&one_of(rows))).await?;
+        let batches = self
+            .store
+            .read(&self.table, &Vectors::COLUMNS, Some(&is_one_of(embeddings::CELL_ID, rows.iter().copied())))
+            .await?;
         // The inner product needs no preparation, so these are the vectors as they are.
         let found = Vectors::from_batches(&batches, Metric::InnerProduct)?;
         let at: HashMap<u64, usize> = found.ids.iter().copied().zip(0..).collect();
         Ok(rows.iter().map(|row| at.get(row).map(|at| found.at(*at).to_vec())).collect())
     }
 
-    async fn prepared(&self, question: &Question<'_>) -> Result<Vec<(Vec<f32>, Option<u64>)>> {
-        let dim = self.dim().await?;
+    fn prepared(&self, question: &Question<'_>) -> Result<Vec<(Vec<f32>, Option<u64>)>> {
+        let dim = self.dim;
         let prepare = |(vector, not): &(Vec<f32>, Option<u64>)| {
             if vector.len() != dim {
                 let (given, recipe) = (vector.len(), &self.recipe);
@@ -219,15 +234,6 @@ impl Searcher {
         question.queries.iter().map(prepare).collect()
     }
 
-    /// Numbers per vector.
-    async fn dim(&self) -> Result<usize> {
-        let schema = Schema::from(self.store.table(&self.table).await?.schema());
-        match schema.field_with_name(embeddings::VECTOR).map(|f| f.data_type().clone()) {
-            Ok(DataType::FixedSizeList(_, dim)) => Ok(dim as usize),
-            _ => Err(Error::Request(format!("table {} holds no vectors", self.table))),
-        }
-    }
-
     async fn scan(
         &self,
         queries: &[(Vec<f32>, Option<u64>)],
@@ -240,8 +246,8 @@ impl Searcher {
             (Some(vectors), _) => vectors,
             // Few rows are read by themselves.
             (None, Some(among)) if among.len() < self.n / 8 => {
-                let rows: Vec<u64> = among.iter().copied().collect();
-                let batches = self.store.read(&self.table, &Vectors::COLUMNS, Some(&one_of(&rows))).await?;
+                let rows = is_one_of(embeddings::CELL_ID, among.iter().copied());
+                let batches = self.store.read(&self.table, &Vectors::COLUMNS, Some(&rows)).await?;
                 Arc::new(Vectors::from_batches(&batches, metric)?)
             }
             (None, _) => {
@@ -284,7 +290,8 @@ impl Searcher {
                 return Ok(Usable::Not(why));
             }
             if !new.is_empty() {
-                let batches = self.store.read(&self.table, &Vectors::COLUMNS, Some(&one_of(&new))).await?;
+                let batches =
+                    self.store.read(&self.table, &Vectors::COLUMNS, Some(&is_one_of(embeddings::CELL_ID, new))).await?;
                 missing = Vectors::from_batches(&batches, Metric::Cosine)?;
             }
         }
@@ -314,12 +321,4 @@ impl Indexed {
         });
         all
     }
-}
-
-fn one_of(rows: &[u64]) -> String {
-    if rows.is_empty() {
-        return "false".to_owned();
-    }
-    let listed = rows.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
-    format!("{} IN ({listed})", embeddings::CELL_ID)
 }

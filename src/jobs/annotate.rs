@@ -115,13 +115,13 @@ pub async fn annotate(
         None => None,
     };
     // A vector that the metric says nothing about has no neighbours, as a cell without one.
-    let has = |v: &Option<Vec<f32>>| v.as_ref().is_some_and(|v| asked.metric.prepare(v).is_some());
-    let queries: Vec<(Vec<f32>, Option<u64>)> =
-        vectors.iter().filter(|v| has(v)).flatten().map(|v| (v.clone(), None)).collect();
+    vectors.iter_mut().for_each(|v| *v = v.take().filter(|v| asked.metric.prepare(v).is_some()));
+    let has_vector: Vec<bool> = vectors.iter().map(Option::is_some).collect();
+    let queries: Vec<(Vec<f32>, Option<u64>)> = vectors.into_iter().flatten().map(|v| (v, None)).collect();
     let question = Question { queries: &queries, k: asked.k, metric: asked.metric, among: among.as_ref() };
     let (found, method) = searcher.search(question).await?;
     let mut found = found.into_iter();
-    let neighbours = vectors.iter().map(|v| if has(v) { found.next() } else { None }).collect();
+    let neighbours = has_vector.into_iter().map(|has| if has { found.next() } else { None }).collect();
     Ok(Annotated { barcodes, neighbours, method })
 }
 

@@ -13,6 +13,7 @@ use futures::TryStreamExt;
 
 use crate::error::{Error, Result};
 use crate::query::StoreEngine;
+use crate::store::is_one_of;
 
 /// Cells read at a time.
 pub(super) const CELLS: usize = 256;
@@ -44,10 +45,10 @@ impl Suitable {
         }
         let is_input = format!("{} = '{}'", datasets::INPUT, input.name());
         let found = store.read(datasets::TABLE, &[datasets::DATASET_ID], Some(&is_input)).await?;
-        let ids: Vec<u32> =
-            found.iter().flat_map(|b| b.column(0).as_primitive::<UInt32Type>().values().iter().copied()).collect();
-        let listed = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-        let filter = if ids.is_empty() { "false".to_owned() } else { format!("{} IN ({listed})", cells::DATASET_ID) };
+        let ids = found
+            .iter()
+            .flat_map(|b| b.column(0).as_primitive::<UInt32Type>().values().iter().map(|id| u64::from(*id)));
+        let filter = is_one_of(cells::DATASET_ID, ids);
         let totals = match (input, total) {
             (Input::LogTotal, None) => {
                 return Err(Error::Request(

@@ -22,7 +22,7 @@ use futures::TryStreamExt;
 use roaring::RoaringTreemap;
 
 use super::cells::{CELLS, Suitable};
-use super::record::Record;
+use super::record::{Added, Record};
 use super::{Memory, Shard, check_model, recipe_metadata};
 use crate::error::{Error, Result};
 use crate::model::Sample;
@@ -155,13 +155,11 @@ impl Run<'_> {
                 // Off the async threads, so that lance reads while the model runs.
                 let embedded = tokio::task::spawn_blocking(move || step.embed(&some)).await;
                 let embedded = embedded.map_err(Error::store("embedding cells"))??;
-                self.report.added += embedded.num_rows() as u64;
                 held.push(embedded);
-                (self.on_progress)(self.report.added, Some(total));
+                (self.on_progress)(self.report.added + rows(&held), Some(total));
                 let bytes = held.len() * STEP * dim * 4;
                 if since.elapsed() >= self.options.publish_every || bytes >= HELD {
                     if let Ended::StoreChanged(store) = self.publish(engine, &held, jobs::RUNNING).await? {
-                        self.report.added -= rows(&held);
                         return Ok(Ended::StoreChanged(store));
                     }
                     held.clear();
@@ -169,11 +167,7 @@ impl Run<'_> {
                 }
             }
         }
-        let ended = self.publish(engine, &held, jobs::DONE).await?;
-        if matches!(ended, Ended::StoreChanged(_)) {
-            self.report.added -= rows(&held);
-        }
-        Ok(ended)
+        self.publish(engine, &held, jobs::DONE).await
     }
 
     /// Cells without a row in the table. Also counts, for the report and the job's row.
@@ -193,16 +187,18 @@ impl Run<'_> {
 
     /// Makes rows and the job's new state visible as one version.
     async fn publish(&mut self, engine: &StoreEngine, held: &[RecordBatch], state: &str) -> Result<Ended> {
-        let counted = engine.take_notices().not_embedded;
-        for (why, cells) in counted {
-            self.record.without_vector += cells;
-            *self.report.without_vector.entry(why).or_default() += cells;
-        }
+        let without_vector = engine.take_notices().not_embedded;
+        let added = Added { cells: rows(held), without_vector: without_vector.values().sum() };
         for _ in 0..ATTEMPTS {
-            match self.attempt(engine, held, state).await {
+            match self.attempt(engine, held, added, state).await {
                 Err(Error::Conflict { .. }) => {}
                 Ok(Ended::Done(store)) => {
-                    self.record.done += rows(held);
+                    self.record.done += added.cells;
+                    self.record.without_vector += added.without_vector;
+                    self.report.added += added.cells;
+                    for (why, cells) in without_vector {
+                        *self.report.without_vector.entry(why).or_default() += cells;
+                    }
                     return Ok(Ended::Done(store));
                 }
                 other => return other,
@@ -211,7 +207,7 @@ impl Run<'_> {
         Err(Error::Conflict { store: engine.store().uri().to_owned(), doing: self.doing() })
     }
 
-    async fn attempt(&self, engine: &StoreEngine, held: &[RecordBatch], state: &str) -> Result<Ended> {
+    async fn attempt(&self, engine: &StoreEngine, held: &[RecordBatch], added: Added, state: &str) -> Result<Ended> {
         let mut transaction = engine.store().begin(&self.doing()).await?;
         let now = transaction.store();
         let is_same = |table: &str| now.version().tables.get(table) == engine.store().version().tables.get(table);
@@ -224,7 +220,7 @@ impl Run<'_> {
             let rows = RecordBatchStreamAdapter::new(first.schema(), rows);
             transaction.append(&embedding_table(&self.report.recipe), Box::pin(rows)).await?;
         }
-        self.record.write(&mut transaction, rows(held), state).await?;
+        self.record.write(&mut transaction, added, state).await?;
         Ok(Ended::Done(transaction.publish().await?))
     }
 

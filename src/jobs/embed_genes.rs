@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::model::Sample;
 use crate::progress::OnProgress;
 use crate::query::StoreEngine;
-use crate::store::{Store, gene_embedding_table};
+use crate::store::{Store, gene_embedding_table, is_one_of};
 
 /// Which cells are averaged.
 #[derive(Debug, Clone, Default)]
@@ -72,8 +72,7 @@ pub async fn embed_genes(
     for (group, ids) in todo {
         let mut mean = Mean::new(engine, recipe)?;
         for some in ids.chunks(CELLS) {
-            let listed = some.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
-            let filter = format!("{} IN ({listed})", cells::CELL_ID);
+            let filter = is_one_of(cells::CELL_ID, some.iter().copied());
             for batch in engine.store().read(cells::TABLE, &suitable.columns(), Some(&filter)).await? {
                 let totals = suitable.totals(&batch)?;
                 let (engine, recipe, progress) = (Arc::clone(engine), recipe.clone(), Arc::clone(&on_progress));

@@ -1,6 +1,6 @@
 //! Work over whole tables: embeddings of cells and of genes, and the neighbours of a file's cells.
 //!
-//! Depends on `query` for models and on `store`. Knows nothing of SQL text or the terminal.
+//! Depends on `query` for models and on `store`; for a file's cells on `ingest` and `index`. Knows nothing of SQL text or the terminal.
 
 mod annotate;
 mod cells;

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray, Float64Array, StringArray, UInt64Array};
-use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::array::{ArrayRef, Float64Array, StringArray, UInt64Array};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::jobs as table;
 use chrono::Utc;
@@ -12,6 +11,14 @@ use chrono::Utc;
 use super::Shard;
 use crate::error::{Error, Result};
 use crate::store::{Store, Transaction};
+
+/// Cells that are published together with the row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Added {
+    pub(super) cells: u64,
+    /// Of these, cells without a vector.
+    pub(super) without_vector: u64,
+}
 
 /// One run of a job.
 #[derive(Debug)]
@@ -65,28 +72,13 @@ impl Record {
         Ok(store.read(table::TABLE, &[table::NAME], Some(&same)).await?.iter().any(|b| b.num_rows() > 0))
     }
 
-    /// Puts the row in the place of an earlier run's; `added` cells come with it.
-    pub(super) async fn write(&self, transaction: &mut Transaction, added: u64, state: &str) -> Result<()> {
-        let doing = || Error::store(format!("recording job '{}'", self.name));
-        let row = self.row(added, state).map_err(doing())?;
-        let store = transaction.store();
-        let there = match store.tables().any(|t| t == table::TABLE) {
-            true => store.read(table::TABLE, &[], None).await?,
-            false => Vec::new(),
-        };
-        let mut rows = Vec::new();
-        for batch in &there {
-            let names = batch.column_by_name(table::NAME).and_then(|c| c.as_string_opt::<i32>());
-            let names = names.ok_or_else(|| Error::Request("the table jobs is damaged: it has no names".into()))?;
-            let others: BooleanArray = names.iter().map(|n| Some(n != Some(&self.name))).collect();
-            rows.push(filter_record_batch(batch, &others).map_err(doing())?);
-        }
-        rows.push(row);
-        let all = concat_batches(&rows[rows.len() - 1].schema(), &rows).map_err(doing())?;
-        transaction.replace(table::TABLE, all).await
+    /// Puts the row in the place of an earlier run's; `added` comes with it.
+    pub(super) async fn write(&self, transaction: &mut Transaction, added: Added, state: &str) -> Result<()> {
+        let row = self.row(added, state).map_err(Error::store(format!("recording job '{}'", self.name)))?;
+        transaction.replace_row(table::TABLE, table::NAME, row).await
     }
 
-    fn row(&self, added: u64, state: &str) -> Result<RecordBatch, arrow::error::ArrowError> {
+    fn row(&self, added: Added, state: &str) -> Result<RecordBatch, arrow::error::ArrowError> {
         let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value])) };
         let number = |value: u64| -> ArrayRef { Arc::new(UInt64Array::from(vec![value])) };
         let columns = vec![
@@ -97,8 +89,8 @@ impl Record {
             Arc::new(StringArray::from(vec![self.condition.as_deref()])),
             text(state),
             number(self.cells),
-            number(self.done + added),
-            number(self.without_vector),
+            number(self.done + added.cells),
+            number(self.without_vector + added.without_vector),
             Arc::new(Float64Array::from(vec![self.start.elapsed().as_secs_f64()])),
             text(&self.started_at),
             text(&Utc::now().to_rfc3339()),

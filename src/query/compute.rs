@@ -59,6 +59,9 @@ impl StoreEngine {
             fresh = self.stored_of(recipe, &new, &hashes)?;
             new.retain(|row| fresh.binary_search_by_key(row, |(found, _)| *found).is_err());
         }
+        if !fresh.is_empty() {
+            self.note_use(recipe)?;
+        }
         work::add(Work { remembered, stored: fresh.len() as u64, ..Work::default() });
         if !new.is_empty() {
             let computed = self.computing(recipe, |loaded| compute(loaded, &mut new.iter().map(|&row| sample(row))))?;
@@ -122,6 +125,17 @@ impl StoreEngine {
         }
     }
 
+    /// Notes where numbers come from untrained weights, computed now or before.
+    fn note_use(&self, recipe: &Recipe) -> Result<()> {
+        let trained = self.entry(Some(&recipe.model))?.trained;
+        self.note(|notices| {
+            if !trained && !notices.untrained.contains(&recipe.model) {
+                notices.untrained.push(recipe.model.clone());
+            }
+        });
+        Ok(())
+    }
+
     /// Runs a model and notes what a person should know of it.
     fn computing(&self, recipe: &Recipe, compute: impl FnOnce(&Loaded) -> Result<Embeddings>) -> Result<Embedded> {
         let loaded = self.loaded(&recipe.model)?;
@@ -135,11 +149,8 @@ impl StoreEngine {
             seconds: start.elapsed().as_secs_f64(),
             ..Work::default()
         });
-        let trained = self.entry(Some(&recipe.model))?.trained;
+        self.note_use(recipe)?;
         self.note(|notices| {
-            if !trained && !notices.untrained.contains(&recipe.model) {
-                notices.untrained.push(recipe.model.clone());
-            }
             for why in out.refused.iter().flatten() {
                 *notices.not_embedded.entry(why.to_string()).or_default() += 1;
             }

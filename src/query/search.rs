@@ -15,7 +15,7 @@ use cellql_udfs::engine::{Query, SearchRequest};
 use super::StoreEngine;
 use crate::error::{Error, Result};
 use crate::index::{Method, Metric, Neighbour, Question, Searcher, Vectors, exact};
-use crate::store::gene_embedding_table;
+use crate::store::{self, gene_embedding_table};
 
 /// Distance column of a search.
 const DISTANCE: &str = "_distance";
@@ -117,15 +117,13 @@ impl StoreEngine {
         if request.target.parse() == Ok(Target::Genes) {
             return Ok(Method::Exact.to_string());
         }
-        let kept = match &request.filter {
-            None => None,
-            Some(filter) => {
-                let table = self.store().table(cells::TABLE).await?;
-                Some(table.count_rows(Some(filter.clone())).await.map_err(|e| wrong_filter(filter, &e))?)
-            }
-        };
         let searcher = self.searcher(request.recipe.as_deref()).await?;
-        Ok(searcher.plan(request.k, metric, kept).await?.to_string())
+        let method = searcher.plan(request.k, metric, None).await?;
+        let (Method::Graph(_), Some(filter)) = (&method, &request.filter) else { return Ok(method.to_string()) };
+        // What a filter keeps decides between an index and a scan, and nothing else.
+        let table = self.store().table(cells::TABLE).await?;
+        let kept = table.count_rows(Some(filter.clone())).await.map_err(|e| wrong_filter(filter, &e))?;
+        Ok(searcher.plan(request.k, metric, Some(kept)).await?.to_string())
     }
 
     /// Answers a search.
@@ -252,8 +250,7 @@ impl StoreEngine {
         let doing = || Error::store("reading the neighbours' rows");
         let schema = self.answer_schema(target).await?;
         let columns: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).filter(|n| *n != DISTANCE).collect();
-        let ids = found.iter().map(|n| n.cell_id.to_string()).collect::<Vec<_>>().join(", ");
-        let filter = if found.is_empty() { "false".to_owned() } else { format!("{} IN ({ids})", target.key()) };
+        let filter = store::is_one_of(target.key(), found.iter().map(|n| n.cell_id));
         let batches = self.store().read(target.table(), &columns, Some(&filter)).await?;
         let described: Vec<usize> =
             (0..schema.fields().len()).filter(|i| schema.field(*i).name() != DISTANCE).collect();

@@ -233,6 +233,12 @@ impl Store {
     }
 }
 
+/// Condition that a column is one of some numbers; none of them is no row.
+pub fn is_one_of(column: &str, ids: impl IntoIterator<Item = u64>) -> String {
+    let listed = ids.into_iter().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
+    if listed.is_empty() { "false".to_owned() } else { format!("{column} IN ({listed})") }
+}
+
 /// Name of the table that holds the gene embeddings of a recipe.
 pub fn gene_embedding_table(recipe: &str) -> String {
     format!("{}/{recipe}", schemas::gene_embeddings::SCHEMA)

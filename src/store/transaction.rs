@@ -4,7 +4,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arrow::array::new_null_array;
+use arrow::array::{AsArray, BooleanArray, new_null_array};
+use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use chrono::Utc;
@@ -84,6 +85,28 @@ impl Transaction {
         let schema = rows.schema();
         let rows = RecordBatchStreamAdapter::new(schema, stream::iter([Ok(rows)]));
         self.write(table, WriteMode::Overwrite, Box::pin(rows)).await
+    }
+
+    /// Puts a row in the place of those whose `key`, a column of strings, is the same. The table is made where there is none.
+    ///
+    /// # Errors
+    /// The table is damaged, or cannot be written.
+    pub async fn replace_row(&mut self, table: &str, key: &str, row: RecordBatch) -> Result<()> {
+        let doing = || Error::store(self.about(table));
+        let names = |batch: &RecordBatch| batch.column_by_name(key)?.as_string_opt::<i32>().cloned();
+        let damaged = || Error::Request(format!("{}: the table has no column '{key}' of names", self.about(table)));
+        let new = names(&row).ok_or_else(damaged)?;
+        let mut rows = Vec::new();
+        if self.next.tables.contains_key(table) {
+            for batch in self.store.read(table, &[], None).await? {
+                let others = names(&batch).ok_or_else(damaged)?;
+                let others: BooleanArray = others.iter().map(|n| Some(!new.iter().any(|new| new == n))).collect();
+                rows.push(filter_record_batch(&batch, &others).map_err(doing())?);
+            }
+        }
+        rows.push(row);
+        let all = concat_batches(&rows[rows.len() - 1].schema(), &rows).map_err(doing())?;
+        self.replace(table, all).await
     }
 
     /// Adds rows to a table. Columns it lacks are added to it; columns the rows lack become NULL.
