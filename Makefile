@@ -6,7 +6,7 @@ CARGO = set -e; PROTOC="$$(scripts/ensure-tools.sh)"; export PROTOC; cargo
 # Always the whole workspace: another selection means other features of dependencies, and compiling them twice.
 WHOLE = --workspace --locked
 
-.PHONY: bench bench-ingest bench-model bench-neighbours build clean cuda data demo fmt fuzz lint release test
+.PHONY: bench bench-ingest bench-model bench-neighbours bench-queries build clean cuda data demo fmt fuzz lint release test
 
 demo: build
 	rm -rf demo/store   # the demo's own place only: another STORE is the user's and never removed
@@ -67,6 +67,11 @@ bench-model: build data
 bench-neighbours: data
 	$(CARGO) build -p cellql-neighbours --locked --release --example bench --target-dir "$(CARGO_TARGET_DIR)/neighbours"
 	scripts/bench-neighbours.sh "$(CARGO_TARGET_DIR)/neighbours/release/examples/bench" $(BENCH_NEIGHBOURS)
+
+# Queries over a million resampled cells, warm, those about expression beside slaf. Making the cells takes minutes and 5 GB.
+QUERY_CELLS ?= 1000000
+bench-queries: build data
+	scripts/bench-queries.sh "$(CARGO_TARGET_DIR)/debug/cellql" $(QUERY_CELLS) $(BENCH_QUERIES)
 
 clean:
 	rm -rf "$(CARGO_TARGET_DIR)" demo/store

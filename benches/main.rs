@@ -6,5 +6,6 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a program for developers")]
 
 mod kernels;
+mod sql;
 
-criterion::criterion_main!(kernels::benches);
+criterion::criterion_main!(kernels::benches, sql::benches);

@@ -6,18 +6,15 @@ set -eu
 program=$1
 shift
 cache=${CELLQL_TEST_DATA:-$HOME/.cache/cellql-test-data}
-if [ ! -x "$cache/slaf/bin/slaf" ]; then
-    python3 -m venv "$cache/slaf"
-    "$cache/slaf/bin/pip" -q --disable-pip-version-check install slafdb==0.5.2 h5py
-fi
+python=$(scripts/bench-python.sh slaf 'slaf, h5py' slafdb==0.5.2 h5py)
 files=
 for cells in "$@"; do
     file="$cache/resampled-$cells.h5ad"
     if [ ! -f "$file" ]; then
-        "$cache/slaf/bin/python" scripts/resample-h5ad.py "$cache/raw-Baron_human.h5ad" "$file.part" "$cells"
+        "$python" scripts/resample-h5ad.py "$cache/raw-Baron_human.h5ad" "$file.part" "$cells"
         mv "$file.part" "$file"
     fi
     files="$files $file"
 done
 # shellcheck disable=SC2086
-exec "$cache/slaf/bin/python" benches/ingest.py --cellql "$program" --python "$cache/slaf/bin/python" $files
+exec "$python" benches/ingest.py --cellql "$program" --python "$python" $files

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Make a large, realistic .h5ad out of a small one, for timing.
 
-    resample-h5ad.py SOURCE.h5ad OUT.h5ad CELLS [--seed 0] [--compression gzip|none]
+    resample-h5ad.py SOURCE.h5ad OUT.h5ad CELLS [--seed 0] [--keep 0.5 1.0] [--compression gzip|none]
 
 Each output cell is a source cell drawn with replacement whose counts are thinned
-binomially by a factor drawn from 0.5..1.0, so that sparsity, count distribution and
+binomially by a factor drawn from 0.5..1.0 (--keep), so that sparsity, count distribution and
 compressibility stay those of a real experiment while no two cells are the same.
 The source matrix (CSR, whole counts) is held in memory; the output is written in blocks,
 so memory does not grow with CELLS. Needs numpy and h5py only.
@@ -65,10 +65,13 @@ def main():
     parser.add_argument("out")
     parser.add_argument("cells", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", nargs=2, type=float, default=(0.5, 1.0), metavar=("LEAST", "MOST"))
     parser.add_argument("--compression", choices=["gzip", "none"], default="gzip")
     args = parser.parse_args()
     if not 0 < args.cells <= 2**32:
         parser.error("CELLS must be 1 to 2^32 (barcodes would repeat)")
+    if not 0 < args.keep[0] <= args.keep[1] <= 1:
+        parser.error("--keep wants two fractions of 0 to 1, the least first")
 
     with h5py.File(args.source) as source:
         x = source["X"]
@@ -121,7 +124,7 @@ def main():
             # Where each value of the block lies in the source.
             shift = np.repeat(indptr[rows + 1] - ends, lengths[rows])
             places = np.arange(ends[-1]) + shift
-            fraction = rng.uniform(0.5, 1.0, rows.size).astype(np.float32)
+            fraction = rng.uniform(*args.keep, rows.size).astype(np.float32)
             kept = thin(data[places], np.repeat(fraction, lengths[rows]), rng)
 
             some = kept > 0

@@ -17,6 +17,8 @@ mod formats;
 mod meaning;
 #[path = "it/mutations.rs"]
 mod mutations;
+#[path = "it/nearest.rs"]
+mod nearest;
 #[path = "it/plans.rs"]
 mod plans;
 #[path = "it/reference.rs"]

@@ -11,15 +11,15 @@ pub const NAME: &str = "name";
 pub const RECIPE: &str = "recipe";
 /// Version of that table.
 pub const TABLE_VERSION: &str = "table_version";
-/// `hnsw`.
+/// `hnsw`, a graph in files of its own, or `ivf`, a part of the table.
 pub const KIND: &str = "kind";
 /// `cosine`.
 pub const METRIC: &str = "metric";
 /// Vectors in it.
 pub const N_VECTORS: &str = "n_vectors";
-/// Folder of its files, relative to the store.
+/// Folder of its files, relative to the store; empty for `ivf`.
 pub const PATH: &str = "path";
-/// SHA-256 of its manifest file.
+/// BLAKE3 of its manifest file; empty for `ivf`.
 pub const SHA256: &str = "sha256";
 /// When it was built, UTC.
 pub const CREATED_AT: &str = "created_at";

@@ -368,6 +368,9 @@ pub(super) enum IndexVerb {
         /// Name of the index (default: the recipe's)
         #[arg(long)]
         name: Option<String>,
+        /// What it is (default: hnsw where it takes no more than half of this machine's memory, else ivf)
+        #[arg(long, value_enum)]
+        kind: Option<IndexKind>,
     },
     /// List the indexes of a store
     List {
@@ -382,6 +385,14 @@ pub(super) enum IndexVerb {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(super) enum Target {
     Cells,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum IndexKind {
+    /// A graph, searched in memory
+    Hnsw,
+    /// Lance's partitions, searched on disk
+    Ivf,
 }
 
 #[derive(Debug, Args)]

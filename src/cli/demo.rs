@@ -73,7 +73,7 @@ pub(super) async fn run(uri: &str, talk: &Talk) -> Result<()> {
         memory: None,
         device: crate::model::Device::Cpu,
     };
-    let store = index::build_over(&store, &recipe, None, talk).await?;
+    let store = index::build_over(&store, &recipe, None, None, talk).await?;
     let session = Session::open(store).await?;
     ask(&session, talk).await?;
     say(&format!(

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use cellql_schemas::recipe::{Precision, Recipe};
 
-use super::args::{EmbedArgs, IndexVerb, RecipeArgs};
+use super::args::{EmbedArgs, IndexKind, IndexVerb, RecipeArgs};
 use super::output;
 use super::talk::Talk;
 use crate::error::{Error, Result};
-use crate::index::{GraphOptions, build};
+use crate::index::{Kind, build};
 use crate::jobs::{EmbedOptions, EmbedReport, Groups, Memory, embed_cells, embed_genes};
 use crate::model::{Device, Model};
 use crate::query::{Session, StoreEngine};
@@ -17,9 +17,9 @@ use crate::store::Store;
 
 pub(super) async fn run(verb: IndexVerb, talk: &Talk) -> Result<()> {
     match verb {
-        IndexVerb::Build { recipe, on: _, name } => {
+        IndexVerb::Build { recipe, on: _, name, kind } => {
             let store = super::open_to_write(&recipe.store, talk).await?;
-            build_over(&store, &recipe, name, talk).await?;
+            build_over(&store, &recipe, name, kind.map(Kind::from), talk).await?;
             Ok(())
         }
         IndexVerb::List { store, format } => {
@@ -60,16 +60,22 @@ pub(super) async fn embed(args: EmbedArgs, talk: &Talk) -> Result<()> {
 }
 
 /// Embeds what is missing, then builds the index.
-pub(super) async fn build_over(store: &Store, args: &RecipeArgs, name: Option<String>, talk: &Talk) -> Result<Store> {
+pub(super) async fn build_over(
+    store: &Store,
+    args: &RecipeArgs,
+    name: Option<String>,
+    kind: Option<Kind>,
+    talk: &Talk,
+) -> Result<Store> {
     let (store, report) = fill(store, args, talk).await?;
     let name = name.unwrap_or_else(|| report.recipe.clone());
     let start = Instant::now();
     let progress = talk.progress("building the index", "vectors");
-    let (store, manifest) = build(&store, &name, &report.recipe, GraphOptions::default(), progress).await?;
+    let (store, built) = build(&store, &name, &report.recipe, kind, progress).await?;
     talk.say(&format!(
         "index '{name}': {} vectors of {} numbers in {:.1} s",
-        manifest.n_vectors,
-        manifest.dim,
+        built.n_vectors,
+        built.dim,
         start.elapsed().as_secs_f64()
     ));
     Ok(store)
@@ -131,4 +137,13 @@ fn recipe(engine: &StoreEngine, args: &RecipeArgs, talk: &Talk) -> Result<Recipe
         talk.say(&format!("precision {precision}: matrix products run on {}", Model::instructions(recipe.precision)));
     }
     Ok(recipe)
+}
+
+impl From<IndexKind> for Kind {
+    fn from(kind: IndexKind) -> Self {
+        match kind {
+            IndexKind::Hnsw => Kind::Graph,
+            IndexKind::Ivf => Kind::Ivf,
+        }
+    }
 }

@@ -15,33 +15,28 @@ use chrono::Utc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::Metric;
 use super::graph::{GRAPH, Graph, GraphOptions, IDS, VECTORS};
 use super::vectors::Vectors;
+use super::{Kind, Metric};
 use crate::error::{Error, Result};
 use crate::files::FileBytes;
 use crate::progress::OnProgress;
-use crate::store::Store;
+use crate::store::{Store, Transaction};
 
 const FORMAT: u32 = 2;
 const MANIFEST: &str = "manifest.json";
 /// Bytes under one checksum: large files are checked by all threads.
 const BLOCK: usize = 16 << 20;
 
-/// What an index is and rests on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
+/// What a graph is and rests on.
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
     format: u32,
-    /// Name of the index.
-    pub name: String,
-    /// Embedding table.
-    pub recipe: String,
-    /// Version of that table.
-    pub table_version: u64,
-    /// Numbers per vector.
-    pub dim: usize,
-    /// Vectors in the graph.
-    pub n_vectors: usize,
+    name: String,
+    recipe: String,
+    table_version: u64,
+    dim: usize,
+    n_vectors: usize,
     options: GraphOptions,
     /// BLAKE3 of each block of each file.
     files: BTreeMap<String, Vec<String>>,
@@ -56,29 +51,42 @@ pub struct Entry {
     pub recipe: String,
     /// Version of that table.
     pub table_version: u64,
+    /// What it is.
+    pub kind: Kind,
     /// Vectors in it.
     pub n_vectors: u64,
-    /// Folder in the store.
+    /// Folder in the store; empty where the index is part of its table.
     pub path: String,
-    /// BLAKE3 of its manifest.
+    /// BLAKE3 of its manifest; empty likewise.
     pub checksum: String,
+}
+
+/// An index that was built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Built {
+    /// What it is.
+    pub kind: Kind,
+    /// Vectors in it.
+    pub n_vectors: usize,
+    /// Numbers per vector.
+    pub dim: usize,
 }
 
 fn checksums(bytes: &[u8]) -> Vec<String> {
     bytes.par_chunks(BLOCK).map(|block| blake3::hash(block).to_hex().to_string()).collect()
 }
 
-/// Builds an index over an embedding table and puts it in the place of any of the same name.
+/// Builds a graph over an embedding table and puts it in the place of any index of the same name.
 ///
 /// # Errors
 /// The table does not exist or holds no vector, or the files cannot be written.
-pub async fn build(
+pub(super) async fn build(
     store: &Store,
     name: &str,
     recipe: &str,
     options: GraphOptions,
     on_progress: OnProgress,
-) -> Result<(Store, Manifest)> {
+) -> Result<(Store, Built)> {
     let source = crate::store::embedding_table(recipe);
     let version = store.table(&source).await?.version().version;
     let vectors = Vectors::read(store, &source, Metric::Cosine).await?;
@@ -103,7 +111,7 @@ pub async fn build(
     };
     let files = built.iter().map(|(file, _, bytes)| (*file, bytes.as_slice())).collect::<Vec<_>>();
     let store = publish(store, &manifest, &files).await?;
-    Ok((store, manifest))
+    Ok((store, Built { kind: Kind::Graph, n_vectors, dim }))
 }
 
 async fn publish(store: &Store, manifest: &Manifest, files: &[(&str, &[u8])]) -> Result<Store> {
@@ -116,22 +124,40 @@ async fn publish(store: &Store, manifest: &Manifest, files: &[(&str, &[u8])]) ->
         transaction.put_file(&format!("{path}/{file}"), bytes).await?;
     }
     transaction.put_file(&format!("{path}/{MANIFEST}"), &json).await?;
+    let row = Entry {
+        name: manifest.name.clone(),
+        recipe: manifest.recipe.clone(),
+        table_version: manifest.table_version,
+        kind: Kind::Graph,
+        n_vectors: manifest.n_vectors as u64,
+        path,
+        checksum,
+    };
+    record(&mut transaction, &row).await?;
+    transaction.publish().await
+}
+
+/// Puts a row of `indexes` in the place of any of the same name.
+///
+/// # Errors
+/// The table cannot be written.
+pub(super) async fn record(transaction: &mut Transaction, entry: &Entry) -> Result<()> {
     let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values([value])) };
     let number = |value: u64| -> ArrayRef { Arc::new(UInt64Array::from(vec![value])) };
     let columns = vec![
-        text(&manifest.name),
-        text(&manifest.recipe),
-        number(manifest.table_version),
-        text("hnsw"),
-        text("cosine"),
-        number(manifest.n_vectors as u64),
-        text(&path),
-        text(&checksum),
+        text(&entry.name),
+        text(&entry.recipe),
+        number(entry.table_version),
+        text(entry.kind.name()),
+        text(Metric::Cosine.name()),
+        number(entry.n_vectors),
+        text(&entry.path),
+        text(&entry.checksum),
         text(&Utc::now().to_rfc3339()),
     ];
-    let row = RecordBatch::try_new(Arc::new(table::schema()), columns).map_err(Error::store(doing()))?;
-    transaction.replace_row(table::TABLE, table::NAME, row).await?;
-    transaction.publish().await
+    let row = RecordBatch::try_new(Arc::new(table::schema()), columns);
+    let row = row.map_err(Error::store(format!("recording index {}", entry.name)))?;
+    transaction.replace_row(table::TABLE, table::NAME, row).await
 }
 
 /// Every index of the store.
@@ -146,13 +172,18 @@ pub async fn list(store: &Store) -> Result<Vec<Entry>> {
         let columns = (text(table::NAME), text(table::RECIPE), text(table::PATH), text(table::SHA256));
         let (Some(names), Some(recipes), Some(paths), Some(sums)) = columns else { continue };
         let (Some(versions), Some(counts)) = (number(table::TABLE_VERSION), number(table::N_VECTORS)) else { continue };
-        entries.extend((0..batch.num_rows()).map(|i| Entry {
-            name: names.value(i).to_owned(),
-            recipe: recipes.value(i).to_owned(),
-            table_version: versions.value(i),
-            n_vectors: counts.value(i),
-            path: paths.value(i).to_owned(),
-            checksum: sums.value(i).to_owned(),
+        let Some(kinds) = text(table::KIND) else { continue };
+        // One of a kind that this program does not know is as none.
+        entries.extend((0..batch.num_rows()).filter_map(|i| {
+            Some(Entry {
+                name: names.value(i).to_owned(),
+                recipe: recipes.value(i).to_owned(),
+                table_version: versions.value(i),
+                kind: kinds.value(i).parse().ok()?,
+                n_vectors: counts.value(i),
+                path: paths.value(i).to_owned(),
+                checksum: sums.value(i).to_owned(),
+            })
         }));
     }
     Ok(entries)

@@ -18,11 +18,11 @@ pub(super) const VECTORS: &str = "vectors";
 
 /// How a graph is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GraphOptions {
+pub(super) struct GraphOptions {
     /// Links per vector and layer, 2 to 255.
-    pub links: usize,
+    pub(super) links: usize,
     /// Candidates looked at when a vector is linked.
-    pub breadth: usize,
+    pub(super) breadth: usize,
 }
 
 impl Default for GraphOptions {
@@ -34,7 +34,7 @@ impl Default for GraphOptions {
 
 /// A graph over vectors, and whose they are.
 #[derive(Debug)]
-pub struct Graph {
+pub(super) struct Graph {
     graph: neighbours::Graph,
     ids: Vec<u64>,
     vectors: FileBytes,
@@ -71,7 +71,7 @@ impl Graph {
     }
 
     /// Rows in the graph, by position.
-    pub fn ids(&self) -> &[u64] {
+    pub(super) fn ids(&self) -> &[u64] {
         &self.ids
     }
 
@@ -81,7 +81,7 @@ impl Graph {
     }
 
     /// Of each of some unit vectors the `k` nearest that `allowed` allows, nearest first; approximate.
-    pub fn search(
+    pub(super) fn search(
         &self,
         queries: &[Vec<f32>],
         k: usize,

@@ -5,15 +5,16 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::AsArray;
-use arrow::datatypes::{DataType, Schema, UInt64Type};
+use arrow::datatypes::UInt64Type;
 use cellql_schemas::embeddings;
+use lance::Dataset;
 use rayon::prelude::*;
 use tokio::sync::OnceCell;
 
-use super::Metric;
-use super::file;
+use super::file::{self, Entry};
 use super::graph::Graph;
-use super::vectors::{Vectors, exact};
+use super::vectors::{self, Vectors, exact};
+use super::{Kind, Metric, ivf};
 use crate::error::{Error, Result};
 use crate::store::{Store, embedding_table, is_one_of};
 
@@ -57,8 +58,8 @@ impl PartialOrd for Neighbour {
 pub enum Method {
     /// Every vector was looked at.
     Exact,
-    /// By the index of this name.
-    Graph(String),
+    /// By the index of this kind and name.
+    Index(Kind, String),
     /// Every vector was looked at, because the index cannot be used: why.
     ExactInstead(String),
 }
@@ -67,7 +68,8 @@ impl std::fmt::Display for Method {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Method::Exact => f.write_str("exact scan"),
-            Method::Graph(name) => write!(f, "index '{name}'"),
+            Method::Index(Kind::Graph, name) => write!(f, "index '{name}'"),
+            Method::Index(kind, name) => write!(f, "index '{name}' ({})", kind.name()),
             Method::ExactInstead(why) => write!(f, "exact scan, because {why}"),
         }
     }
@@ -108,7 +110,9 @@ pub struct Searcher {
 #[derive(Debug)]
 enum Usable {
     No,
-    Yes(Box<Indexed>),
+    Graph(Box<Indexed>),
+    /// Lance's, of this name and in this table.
+    Ivf(String, Arc<Dataset>),
     /// There is one, but it cannot be used: why.
     Not(String),
 }
@@ -132,17 +136,12 @@ impl Searcher {
         let table = embedding_table(recipe);
         let rows = store.table(&table).await?;
         let n = rows.count_rows(None).await.map_err(Error::store(format!("counting {table}")))?;
-        let schema = Schema::from(rows.schema());
-        let Ok(DataType::FixedSizeList(_, dim)) = schema.field_with_name(embeddings::VECTOR).map(|f| f.data_type())
-        else {
-            return Err(Error::Request(format!("table {table} holds no vectors")));
-        };
         Ok(Self {
             store: store.clone(),
             recipe: recipe.to_owned(),
-            table,
             n,
-            dim: *dim as usize,
+            dim: vectors::dimension(&rows, &table)?,
+            table,
             version: rows.version().version,
             index: OnceCell::new(),
             vectors: Mutex::default(),
@@ -168,7 +167,8 @@ impl Searcher {
         }
         Ok(match self.index().await? {
             Usable::No => Method::Exact,
-            Usable::Yes(indexed) => Method::Graph(indexed.name.clone()),
+            Usable::Graph(indexed) => Method::Index(Kind::Graph, indexed.name.clone()),
+            Usable::Ivf(name, _) => Method::Index(Kind::Ivf, name.clone()),
             Usable::Not(why) => Method::ExactInstead(why.clone()),
         })
     }
@@ -183,13 +183,20 @@ impl Searcher {
         let k = k.min(self.n);
         let method = self.plan(k, metric, among.map(HashSet::len)).await?;
         let indexed = match &method {
-            Method::Graph(_) => self.index().await?,
+            Method::Index(..) => self.index().await?,
             _ => &Usable::No,
         };
-        let Usable::Yes(indexed) = indexed else {
-            return Ok((self.scan(&queries, k, metric, among).await?, method));
+        let mut found = match indexed {
+            Usable::Graph(indexed) => indexed.search(&queries, k, among),
+            Usable::Ivf(name, table) => match ivf::search(table, &queries, k, among).await {
+                Ok(found) => found,
+                Err(error) => {
+                    let why = format!("index '{name}' cannot be read ({error}); build it again");
+                    return Ok((self.scan(&queries, k, metric, among).await?, Method::ExactInstead(why)));
+                }
+            },
+            _ => return Ok((self.scan(&queries, k, metric, among).await?, method)),
         };
-        let mut found = indexed.search(&queries, k, among);
         // A walk may end before it met k rows that qualify.
         let short: Vec<usize> =
             (0..found.len()).filter(|i| among.is_some_and(|set| found[*i].len() < k.min(set.len()))).collect();
@@ -268,9 +275,32 @@ impl Searcher {
 
     async fn open_index(&self) -> Result<Usable> {
         let all = file::list(&self.store).await?;
-        // The newest of several.
+        // Of several the kind that fits, and of these the newest.
+        let fitting = Kind::fitting(self.n, self.dim);
         let of_table = all.into_iter().filter(|i| i.recipe == self.recipe);
-        let Some(entry) = of_table.max_by_key(|i| i.table_version) else { return Ok(Usable::No) };
+        let Some(entry) = of_table.max_by_key(|i| (i.kind == fitting, i.table_version)) else { return Ok(Usable::No) };
+        match entry.kind {
+            Kind::Graph => self.open_graph(entry).await,
+            Kind::Ivf => self.open_ivf(entry).await,
+        }
+    }
+
+    async fn open_ivf(&self, entry: Entry) -> Result<Usable> {
+        let table = self.store.table(&self.table).await?;
+        let Entry { name, n_vectors, table_version, .. } = entry;
+        if !ivf::exists(&table).await? {
+            return Ok(Usable::Not(format!("index '{name}' is no longer part of its table; build it again")));
+        }
+        if table_version != self.version {
+            let now = ivf::count(&table).await?;
+            if now.abs_diff(n_vectors as usize) as f64 > MOST_MISSING * now as f64 {
+                return Ok(Usable::Not(too_old(&name)));
+            }
+        }
+        Ok(Usable::Ivf(name, table))
+    }
+
+    async fn open_graph(&self, entry: Entry) -> Result<Usable> {
         let graph = match file::open(&self.store, &entry).await {
             Ok(graph) => graph,
             Err(error) => return Ok(Usable::Not(error.to_string())),
@@ -283,11 +313,8 @@ impl Searcher {
             let known: HashSet<u64> = graph.ids().iter().copied().collect();
             gone = known.difference(&now).copied().collect();
             let new: Vec<u64> = now.difference(&known).copied().collect();
-            let name = &entry.name;
             if (new.len() + gone.len()) as f64 > MOST_MISSING * self.n as f64 {
-                let why =
-                    format!("index '{name}' is of an older version of the table and lacks too much; build it again");
-                return Ok(Usable::Not(why));
+                return Ok(Usable::Not(too_old(&entry.name)));
             }
             if !new.is_empty() {
                 let batches =
@@ -295,8 +322,12 @@ impl Searcher {
                 missing = Vectors::from_batches(&batches, Metric::Cosine)?;
             }
         }
-        Ok(Usable::Yes(Box::new(Indexed { name: entry.name, graph, missing, gone })))
+        Ok(Usable::Graph(Box::new(Indexed { name: entry.name, graph, missing, gone })))
     }
+}
+
+fn too_old(name: &str) -> String {
+    format!("index '{name}' is of an older version of the table and lacks too much; build it again")
 }
 
 impl Indexed {

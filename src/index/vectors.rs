@@ -3,15 +3,28 @@
 use std::collections::{BinaryHeap, HashSet};
 
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{Float32Type, UInt32Type, UInt64Type};
+use arrow::datatypes::{DataType, Float32Type, Schema, UInt32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::embeddings;
+use lance::Dataset;
 use rayon::prelude::*;
 
 use super::Metric;
 use super::search::Neighbour;
 use crate::error::{Error, Result};
 use crate::store::Store;
+
+/// Numbers per vector of an embedding table.
+///
+/// # Errors
+/// It has no column of vectors.
+pub(super) fn dimension(rows: &Dataset, table: &str) -> Result<usize> {
+    let schema = Schema::from(rows.schema());
+    match schema.field_with_name(embeddings::VECTOR).map(|f| f.data_type()) {
+        Ok(DataType::FixedSizeList(_, dim)) => Ok(*dim as usize),
+        _ => Err(Error::Request(format!("table {table} holds no vectors"))),
+    }
+}
 
 /// Prepared vectors and the rows they belong to. Rows without a vector, or with one that the metric says nothing about, are
 /// left out.

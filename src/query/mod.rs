@@ -12,6 +12,7 @@ mod model_exec;
 mod names;
 mod nearest_by_index;
 mod parameters;
+mod project_model_calls;
 pub mod script;
 mod search;
 mod session;

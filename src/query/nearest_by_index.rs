@@ -192,7 +192,7 @@ impl NearestByIndex {
         keeping: Vec<LogicalPlan>,
     ) -> crate::error::Result<Option<Vec<u64>>> {
         let searcher = self.engine.searcher(Some(recipe)).await?;
-        if !matches!(searcher.plan(k + MORE, Metric::Cosine, None).await?, Method::Graph(_)) {
+        if !matches!(searcher.plan(k + MORE, Metric::Cosine, None).await?, Method::Index(..)) {
             return Ok(None);
         }
         let mut among: Option<HashSet<u64>> = None;
@@ -204,7 +204,7 @@ impl NearestByIndex {
             });
         }
         let kept = among.as_ref().map(HashSet::len);
-        if !matches!(searcher.plan(k + MORE, Metric::Cosine, kept).await?, Method::Graph(_)) {
+        if !matches!(searcher.plan(k + MORE, Metric::Cosine, kept).await?, Method::Index(..)) {
             return Ok(None);
         }
         let queries = [(query, None)];

@@ -119,7 +119,7 @@ impl StoreEngine {
         }
         let searcher = self.searcher(request.recipe.as_deref()).await?;
         let method = searcher.plan(request.k, metric, None).await?;
-        let (Method::Graph(_), Some(filter)) = (&method, &request.filter) else { return Ok(method.to_string()) };
+        let (Method::Index(..), Some(filter)) = (&method, &request.filter) else { return Ok(method.to_string()) };
         // What a filter keeps decides between an index and a scan, and nothing else.
         let table = self.store().table(cells::TABLE).await?;
         let kept = table.count_rows(Some(filter.clone())).await.map_err(|e| wrong_filter(filter, &e))?;

@@ -21,6 +21,7 @@ use super::engine::{Notices, StoreEngine};
 use super::gather_model_calls::GatherModelCalls;
 use super::nearest_by_index::NearestByIndex;
 use super::parameters::Parameters;
+use super::project_model_calls::ProjectModelCalls;
 use super::table::StoreTable;
 use crate::error::{Error, Result};
 use crate::model::Device;
@@ -87,6 +88,7 @@ impl Session {
             .with_config(config)
             .with_default_features()
             .with_physical_optimizer_rules(physical)
+            .with_optimizer_rule(Arc::new(ProjectModelCalls))
             .with_optimizer_rule(Arc::new(DeferModelCalls))
             .with_optimizer_rule(Arc::new(NearestByIndex::new(Arc::clone(&engine))))
             .build();

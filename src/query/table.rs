@@ -12,21 +12,26 @@ use datafusion::prelude::Expr;
 use lance::Dataset;
 use lance::datafusion::LanceTableProvider;
 
-/// Rows per batch: an expression has thousands of values, so lance's default of 8,192 rows would be 100 MB and more.
-const BATCH_ROWS: usize = 1024;
+/// Rows per batch of scans that read expressions or vectors: thousands of numbers each, so lance's default of 8,192 rows would
+/// be 100 MB and more.
+const WIDE_ROWS: usize = 1024;
+/// Rows per batch of other scans: every batch costs the same, however small it is.
+const NARROW_ROWS: usize = 8192;
 
 /// Like lance's own provider, which claims to apply any filter exactly; filters that call our functions stay above it,
 /// where the planner can see and order them.
 #[derive(Debug)]
 pub(super) struct StoreTable {
-    lance: LanceTableProvider,
+    /// The same table twice, for scans with columns of lists and for those without.
+    wide: LanceTableProvider,
+    narrow: LanceTableProvider,
     recipe: Option<String>,
 }
 
 impl StoreTable {
     pub(super) fn new(dataset: Arc<Dataset>) -> Self {
-        let lance = LanceTableProvider::new(dataset, false, false).with_batch_size(BATCH_ROWS);
-        Self { lance, recipe: None }
+        let table = |rows| LanceTableProvider::new(Arc::clone(&dataset), false, false).with_batch_size(rows);
+        Self { wide: table(WIDE_ROWS), narrow: table(NARROW_ROWS), recipe: None }
     }
 
     /// Says that these are the embeddings of a recipe.
@@ -43,7 +48,7 @@ impl StoreTable {
 #[async_trait]
 impl TableProvider for StoreTable {
     fn schema(&self) -> SchemaRef {
-        self.lance.schema()
+        self.wide.schema()
     }
 
     fn table_type(&self) -> TableType {
@@ -57,7 +62,13 @@ impl TableProvider for StoreTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        self.lance.scan(state, projection, filters, limit).await
+        let schema = self.schema();
+        let mut projected = 0..projection.map_or(schema.fields().len(), Vec::len);
+        let mut names = filters.iter().flat_map(Expr::column_refs).map(|column| column.name.as_str());
+        let lists = projected.any(|i| schema.field(projection.map_or(i, |p| p[i])).data_type().is_nested())
+            || names.any(|name| schema.field_with_name(name).is_ok_and(|f| f.data_type().is_nested()));
+        let table = if lists { &self.wide } else { &self.narrow };
+        table.scan(state, projection, filters, limit).await
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {

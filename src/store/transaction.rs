@@ -16,6 +16,9 @@ use futures::{StreamExt, stream};
 use lance::Dataset;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lance::dataset::{InsertBuilder, NewColumnTransform, UpdateBuilder, WriteMode, WriteParams};
+use lance::index::DatasetIndexExt;
+use lance::index::vector::VectorIndexParams;
+use lance_index::IndexType;
 
 use super::{OnWait, Store, StoreVersion, version};
 use crate::error::{Error, Result};
@@ -164,6 +167,30 @@ impl Transaction {
             true => Ok(()),
             false => self.record(table, before, &written),
         }
+    }
+
+    /// Builds Lance's index of a name over a column of vectors, in the place of any before. Gives the table's new version, of
+    /// which the index is a part.
+    ///
+    /// # Errors
+    /// There is no such table, or the index cannot be written.
+    pub async fn index_vectors(
+        &mut self,
+        table: &str,
+        column: &str,
+        name: &str,
+        params: &VectorIndexParams,
+    ) -> Result<u64> {
+        let about = format!("{}: indexing table {table} of {}", self.doing, self.store.uri);
+        let Some(mut current) = self.restored(table).await? else {
+            return Err(Error::Request(format!("{}: there is no table '{table}'", self.store.uri)));
+        };
+        let before = current.version().version;
+        let columns = [column];
+        let build = current.create_index_builder(&columns, IndexType::Vector, params);
+        build.name(name.to_owned()).replace(true).await.map_err(Error::store(about))?;
+        self.record(table, before, &current)?;
+        Ok(current.version().version)
     }
 
     /// Gathers small files of a table into large ones, and drops removed rows from them. Gives the files before and after.

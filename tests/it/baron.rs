@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use cellql::index::{self, GraphOptions, Metric, Question, Searcher, Vectors, exact};
+use cellql::index::{self, Kind, Metric, Question, Searcher, Vectors, exact};
 use cellql::ingest::IngestOptions;
 use cellql::model::{Config, Provenance, Size, initialise, registry};
 use cellql::progress::silent;
@@ -48,8 +48,8 @@ async fn the_whole_data_set_is_ingested_embedded_and_searched() {
     let seconds = start.elapsed().as_secs_f64();
     say(&format!("2,142 cells embedded with a 3M model in {seconds:.0} s, {:.1} cells/s", 2142.0 / seconds));
 
-    let (store, manifest) = index::build(&store, "m3", "m3", GraphOptions::default(), silent()).await.unwrap();
-    assert_eq!(manifest.n_vectors, 2142);
+    let (store, built) = index::build(&store, "m3", "m3", Some(Kind::Graph), silent()).await.unwrap();
+    assert_eq!(built.n_vectors, 2142);
     let session = Session::open(store.clone()).await.unwrap();
     assert_eq!(number(&rows(&session, "SELECT count(DISTINCT cell_type1) FROM cells").await), 14.0);
 
@@ -62,7 +62,7 @@ async fn the_whole_data_set_is_ingested_embedded_and_searched() {
         let queries = [(unit.to_vec(), Some(cell))];
         let question = Question { queries: &queries, k: 10, metric: Metric::Cosine, among: None };
         let (found, method) = searcher.search(question).await.unwrap();
-        assert_eq!(method, index::Method::Graph("m3".into()));
+        assert_eq!(method, index::Method::Index(Kind::Graph, "m3".into()));
         let truth: HashSet<u64> = exact(&vectors, unit, 10, None, Some(cell)).into_iter().map(|n| n.cell_id).collect();
         hits += found[0].iter().filter(|n| truth.contains(&n.cell_id)).count();
     }

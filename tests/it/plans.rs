@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use arrow::array::AsArray;
-use cellql::index::{self, GraphOptions};
+use cellql::index::{self, Kind};
 use cellql::progress::silent;
 use cellql::query::Session;
 use cellql::store::Store;
@@ -58,6 +58,25 @@ async fn conditions_without_a_model_come_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sorts_and_aggregates_have_their_model_calls_below_them() {
+    let session = Session::open_only_computing(demo_store().await).await.unwrap();
+    for sql in [
+        "SELECT cell_id FROM cells ORDER BY embed(expr)[1] DESC, embed(expr)[2], cell_id LIMIT 4",
+        "SELECT cell_type, centroid(embed(expr)), count(embed(expr)) FROM cells GROUP BY cell_type",
+        "SELECT embed(expr)[1] > 0, count(*) FROM cells GROUP BY embed(expr)[1] > 0",
+    ] {
+        let plan = explain(&session, "EXPLAIN ANALYZE", sql).await;
+        assert_eq!(plan.matches("ModelExec").count(), 1, "{plan}");
+        assert_eq!(metric(&plan, "cells_computed") + metric(&plan, "cells_remembered"), 320, "{plan}");
+    }
+    // Nothing is taken out of a branch.
+    let sql = "SELECT cell_id FROM cells ORDER BY CASE WHEN cell_id < 5 THEN embed(expr, pool => 'max')[1] END LIMIT 4";
+    session.take_notices();
+    rows(&session, sql).await;
+    assert_eq!(session.take_notices().cells_embedded, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_branch_of_case_calls_the_model_for_its_own_rows() {
     let session = Session::open_only_computing(demo_store().await).await.unwrap();
     let beta = number(&rows(&session, "SELECT count(*) FROM cells WHERE cell_type = 'beta'").await);
@@ -97,8 +116,8 @@ async fn a_cancelled_query_ends_with_the_batch_that_runs() {
     assert!(first < 200 && embedded <= 2 * first as u64 + 1, "{embedded} cells, batches of {first}");
 }
 
-/// 2,000 random vectors for cells that exist, with an index.
-async fn indexed(folder: &std::path::Path) -> Store {
+/// 2,000 cells, some of which have random vectors with an index.
+pub async fn indexed(folder: &std::path::Path, kind: Kind, vectors: std::ops::Range<u64>) -> Store {
     let path = folder.join("store");
     let genes = "INS,GCG,SST";
     let cells: String = (0..2000).map(|i| format!("c{i},{},{},{}\n", i % 7 + 1, i % 5, i % 3)).collect();
@@ -106,8 +125,8 @@ async fn indexed(folder: &std::path::Path) -> Store {
     std::fs::write(&file, format!("cell,{genes}\n{cells}")).unwrap();
     let store = Store::init(path.to_str().unwrap()).await.unwrap();
     let (store, _) = crate::stores::take_in(&store, &file, crate::stores::any_cell()).await.unwrap();
-    let store = crate::search::with_vectors(&store, 0..2000, 16, 3).await;
-    index::build(&store, "graph", "random", GraphOptions::default(), silent()).await.unwrap().0
+    let store = crate::search::with_vectors(&store, crate::search::some_vectors(vectors, 16, 3)).await;
+    index::build(&store, "near", "random", Some(kind), silent()).await.unwrap().0
 }
 
 fn literal(i: usize) -> String {
@@ -119,7 +138,7 @@ fn literal(i: usize) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limited_order_by_distance_is_answered_by_the_index() {
     let folder = tempfile::tempdir().unwrap();
-    let session = Session::open(indexed(folder.path()).await).await.unwrap();
+    let session = Session::open(indexed(folder.path(), Kind::Graph, 0..2000).await).await.unwrap();
     let by_index = |plan: &str| plan.contains("cell_id IN");
     let fires = [
         "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q) LIMIT 10",
@@ -151,7 +170,7 @@ async fn a_limited_order_by_distance_is_answered_by_the_index() {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_orders_by_distance_look_at_every_row() {
     let folder = tempfile::tempdir().unwrap();
-    let session = Session::open(indexed(folder.path()).await).await.unwrap();
+    let session = Session::open(indexed(folder.path(), Kind::Graph, 0..2000).await).await.unwrap();
     for sql in [
         "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q)",
         "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q) DESC LIMIT 10",
@@ -172,11 +191,11 @@ async fn other_orders_by_distance_look_at_every_row() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_is_explained_and_not_run() {
     let folder = tempfile::tempdir().unwrap();
-    let session = Session::open(indexed(folder.path()).await).await.unwrap();
+    let session = Session::open(indexed(folder.path(), Kind::Graph, 0..2000).await).await.unwrap();
     let ask = |options: &str| format!("SELECT cell_id FROM vector_search('cells', 7{options})");
     for (options, by) in [
-        ("", "by=index 'graph'"),
-        (", where => 'total_counts > 5'", "by=index 'graph'"),
+        ("", "by=index 'near'"),
+        (", where => 'total_counts > 5'", "by=index 'near'"),
         (", where => 'cell_id < 20'", "by=exact scan"),
         (", metric => 'l2'", "by=exact scan"),
         (", k => 1000", "by=exact scan"),

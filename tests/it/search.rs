@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Float32Type;
-use cellql::index::{self, GraphOptions, Method, Metric, Question, Searcher, Vectors, exact};
+use cellql::index::{self, Kind, Method, Metric, Question, Searcher, Vectors, exact};
 use cellql::jobs::{Annotation, Groups, Memory, annotate, embed_genes};
 use cellql::progress::silent;
 use cellql::query::Session;
@@ -87,8 +87,7 @@ async fn an_embedding_depends_on_its_cell_alone() {
 }
 
 /// A store whose table `embeddings.random` has random vectors.
-pub async fn with_vectors(store: &Store, ids: std::ops::Range<u64>, dim: usize, seed: u64) -> Store {
-    let batch = some_vectors(ids, dim, seed);
+pub async fn with_vectors(store: &Store, batch: arrow::record_batch::RecordBatch) -> Store {
     let mut transaction = store.begin("random vectors").await.unwrap();
     let rows = RecordBatchStreamAdapter::new(batch.schema(), futures::stream::iter([Ok(batch)]));
     transaction.append(&embedding_table("random"), Box::pin(rows)).await.unwrap();
@@ -98,8 +97,8 @@ pub async fn with_vectors(store: &Store, ids: std::ops::Range<u64>, dim: usize, 
 /// A graph over vectors enough that the planner takes it.
 async fn indexed(folder: &std::path::Path) -> Store {
     let store = Store::init(folder.join("store").to_str().unwrap()).await.unwrap();
-    let store = with_vectors(&store, 0..3000, 16, 3).await;
-    index::build(&store, "graph", "random", GraphOptions::default(), silent()).await.unwrap().0
+    let store = with_vectors(&store, some_vectors(0..3000, 16, 3)).await;
+    index::build(&store, "graph", "random", Some(Kind::Graph), silent()).await.unwrap().0
 }
 
 /// The ten nearest to a cell, as a fresh process finds them.
@@ -124,7 +123,7 @@ async fn a_graph_is_used_when_whole_and_doubted_when_not() {
     let mut hits = 0;
     for cell in (0..3000).step_by(60) {
         let (found, method) = ask(&store, cell).await;
-        assert_eq!(method, Method::Graph("graph".into()));
+        assert_eq!(method, Method::Index(Kind::Graph, "graph".into()));
         let truth = exact(&vectors, vectors.at(cell as usize), 10, None, Some(cell));
         let truth: HashSet<u64> = truth.into_iter().map(|n| n.cell_id).collect();
         hits += found.iter().filter(|id| truth.contains(id)).count();
@@ -149,14 +148,24 @@ async fn a_graph_is_used_when_whole_and_doubted_when_not() {
     }
 }
 
-/// Rows of an embedding table.
-fn some_vectors(ids: std::ops::Range<u64>, dim: usize, seed: u64) -> arrow::record_batch::RecordBatch {
-    use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, UInt32Array, UInt64Array};
+/// Rows of an embedding table with random vectors.
+pub fn some_vectors(ids: std::ops::Range<u64>, dim: usize, seed: u64) -> arrow::record_batch::RecordBatch {
     use rand::{Rng, SeedableRng};
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    vectors_of(ids, dim, |_, _| rng.random_range(-1.0..1.0))
+}
+
+/// Rows of an embedding table, numbers by row and place.
+pub fn vectors_of(
+    ids: std::ops::Range<u64>,
+    dim: usize,
+    mut number: impl FnMut(u64, usize) -> f32,
+) -> arrow::record_batch::RecordBatch {
+    use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, UInt32Array, UInt64Array};
     use std::sync::Arc;
     let n = (ids.end - ids.start) as usize;
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-    let values: Vec<f32> = (0..n * dim).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let values: Vec<f32> =
+        ids.clone().flat_map(|row| (0..dim).map(move |at| (row, at))).map(|(r, a)| number(r, a)).collect();
     let schema = Arc::new(cellql_schemas::embeddings::schema(dim));
     let arrow::datatypes::DataType::FixedSizeList(item, _) = schema.field(1).data_type().clone() else { panic!() };
     let list = FixedSizeListArray::new(item, dim as i32, Arc::new(Float32Array::from(values)), None);
@@ -165,7 +174,7 @@ fn some_vectors(ids: std::ops::Range<u64>, dim: usize, seed: u64) -> arrow::reco
     arrow::record_batch::RecordBatch::try_new(schema, columns).unwrap()
 }
 
-async fn changed(store: &Store, delete: &str, add: Option<arrow::record_batch::RecordBatch>) -> Store {
+pub async fn changed(store: &Store, delete: &str, add: Option<arrow::record_batch::RecordBatch>) -> Store {
     let table = embedding_table("random");
     let mut transaction = store.begin("changing vectors").await.unwrap();
     transaction.delete(&table, delete).await.unwrap();
@@ -201,7 +210,7 @@ async fn an_index_finds_what_came_after_it_and_not_what_is_gone() {
     let store = changed(&store, &format!("cell_id = {}", before[0]), Some(new)).await;
 
     let (now, method) = ask(&store, 7).await;
-    assert_eq!(method, Method::Graph("graph".into()), "an index that lacks little is used");
+    assert_eq!(method, Method::Index(Kind::Graph, "graph".into()), "an index that lacks little is used");
     assert_eq!(now[..2], [3000, 3001]);
     assert_eq!(now[2..], before[1..9]);
 
@@ -221,7 +230,7 @@ async fn filters_keep_k_rows_however_little_they_keep() {
         let (mut hits, mut all) = (0, 0);
         for cell in (0..3000).step_by(100) {
             let (found, method) = among(&store, cell, Some(&kept)).await;
-            assert_eq!(matches!(method, Method::Graph(_)), by_graph, "{method:?}");
+            assert_eq!(matches!(method, Method::Index(..)), by_graph, "{method:?}");
             let truth = exact(&vectors, vectors.at(cell as usize), 10, Some(&kept), Some(cell));
             let truth: HashSet<u64> = truth.into_iter().map(|n| n.cell_id).collect();
             assert_eq!(found.len(), truth.len());

@@ -5,6 +5,7 @@ use std::path::Path;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use async_trait::async_trait;
 use cellql::error::Error;
+use cellql::index::Kind;
 use cellql::query::Session;
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 
@@ -40,8 +41,15 @@ impl AsyncDB for Database {
     async fn shutdown(&mut self) {}
 }
 
+/// Searches need more vectors than the demo has.
+const OVER_VECTORS: &str = "nearest";
+
 async fn golden(file: &Path) {
-    let store = demo_store().await;
+    let folder = tempfile::tempdir().unwrap();
+    let store = match file.file_stem().is_some_and(|name| name == OVER_VECTORS) {
+        true => crate::plans::indexed(folder.path(), Kind::Graph, 0..2000).await,
+        false => demo_store().await,
+    };
     let mut runner = Runner::new(|| async { Ok(Database(Session::open(store.clone()).await?)) });
     runner.run_file_async(file).await.unwrap_or_else(|e| panic!("{e}"));
 }
@@ -86,6 +94,12 @@ async fn a_cell_is_embedded_once_per_query_and_only_if_needed() {
         ("SELECT cell_id, embed(expr) FROM cells ORDER BY cell_id DESC LIMIT 10", 10),
         ("SELECT cell_type, embed(expr) FROM cells ORDER BY total_counts LIMIT 10", 10),
         ("SELECT cell_id FROM cells ORDER BY cosine_distance(embed(expr), embed(expr)) LIMIT 10", 320),
+        (
+            "SELECT cell_id FROM cells ORDER BY cosine_distance(embed(expr), embed(expr, pool => 'all')), cell_id LIMIT 3",
+            320,
+        ),
+        ("SELECT cell_type, centroid(embed(expr)) FROM cells WHERE cell_type = 'beta' GROUP BY cell_type", 40),
+        ("SELECT count(*) FROM cells GROUP BY cardinality(embed(expr)) HAVING count(embed(expr)) > 3", 320),
         ("EXPLAIN SELECT embed(expr) FROM cells", 0),
     ];
     let store = demo_store().await;

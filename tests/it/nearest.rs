@@ -1,0 +1,223 @@
+//! Questions about neighbours, whatever their shape, are answered by an index as the plain plan answers them.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+
+use arrow::array::AsArray;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type};
+use cellql::index::{self, Kind, Method, Metric, Question, Searcher, Vectors, exact};
+use cellql::progress::silent;
+use cellql::query::Session;
+use cellql::store::{Store, embedding_table};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use rand::{Rng, SeedableRng};
+
+use crate::plans::indexed;
+use crate::search::{changed, some_vectors, with_vectors};
+use crate::stores::{ids, rows};
+
+/// Ways to ask; `FILTER` is a condition on `e`, rows of embeddings joined with cells.
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    Table,
+    Subquery,
+    Join,
+    Function,
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    shape: Shape,
+    /// A condition that holds for embeddings and cells alike.
+    filter: Option<String>,
+    vector: Vec<f32>,
+    limit: usize,
+    offset: usize,
+}
+
+impl Case {
+    /// The question in SQL, rows `cell_id, d`; `distance` is the name of the distance. `all` asks for every row there is.
+    fn sql(&self, distance: &str, all: bool) -> String {
+        let numbers: Vec<String> = self.vector.iter().map(|v| format!("{v:.4}")).collect();
+        let vector = format!("[{}]", numbers.join(", "));
+        let filter = self.filter.as_deref().unwrap_or("true");
+        let (k, offset) = if all { (100_000, 0) } else { (self.limit, self.offset) };
+        match self.shape {
+            Shape::Table => format!(
+                "SELECT cell_id, {distance}(vector, {vector}) AS d FROM embeddings WHERE {filter} \
+                 ORDER BY d, cell_id LIMIT {k} OFFSET {offset}"
+            ),
+            Shape::Subquery => format!(
+                "SELECT cell_id, {distance}({vector}, v.vector) AS d FROM (SELECT cell_id, vector FROM embeddings \
+                 WHERE {filter}) v ORDER BY d, cell_id LIMIT {k} OFFSET {offset}"
+            ),
+            Shape::Join => format!(
+                "SELECT e.cell_id, {distance}(e.vector, {vector}) AS d FROM embeddings e JOIN cells c \
+                 ON c.cell_id = e.cell_id WHERE {} ORDER BY d, e.cell_id LIMIT {k} OFFSET {offset}",
+                filter.replace("cell_id", "c.cell_id")
+            ),
+            Shape::Function => {
+                let k = k + offset;
+                let condition = self.filter.as_ref().map_or(String::new(), |f| format!(", where => '{f}'"));
+                format!(
+                    "SELECT cell_id, _distance AS d FROM vector_search('cells', {vector}, k => {k}{condition}) \
+                     ORDER BY d, cell_id OFFSET {offset}"
+                )
+            }
+        }
+    }
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let shape = prop_oneof![Just(Shape::Table), Just(Shape::Subquery), Just(Shape::Join), Just(Shape::Function)];
+    let filter = prop_oneof![
+        2 => Just(None),
+        2 => (2u32..5, 0u32..2).prop_map(|(of, is)| Some(format!("cell_id % {of} = {is}"))),
+        1 => (0u32..2000).prop_map(|from| Some(format!("cell_id >= {from}"))),
+        1 => (0u32..1990).prop_map(|from| Some(format!("cell_id BETWEEN {from} AND {}", from + 12))),
+        1 => Just(Some("cell_id IN (3, 5, 8)".to_owned())),
+    ];
+    let vector = prop::collection::vec(-1f32..1.0, 16);
+    let fields = (shape, filter, vector, 1usize..40, 0usize..5);
+    fields.prop_map(|(shape, filter, vector, limit, offset)| Case { shape, filter, vector, limit, offset })
+}
+
+fn distances(batches: &[arrow::record_batch::RecordBatch]) -> Vec<f64> {
+    let column = |b: &arrow::record_batch::RecordBatch| {
+        cast(b.column(1), &DataType::Float64).unwrap().as_primitive::<Float64Type>().values().to_vec()
+    };
+    batches.iter().flat_map(column).collect()
+}
+
+/// Asks both ways. Gives how many of the right rows were found, of how many, and whether an index was asked.
+async fn compare(session: &Session, case: &Case) -> (usize, usize, bool) {
+    let sql = case.sql("cosine_distance", false);
+    let plan = format!("EXPLAIN FORMAT INDENT {sql}");
+    let plan = rows(session, &plan).await;
+    let plan: String =
+        plan.iter().map(|b| b.column(1).as_string::<i32>().iter().flatten().collect::<String>()).collect();
+    let by_index = plan.contains("InListExpr") || plan.contains("cell_id IN") || plan.contains("by=index");
+    let answer = rows(session, &sql).await;
+    let (found, shown) = (ids(&answer), distances(&answer));
+    // Every row that qualifies, nearest first, by a plan that no rule knows: a sum is no distance.
+    let plain =
+        Case { shape: if matches!(case.shape, Shape::Function) { Shape::Table } else { case.shape }, ..case.clone() };
+    let plain = rows(session, &plain.sql("0 + cosine_distance", true)).await;
+    let (all, truth) = (ids(&plain), distances(&plain));
+    let wanted: HashSet<u64> = all.iter().skip(case.offset).take(case.limit).copied().collect();
+    assert_eq!(found.len(), wanted.len(), "{sql}: as many rows as qualify");
+    assert_eq!(found.iter().collect::<HashSet<_>>().len(), found.len(), "{sql}: no row twice");
+    assert!(shown.is_sorted(), "{sql}: nearest first");
+    for (id, distance) in found.iter().zip(&shown) {
+        let at = all.iter().position(|a| a == id).unwrap_or_else(|| panic!("{sql}: row {id} does not qualify"));
+        assert!((distance - truth[at]).abs() < 1e-5, "{sql}: row {id} is at {}, not {distance}", truth[at]);
+    }
+    (found.iter().filter(|id| wanted.contains(id)).count(), wanted.len(), by_index)
+}
+
+#[test]
+fn any_question_is_answered_as_the_plain_plan_answers_it() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let sessions = runtime.block_on(async {
+        let graph = indexed(folders[0].path(), Kind::Graph, 0..2000).await;
+        let ivf = indexed(folders[1].path(), Kind::Ivf, 0..2000).await;
+        // Rows that came after the index, and rows that went.
+        let older = indexed(folders[2].path(), Kind::Graph, 0..1900).await;
+        let new = some_vectors(1900..2000, 16, 9);
+        let older = changed(&older, "cell_id % 19 = 4", Some(new)).await;
+        let mut sessions = Vec::new();
+        for store in [graph, ivf, older] {
+            sessions.push(Session::open(store).await.unwrap());
+        }
+        sessions
+    });
+    for (session, what) in sessions.iter().zip(["graph", "ivf", "older graph"]) {
+        // (rows found, rows right, questions that an index answered)
+        let seen = RefCell::new((0, 0, 0));
+        let config = Config { cases: 60, failure_persistence: None, ..Config::default() };
+        let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+        let ran = TestRunner::new_with_rng(config, rng).run(&cases(), |case| {
+            let (hits, all, by_index) = runtime.block_on(compare(session, &case));
+            let mut seen = seen.borrow_mut();
+            *seen = (seen.0 + hits, seen.1 + all, seen.2 + usize::from(by_index));
+            Ok(())
+        });
+        ran.unwrap_or_else(|e| panic!("{what}: {e}"));
+        let (hits, all, by_index) = seen.into_inner();
+        assert!(hits as f64 >= 0.95 * all as f64, "{what}: recall {hits} of {all}");
+        assert!(by_index >= 20, "{what}: an index answered {by_index} of 60");
+    }
+}
+
+/// 120,000 vectors around 300 centres: 30 partitions, of which a query looks into 20.
+fn clustered(n: u64) -> arrow::record_batch::RecordBatch {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
+    let centres: Vec<f32> = (0..300 * 16).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let value = |row: u64, at: usize, rng: &mut rand_chacha::ChaCha8Rng| {
+        centres[(row % 300) as usize * 16 + at] + rng.random_range(-0.4f32..0.4)
+    };
+    crate::search::vectors_of(0..n, 16, |row, at| value(row, at, &mut rng))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lances_partitions_find_what_a_scan_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::init(folder.path().join("store").to_str().unwrap()).await.unwrap();
+    let n = 120_000;
+    let store = with_vectors(&store, clustered(n)).await;
+    let (store, built) = index::build(&store, "far", "random", Some(Kind::Ivf), silent()).await.unwrap();
+    assert_eq!((built.kind, built.n_vectors, built.dim), (Kind::Ivf, n as usize, 16));
+    let vectors = Vectors::read(&store, &embedding_table("random"), Metric::Cosine).await.unwrap();
+    let half: HashSet<u64> = (0..n).filter(|id| id % 2 == 0).collect();
+    for among in [None, Some(&half)] {
+        let searcher = Searcher::open(&store, "random").await.unwrap();
+        let queries: Vec<_> = (0..60).map(|i| (vectors.at(i * 1999).to_vec(), Some(i as u64 * 1999))).collect();
+        let question = Question { queries: &queries, k: 10, metric: Metric::Cosine, among };
+        let (found, method) = searcher.search(question).await.unwrap();
+        assert_eq!(method, Method::Index(Kind::Ivf, "far".into()));
+        let mut hits = 0;
+        for ((query, not), found) in queries.iter().zip(&found) {
+            let truth: HashSet<u64> = exact(&vectors, query, 10, among, *not).iter().map(|n| n.cell_id).collect();
+            assert_eq!(found.len(), 10);
+            hits += found.iter().filter(|n| truth.contains(&n.cell_id)).count();
+        }
+        assert!(hits >= 570, "recall {hits} of 600");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lances_index_is_doubted_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = indexed(folder.path(), Kind::Ivf, 0..2000).await;
+    let session = Session::open(store.clone()).await.unwrap();
+    let ask = "SELECT cell_id FROM vector_search('cells', 7, k => 10)";
+    let before = ids(&rows(&session, ask).await);
+    assert!(session.take_notices().searches[0].contains("index 'near' (ivf)"));
+
+    // The nearest goes and comes again under another name: found without building anew.
+    let table = embedding_table("random");
+    let moved = store.read(&table, &[], Some(&format!("cell_id = {}", before[0]))).await.unwrap().remove(0);
+    let mut columns = moved.columns().to_vec();
+    columns[0] = std::sync::Arc::new(arrow::array::UInt64Array::from(vec![1u64 << 40]));
+    let renamed = arrow::record_batch::RecordBatch::try_new(moved.schema(), columns).unwrap();
+    let later = changed(&store, &format!("cell_id = {}", before[0]), Some(renamed)).await;
+    let searcher = Searcher::open(&later, "random").await.unwrap();
+    let query = searcher.vectors_of(&[7]).await.unwrap().pop().unwrap().unwrap();
+    let queries = [(query, Some(7))];
+    let question = Question { queries: &queries, k: 10, metric: Metric::Cosine, among: None };
+    let (found, method) = searcher.search(question).await.unwrap();
+    assert_eq!(method, Method::Index(Kind::Ivf, "near".into()));
+    let found: Vec<u64> = found[0].iter().map(|n| n.cell_id).collect();
+    assert_eq!((found[0], &found[1..]), (1 << 40, &before[1..]));
+
+    // Its files are gone: named, and the answer is that of a scan.
+    let files = store.local_path(&format!("{table}.lance/_indices")).unwrap();
+    std::fs::remove_dir_all(files).unwrap();
+    let fresh = Store::open(folder.path().join("store").to_str().unwrap()).await.unwrap();
+    let (again, method) = Searcher::open(&fresh, "random").await.unwrap().search(question).await.unwrap();
+    assert!(matches!(&method, Method::ExactInstead(why) if why.contains("'near'")), "{method:?}");
+    assert_eq!(again[0].iter().map(|n| n.cell_id).collect::<Vec<_>>(), found);
+}
