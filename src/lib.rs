@@ -12,6 +12,7 @@ pub mod index;
 pub mod ingest;
 pub mod jobs;
 pub mod model;
+pub mod pretrain;
 pub mod progress;
 pub mod query;
 pub mod store;

@@ -7,9 +7,9 @@ pub const TABLE: &str = "jobs";
 
 /// Key: what is done, to which recipe, shard and condition. Running the same again is the same job.
 pub const NAME: &str = "name";
-/// `embed`.
+/// `embed`, or `embed genes`.
 pub const KIND: &str = "kind";
-/// Embedding table that is filled.
+/// Embedding table that is filled, or table of gene embeddings.
 pub const RECIPE: &str = "recipe";
 /// `2/8`: the second of eight parts; `1/1` for the whole.
 pub const SHARD: &str = "shard";

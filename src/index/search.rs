@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::AsArray;
 use arrow::datatypes::UInt64Type;
 use cellql_schemas::embeddings;
+use futures::TryStreamExt;
 use lance::Dataset;
 use rayon::prelude::*;
 use tokio::sync::OnceCell;
@@ -27,8 +28,10 @@ const SHARE_OF_GRAPH: usize = 20;
 const LEAST_KEPT: f64 = 0.1;
 /// An index that lacks more than this part of the table's vectors is not used.
 const MOST_MISSING: f64 = 0.2;
-/// Bytes of vectors that stay in memory between questions.
+/// Bytes of vectors that stay in memory between questions, unless told otherwise.
 const KEPT: usize = 4 << 30;
+/// Vectors that a scan of a larger table holds at once.
+const ROWS_AT_ONCE: usize = 8192;
 
 /// A row and how far it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -102,6 +105,7 @@ pub struct Searcher {
     /// Numbers per vector.
     dim: usize,
     version: u64,
+    kept: usize,
     index: OnceCell<Usable>,
     vectors: Mutex<HashMap<Metric, Arc<Vectors>>>,
 }
@@ -143,9 +147,15 @@ impl Searcher {
             dim: vectors::dimension(&rows, &table)?,
             table,
             version: rows.version().version,
+            kept: KEPT,
             index: OnceCell::new(),
             vectors: Mutex::default(),
         })
+    }
+
+    /// With so many bytes for vectors of each metric. A table that takes more is scanned by parts, from its files every time.
+    pub fn keeping(self, bytes: usize) -> Self {
+        Self { kept: bytes, ..self }
     }
 
     /// Name of the embedding table.
@@ -257,16 +267,41 @@ impl Searcher {
                 let batches = self.store.read(&self.table, &Vectors::COLUMNS, Some(&rows)).await?;
                 Arc::new(Vectors::from_batches(&batches, metric)?)
             }
+            (None, _) if 4 * self.n * self.dim > self.kept => {
+                return self.scan_by_parts(queries, k, metric, among).await;
+            }
             (None, _) => {
                 let vectors = Arc::new(Vectors::read(&self.store, &self.table, metric).await?);
-                if 4 * vectors.prepared.len() <= KEPT {
-                    let mut all = self.vectors.lock().unwrap_or_else(PoisonError::into_inner);
-                    all.insert(metric, Arc::clone(&vectors));
-                }
+                let mut all = self.vectors.lock().unwrap_or_else(PoisonError::into_inner);
+                all.insert(metric, Arc::clone(&vectors));
                 vectors
             }
         };
         Ok(queries.par_iter().map(|(query, not)| exact(&vectors, query, k, among, *not)).collect())
+    }
+
+    async fn scan_by_parts(
+        &self,
+        queries: &[(Vec<f32>, Option<u64>)],
+        k: usize,
+        metric: Metric,
+        among: Option<&HashSet<u64>>,
+    ) -> Result<Vec<Vec<Neighbour>>> {
+        let doing = || Error::store(format!("scanning {}", self.table));
+        let table = self.store.table(&self.table).await?;
+        let mut scan = table.scan();
+        scan.project(&Vectors::COLUMNS).map_err(doing())?.batch_size(ROWS_AT_ONCE);
+        let mut parts = scan.try_into_stream().await.map_err(doing())?;
+        let mut best: Vec<Vec<Neighbour>> = vec![Vec::new(); queries.len()];
+        while let Some(part) = parts.try_next().await.map_err(doing())? {
+            let vectors = Vectors::from_batches(&[part], metric)?;
+            best.par_iter_mut().zip(queries).for_each(|(best, (query, not))| {
+                best.extend(exact(&vectors, query, k, among, *not));
+                best.sort_unstable();
+                best.truncate(k);
+            });
+        }
+        Ok(best)
     }
 
     async fn index(&self) -> Result<&Usable> {

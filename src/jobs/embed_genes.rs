@@ -7,16 +7,17 @@ use arrow::array::{Array, ArrayRef, AsArray, StringArray, UInt32Array, UInt64Arr
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, UInt64Type};
 use arrow::record_batch::RecordBatch;
-use cellql_schemas::cells;
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::gene_embeddings as table;
 use cellql_schemas::recipe::Recipe;
 use cellql_schemas::suggest::did_you_mean;
+use cellql_schemas::{cells, jobs};
 use cellql_udfs::embed::vector_column;
 use cellql_udfs::engine::Embedded;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 
 use super::cells::{CELLS, Suitable};
+use super::record::{Added, Record};
 use super::{Memory, check_model, recipe_metadata};
 use crate::error::{Error, Result};
 use crate::model::Sample;
@@ -65,11 +66,16 @@ pub async fn embed_genes(
     let mut store = engine.store().clone();
     let mut report = GenesReport { recipe: recipe.name(), added: Vec::new(), already: 0, without_vector: 0 };
     let there = groups_in(engine, &store, recipe, &by).await?;
+    let cells_of = |groups: &[(String, Vec<u64>)]| groups.iter().map(|(_, ids)| ids.len() as u64).sum::<u64>();
+    let mut record = Record::begin_genes(&report.recipe, groups.by.as_deref());
+    record.cells = cells_of(&members);
     let todo: Vec<_> = members.into_iter().filter(|(group, _)| !there.contains(group)).collect();
+    record.done = record.cells - cells_of(&todo);
     report.already = there.len();
-    let all: u64 = todo.iter().map(|(_, ids)| ids.len() as u64).sum();
+    let all = cells_of(&todo);
+    let last = todo.len();
     let mut done = 0;
-    for (group, ids) in todo {
+    for (at, (group, ids)) in todo.into_iter().enumerate() {
         let mut mean = Mean::new(engine, recipe)?;
         for some in ids.chunks(CELLS) {
             let filter = is_one_of(cells::CELL_ID, some.iter().copied());
@@ -87,11 +93,15 @@ pub async fn embed_genes(
                 done += rows;
             }
         }
-        report.without_vector += ids.len() as u64 - mean.cells;
         if mean.cells > 0 {
             report.added.push((group.clone(), mean.cells));
-            store = publish(engine, &store, recipe, &by, &group, mean).await?;
         }
+        let added = Added { cells: ids.len() as u64, without_vector: ids.len() as u64 - mean.cells };
+        let state = if at + 1 == last { jobs::DONE } else { jobs::RUNNING };
+        store = publish(engine, &store, recipe, (&by, &group), mean, (&record, added, state)).await?;
+        record.done += added.cells;
+        record.without_vector += added.without_vector;
+        report.without_vector += added.without_vector;
     }
     Ok((store, report))
 }
@@ -207,19 +217,22 @@ async fn publish(
     engine: &StoreEngine,
     store: &Store,
     recipe: &Recipe,
-    by: &str,
-    group: &str,
+    (by, group): (&str, &str),
     mean: Mean,
+    (record, added, state): (&Record, Added, &str),
 ) -> Result<Store> {
     let name = recipe.name();
     let schema = Arc::new(table::schema(mean.width).with_metadata(recipe_metadata(engine, recipe)?));
-    let row = mean.into_batch(by, group, &schema)?;
+    let row = if mean.cells > 0 { Some(mean.into_batch(by, group, &schema)?) } else { None };
     let mut transaction = store.begin(&format!("embedding genes of {group} with {name}")).await?;
     if transaction.store().version() != store.version() {
         // Genes are placed as they were when the engine opened; they may have moved since.
         return Err(Error::Conflict { store: store.uri().to_owned(), doing: format!("embedding genes with {name}") });
     }
-    let rows = RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(row)]));
-    transaction.append(&gene_embedding_table(&name), Box::pin(rows)).await?;
+    if let Some(row) = row {
+        let rows = RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(row)]));
+        transaction.append(&gene_embedding_table(&name), Box::pin(rows)).await?;
+    }
+    record.write(&mut transaction, added, state).await?;
     transaction.publish().await
 }

@@ -24,6 +24,7 @@ pub(super) struct Added {
 #[derive(Debug)]
 pub(super) struct Record {
     name: String,
+    kind: &'static str,
     recipe: String,
     shard: Shard,
     condition: Option<String>,
@@ -36,13 +37,22 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// A run that begins now.
+    /// A run over genes, averaged by a column, that begins now.
+    pub(super) fn begin_genes(recipe: &str, by: Option<&str>) -> Self {
+        let by = by.map_or(String::new(), |by| format!(" by {by}"));
+        let kind = "embed genes";
+        Self { name: format!("{kind} {recipe}{by}"), kind, ..Self::begin(recipe, Shard::default(), None) }
+    }
+
+    /// A run over cells that begins now.
     pub(super) fn begin(recipe: &str, shard: Shard, condition: Option<&str>) -> Self {
-        let parts = [Some(format!("embed {recipe}")), shard.condition().map(|_| shard.to_string())];
+        let kind = "embed";
+        let parts = [Some(format!("{kind} {recipe}")), shard.condition().map(|_| shard.to_string())];
         let condition = condition.map(str::to_owned);
         let named = condition.as_ref().map(|c| format!("where {c}"));
         Self {
             name: parts.into_iter().flatten().chain(named).collect::<Vec<_>>().join(" "),
+            kind,
             recipe: recipe.to_owned(),
             shard,
             condition,
@@ -83,7 +93,7 @@ impl Record {
         let number = |value: u64| -> ArrayRef { Arc::new(UInt64Array::from(vec![value])) };
         let columns = vec![
             text(&self.name),
-            text("embed"),
+            text(self.kind),
             text(&self.recipe),
             text(&self.shard.to_string()),
             Arc::new(StringArray::from(vec![self.condition.as_deref()])),

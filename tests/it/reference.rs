@@ -16,7 +16,7 @@ use cellql_schemas::recipe::{Input, Precision, Recipe};
 use cellql_schemas::vocabulary::Vocabulary;
 use safetensors::SafeTensors;
 
-use crate::stores::{add_reference_model, any_cell, empty, fails, reference, rows, take_in, vectors, worst};
+use crate::stores::{add_reference_model, any_cell, empty, fails, number, reference, rows, take_in, vectors, worst};
 
 /// Arrays of cell embeddings, and the calls that give them.
 const CALLS: &[(&str, &str)] = &[
@@ -202,6 +202,8 @@ async fn gene_embeddings_are_the_means_of_their_groups() {
             (position * 40..(position + 1) * 40).map(|i| exact.iter().map(|cell| cell[i]).sum::<f32>() / 6.0).collect();
         assert!(worst(&found, &mean) < 1e-4, "{}", names[position]);
     }
+    let state = "SELECT cells + cells_done FROM jobs WHERE kind = 'embed genes' AND state = 'done'";
+    assert_eq!(number(&rows(&session, state).await), 12.0);
     let engine = Arc::new(StoreEngine::open(store).await.unwrap());
     let (_, again) = embed_genes(&engine, &asked, None, &groups, Memory::default(), silent()).await.unwrap();
     assert_eq!((again.added.len(), again.already), (0, 1));

@@ -221,6 +221,26 @@ async fn an_index_finds_what_came_after_it_and_not_what_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_memory_does_not_hold_is_scanned_by_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::init(folder.path().join("store").to_str().unwrap()).await.unwrap();
+    let store = with_vectors(&store, some_vectors(0..20_000, 8, 4)).await;
+    let searcher = Searcher::open(&store, "random").await.unwrap();
+    let queries: Vec<_> = searcher.vectors_of(&[3, 19_999]).await.unwrap().into_iter().map(Option::unwrap).collect();
+    let queries: Vec<_> = queries.into_iter().zip([Some(3), None]).collect();
+    let most: HashSet<u64> = (0..20_000).filter(|id| id % 3 > 0).collect();
+    for metric in [Metric::Cosine, Metric::L2, Metric::InnerProduct, Metric::Correlation] {
+        for among in [None, Some(&most)] {
+            let question = Question { queries: &queries, k: 15, metric, among };
+            let (whole, _) = searcher.search(question).await.unwrap();
+            let by_parts = Searcher::open(&store, "random").await.unwrap().keeping(1000);
+            assert_eq!(by_parts.search(question).await.unwrap().0, whole, "{metric:?}");
+            assert!(whole.iter().all(|found| found.len() == 15));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn filters_keep_k_rows_however_little_they_keep() {
     let folder = tempfile::tempdir().unwrap();
     let store = indexed(folder.path()).await;
