@@ -4,8 +4,8 @@
 //! best it finds are compared once more in f32. Links are chosen by the paper's heuristic. Building and searching use all
 //! threads of rayon's pool; on one thread a seed gives the same graph every time, and on any CPU.
 //!
-//! Depends on `kernels` for products of f32, on rayon, and on libc for advice about memory. Knows nothing of stores, files or models: vectors come with the
-//! calls as `[n, dim]` f32 of length one, and vectors of another number than the graph's are a fault of the caller, hence a
+//! Depends on `kernels` for products of f32, on rayon, and on libc for advice about memory. Knows nothing of stores, files
+//! or models: vectors come with the calls as `[n, dim]` f32 of length one, and vectors of another number than the graph's are a fault of the caller, hence a
 //! panic. A damaged written graph is an [`Err`](ReadError), never a panic.
 
 mod build;

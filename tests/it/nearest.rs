@@ -18,7 +18,7 @@ use crate::plans::indexed;
 use crate::search::{changed, some_vectors, with_vectors};
 use crate::stores::{ids, rows};
 
-/// Ways to ask; `FILTER` is a condition on `e`, rows of embeddings joined with cells.
+/// Ways to ask.
 #[derive(Debug, Clone, Copy)]
 enum Shape {
     Table,
