@@ -6,7 +6,7 @@ CARGO = set -e; PROTOC="$$(scripts/ensure-tools.sh)"; export PROTOC; cargo
 # Always the whole workspace: another selection means other features of dependencies, and compiling them twice.
 WHOLE = --workspace --locked
 
-.PHONY: bench bench-ingest bench-model bench-neighbours bench-queries build clean cuda data demo fmt fuzz lint release test
+.PHONY: bench bench-ingest bench-loaders bench-model bench-neighbours bench-queries bench-train build clean cuda data demo fmt fuzz lint release test
 
 demo: build
 	rm -rf demo/store   # the demo's own place only: another STORE is the user's and never removed
@@ -72,6 +72,15 @@ bench-neighbours: data
 QUERY_CELLS ?= 1000000
 bench-queries: build data
 	scripts/bench-queries.sh "$(CARGO_TARGET_DIR)/debug/cellql" $(QUERY_CELLS) $(BENCH_QUERIES)
+
+# Loaders of training data beside annbatch, scDataset and slaf's, on resampled cells in ten data sets.
+LOADER_CELLS ?= 300000
+bench-loaders: build data
+	scripts/bench-loaders.sh "$(CARGO_TARGET_DIR)/debug/cellql" $(LOADER_CELLS) $(BENCH_LOADERS)
+
+# Steps of training beside PyTorch, on the same cells. Installs PyTorch (some gigabytes) where it is missing.
+bench-train: build data
+	scripts/bench-train.sh "$(CARGO_TARGET_DIR)/debug/cellql" $(BENCH_TRAIN)
 
 clean:
 	rm -rf "$(CARGO_TARGET_DIR)" demo/store

@@ -24,7 +24,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -100,6 +99,12 @@ def make(folder, source, count, dim):
         places.astype("<u4").tofile(folder / f"exact-{share}.u32")
         inside[share].astype(np.uint8).tofile(folder / f"among-{share}.u8")
     (folder / "made").touch()
+
+
+def peak_gib():
+    """Peak memory of this process since it was started; `ru_maxrss` would be at least what its parent had."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
 
 
 def truth(folder):
@@ -201,7 +206,7 @@ def worker(args, folder):
         rival.build(base)
         seconds, work = time.perf_counter() - start, time.process_time() - work
         rival.save(path)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = peak_gib()
         print(json.dumps({"seconds": seconds, "cpu_seconds": work, "threads": threads, "peak_gib": peak}))
         return
     rival.load(path)
@@ -216,7 +221,7 @@ def worker(args, folder):
         found.append({"breadth": breadth, "recall": hits / exact.size, "rate": QUERIES / seconds, "cpu_rate": QUERIES / work})
         if found[-1]["recall"] > ENOUGH:
             break
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_gib()
     print(json.dumps({"peak_gib": peak, "ladder": found}))
 
 

@@ -2,14 +2,15 @@
 # A Python for a benchmark: an environment of its own below $CELLQL_TEST_DATA, else ~/.cache/cellql-test-data. Prints the
 # interpreter; installs the packages where one of the modules is missing.
 #
-# usage: scripts/bench-python.sh FOLDER MODULES PACKAGE...     MODULES with commas, as `import` takes them
+# usage: [PYTHON=python3] scripts/bench-python.sh FOLDER MODULES PACKAGE...
+#        MODULES with commas, as `import` takes them
 set -eu
 cache=${CELLQL_TEST_DATA:-$HOME/.cache/cellql-test-data}
 folder=$cache/$1
 modules=$2
 shift 2
 if ! "$folder/bin/python" -c "import $modules" 2>/dev/null; then
-    python3 -m venv "$folder" >&2
+    "${PYTHON:-python3}" -m venv "$folder" >&2
     "$folder/bin/pip" -q --disable-pip-version-check install "$@" >&2
 fi
 echo "$folder/bin/python"

@@ -9,6 +9,8 @@ mod baron;
 mod command_line;
 #[path = "it/crash.rs"]
 mod crash;
+#[path = "it/evaluate.rs"]
+mod evaluate;
 #[path = "it/fixtures.rs"]
 mod fixtures;
 #[path = "it/formats.rs"]
@@ -21,6 +23,8 @@ mod mutations;
 mod nearest;
 #[path = "it/plans.rs"]
 mod plans;
+#[path = "it/pretrain.rs"]
+mod pretrain;
 #[path = "it/reference.rs"]
 mod reference;
 #[path = "it/search.rs"]

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::linear::{bf16, to_bf16};
 use super::memory::{Aligned, Rows, stride};
 use super::numeric::exp2_nonpositive;
-use super::tile::{Form, Isa, Operand, PANEL, STRIP, multiply_bf16, multiply_f32};
+use super::tile::{Form, Isa, Operand, PANEL, STRIP, multiply_bf16, multiply_f32, multiply_f32_of};
 use crate::simd::{dispatch, max_of, sum_of};
 
 /// Queries of a tile.
@@ -149,7 +149,7 @@ impl Task<'_> {
                 for panel in (0..columns).step_by(PANEL) {
                     let a = Operand { data: scores, row: SCORES, step: 1 };
                     let b = &values[panel * n + key * PANEL..];
-                    multiply_f32(isa, rows, some, a, b, &mut sums[panel..], columns, true);
+                    multiply_f32_of(isa, rows, some, dim - panel, a, b, &mut sums[panel..], columns, true);
                 }
             }
             finish(running, sums, columns, out, dim);

@@ -10,11 +10,11 @@
 use super::linear::{Activations, Linear, Then, bf16, to_bf16};
 use super::memory::{Aligned, stride};
 use super::numeric::exp_nonpositive;
-use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32};
+use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32_of};
 use crate::simd::{dispatch, dot, max_of, multiply_add, sum_of};
 
 /// Added to every feature.
-const EPS: f32 = 1e-4;
+pub(crate) const EPS: f32 = 1e-4;
 
 /// Attention of one decoder layer.
 #[derive(Debug)]
@@ -172,7 +172,7 @@ impl Favor {
                             to[..columns].copy_from_slice(value(i));
                         }
                         let a = Operand { data: &*e, row: 1, step: apart };
-                        multiply_f32(self.isa, features, rows, a, values, products, PANEL, true);
+                        multiply_f32_of(self.isa, features, rows, columns, a, values, products, PANEL, true);
                     }
                     _ => {
                         let pairs = rows.div_ceil(2);
@@ -281,7 +281,7 @@ impl Favor {
                     Form::F32 => {
                         let a = Operand { data: &*e, row: apart, step: 1 };
                         let b = &head.products[panel * features * PANEL..];
-                        multiply_f32(self.isa, rows, features, a, b, sums, PANEL, false);
+                        multiply_f32_of(self.isa, rows, features, dim - panel * PANEL, a, b, sums, PANEL, false);
                     }
                     _ => {
                         let lanes = lanes.at_least(rows * apart);
@@ -313,7 +313,7 @@ fn exponentials_body<const FUSED: bool>(x: &[f32], y: &mut [f32], max: f32) {
 }
 
 dispatch! {
-    fn exponentials(x: &[f32], y: &mut [f32], max: f32) = fused exponentials_body
+    pub(crate) fn exponentials(x: &[f32], y: &mut [f32], max: f32) = fused exponentials_body
 }
 
 fn add(sums: &mut [f32], values: &[f32]) {

@@ -6,7 +6,7 @@
 //! point adds to a sum is known and taken off. Limit: FLOPs.
 
 use super::memory::{Aligned, stride};
-use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32, multiply_int8};
+use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32_of, multiply_int8};
 use crate::simd::dispatch;
 
 /// Rows of a block: with 3,072 f32 each they fill a second-level cache of 1 MiB and more.
@@ -254,7 +254,17 @@ impl Linear {
             match (&self.panels, x) {
                 (Panels::F32(b), Input::F32 { data, row }) => {
                     let a = Operand { data, row, step: 1 };
-                    multiply_f32(self.isa, rows, lanes, a, &b[panel], &mut sums.0, PANEL, false);
+                    multiply_f32_of(
+                        self.isa,
+                        rows,
+                        lanes,
+                        self.outputs - first,
+                        a,
+                        &b[panel],
+                        &mut sums.0,
+                        PANEL,
+                        false,
+                    );
                 }
                 (Panels::Bf16(b), Input::Bf16 { lanes: data, row }) => {
                     let a = Operand { data, row, step: 1 };

@@ -101,6 +101,22 @@ impl Rows {
         &self.data[first * self.stride()..]
     }
 
+    /// Everything from row `first` on, and the distance between rows.
+    pub fn part(&self, first: usize) -> (&[f32], usize) {
+        (self.from(first), self.stride())
+    }
+
+    /// The same, to write.
+    pub fn part_mut(&mut self, first: usize) -> (&mut [f32], usize) {
+        let apart = self.stride();
+        (&mut self.data[first * apart..], apart)
+    }
+
+    /// Zeros.
+    pub fn clear(&mut self) {
+        self.data.fill(0.0);
+    }
+
     /// Everything, strides included.
     pub fn all_mut(&mut self) -> &mut [f32] {
         &mut self.data

@@ -3,7 +3,7 @@
 use crate::simd::{dispatch, multiply_add, sum_of};
 
 /// torch's default.
-const EPS: f32 = 1e-5;
+pub(crate) const EPS: f32 = 1e-5;
 
 /// Scale and shift of a layer norm.
 #[derive(Debug)]

@@ -66,7 +66,7 @@ pub(crate) fn sum_of(values: &[f32], map: impl Fn(f32) -> f32) -> f32 {
 }
 
 #[inline(always)]
-fn dot_body<const FUSED: bool>(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot_body<const FUSED: bool>(a: &[f32], b: &[f32]) -> f32 {
     // Four vectors of AVX-512, so that a sum need not wait for the one before.
     const LANES: usize = 64;
     let mut lanes = [0f32; LANES];

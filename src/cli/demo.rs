@@ -7,14 +7,12 @@ use super::{index, ingest, model};
 use crate::error::{Error, Result};
 use crate::ingest::{IngestOptions, Input, ingest as take_in};
 use crate::jobs::Shard;
-use crate::model::Size;
 use crate::query::Session;
 use crate::store::Store;
 
 /// Human pancreas cells of Baron et al. 2016; see demo/README.md.
 const CELLS: &[u8] = include_bytes!("../../demo/baron_pancreas.h5ad");
 const FILE: &str = "baron_pancreas.h5ad";
-const MODEL: &str = "untrained_3m";
 
 /// What the demo asks, and why.
 const QUESTIONS: &[(&str, &str)] = &[
@@ -45,8 +43,8 @@ ORDER BY cosine_distance(e.vector, q.vector) LIMIT 5",
 ];
 
 pub(super) async fn run(uri: &str, talk: &Talk) -> Result<()> {
-    say("# cellql init")?;
-    let store = Store::init(uri).await?;
+    say(&format!("# cellql init {uri}"))?;
+    let store = model::add_shipped(&Store::init(uri).await?, talk).await?;
     say(&format!("\n# cellql ingest: {FILE}, human pancreas, Baron et al. 2016"))?;
     let folder = tempfile::tempdir().map_err(Error::store("unpacking the demo's cells"))?;
     let file = folder.path().join(FILE);
@@ -56,12 +54,10 @@ pub(super) async fn run(uri: &str, talk: &Talk) -> Result<()> {
     let (store, report) = take_in(&store, &input, &IngestOptions::default(), progress).await?;
     ingest::tell(&report, talk);
 
-    say(&format!("\n# cellql model init {uri} --size 3M --seed 0 --name {MODEL}"))?;
-    let store = model::init(&store, Size::M3, 0, MODEL, talk).await?;
-    say(&format!("\n# cellql index build {uri} --on cells --model {MODEL}"))?;
+    say(&format!("\n# cellql index build {uri} --on cells"))?;
     let recipe = RecipeArgs {
         store: uri.to_owned(),
-        model: Some(MODEL.to_owned()),
+        model: None,
         pool: "all".to_owned(),
         depth: "t4".to_owned(),
         input: "counts".to_owned(),

@@ -4,12 +4,14 @@
 mod args;
 mod dataset;
 mod demo;
+mod evaluate;
 mod export;
 mod index;
 mod info;
 mod ingest;
 mod model;
 mod output;
+mod pretrain;
 mod search;
 mod shell;
 mod sql;
@@ -81,9 +83,12 @@ async fn open_to_write(uri: &str, talk: &Talk) -> Result<Store> {
 
 async fn run(verb: Verb, talk: &Talk) -> Result<()> {
     match verb {
-        Verb::Init { store } => {
+        Verb::Init { store, no_model } => {
             let store = Store::init(&store).await?;
             talk.say(&format!("{}: an empty store", store.uri()));
+            if !no_model {
+                model::add_shipped(&store, talk).await?;
+            }
             Ok(())
         }
         Verb::Ingest(args) => ingest::run(args, talk).await,
@@ -97,6 +102,8 @@ async fn run(verb: Verb, talk: &Talk) -> Result<()> {
         Verb::Embed(args) => index::embed(args, talk).await,
         Verb::Index { verb } => index::run(verb, talk).await,
         Verb::Search(args) => search::run(args, talk).await,
+        Verb::Pretrain(args) => pretrain::run(*args, talk).await,
+        Verb::Evaluate(args) => evaluate::run(args, talk).await,
         Verb::Demo { store } => demo::run(&store, talk).await,
     }
 }

@@ -14,7 +14,7 @@ use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::ingest::file_sha256;
 use crate::model::registry::{self, Entry};
-use crate::model::{CheckpointKey, Config, Model, Provenance, Size, Weights, decode, initialise};
+use crate::model::{CheckpointKey, Config, Model, Provenance, Size, Weights, decode, encode, initialise};
 use crate::model::{read_checkpoint, read_safetensors, write_checkpoint};
 use crate::query::Session;
 use crate::store::Store;
@@ -32,7 +32,10 @@ pub(super) async fn run(verb: ModelVerb, talk: &Talk) -> Result<()> {
             Ok(())
         }
         ModelVerb::Show { store, name } => show(&store, name.as_deref()).await,
-        ModelVerb::Export { store, out, name, key } => export(&store, &out, name.as_deref(), key.into(), talk).await,
+        ModelVerb::Add { store } => add_shipped(&super::open_to_write(&store, talk).await?, talk).await.map(drop),
+        ModelVerb::Export { store, out, name, key, half } => {
+            export(&store, &out, name.as_deref(), key.into(), half, talk).await
+        }
         ModelVerb::List { store, format } => {
             let session = Session::open(Store::open(&store).await?).await?;
             output::write(session.sql("SELECT * FROM models ORDER BY name").await?, format).await
@@ -90,6 +93,16 @@ async fn show(uri: &str, name: Option<&str>) -> Result<()> {
 fn trained_on(entry: &Entry) -> String {
     match serde_json::from_str(&entry.provenance) {
         Ok(Provenance::Untrained { seed }) => format!("nothing: weights were drawn at random from seed {seed}"),
+        Ok(Provenance::Trained { cells, steps, settings, loss, program, seconds, .. }) => {
+            let batch = |name: &str| settings.get(name).and_then(serde_json::Value::as_u64).unwrap_or(1);
+            let held_out = loss.1.map_or_else(String::new, |loss| format!(", loss of held-out cells {loss}"));
+            format!(
+                "{} cells of a store, {} held out: {steps} steps of {} cells in {seconds} s{held_out}; by {program}",
+                cells.0,
+                cells.1,
+                batch("batch") * batch("accumulate")
+            )
+        }
         Ok(Provenance::Imported { file, sha256, key, .. }) => {
             let key = key.map_or_else(String::new, |key| format!(", key '{key}'"));
             format!("not recorded; imported from {file}{key}, sha256 {sha256}")
@@ -99,7 +112,7 @@ fn trained_on(entry: &Entry) -> String {
 }
 
 /// Writes a model as cellql keeps it, or as the authors' checkpoints are with its genes beside it.
-async fn export(uri: &str, out: &Path, name: Option<&str>, key: CheckpointKey, talk: &Talk) -> Result<()> {
+async fn export(uri: &str, out: &Path, name: Option<&str>, key: CheckpointKey, half: bool, talk: &Talk) -> Result<()> {
     let ending = out.extension().and_then(|e| e.to_str()).unwrap_or_default();
     if !["safetensors", "ckpt"].contains(&ending) {
         let problem = "models are written as .safetensors or .ckpt; give the file one of these endings";
@@ -107,7 +120,13 @@ async fn export(uri: &str, out: &Path, name: Option<&str>, key: CheckpointKey, t
     }
     let (store, entry) = find(uri, name).await?;
     let bytes = registry::bytes(&store, &entry).await?;
-    if ending == "safetensors" {
+    if half && ending != "safetensors" {
+        return Err(Error::input(out, "file", "--half is for .safetensors"));
+    }
+    if half {
+        let bytes = encode(&decode(&entry.name, &bytes)?.halved().map_err(Error::model(&entry.name, "halving it"))?)?.0;
+        write_whole(out, |file| file.write_all(&bytes).map_err(Error::store("writing the model")))?;
+    } else if ending == "safetensors" {
         write_whole(out, |file| file.write_all(&bytes).map_err(Error::store("writing the model")))?;
     } else {
         let weights = decode(&entry.name, &bytes)?;
@@ -133,8 +152,15 @@ fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Resu
     Ok(())
 }
 
+/// Adds the model that comes with the program.
+pub(super) async fn add_shipped(store: &Store, talk: &Talk) -> Result<Store> {
+    let (store, entry) = registry::add_shipped(store).await?;
+    tell(&entry, talk);
+    Ok(store)
+}
+
 /// Adds an untrained model over the default vocabulary.
-pub(super) async fn init(store: &Store, size: Size, seed: u64, name: &str, talk: &Talk) -> Result<Store> {
+async fn init(store: &Store, size: Size, seed: u64, name: &str, talk: &Talk) -> Result<Store> {
     let vocabulary = Vocabulary::default_human();
     let config = Config::of_size(size, vocabulary.len());
     let weights = initialise(&config, vocabulary, seed)?;

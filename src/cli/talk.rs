@@ -11,6 +11,9 @@ use crate::progress::{self, OnProgress};
 use crate::query::Notices;
 use crate::store::OnWait;
 
+/// Between two plain lines.
+const SECONDS: u64 = 10;
+
 /// Talks to the person at the terminal, or not.
 #[derive(Debug, Clone)]
 pub(super) struct Talk {
@@ -55,6 +58,14 @@ impl Talk {
         }
     }
 
+    /// As [`Talk::progress`], with a text beside.
+    pub(super) fn progress_with_text(&self, doing: &str, unit: &'static str) -> OnProgressWithText {
+        if self.quiet {
+            return Box::new(|_, _, _| {});
+        }
+        if std::io::stderr().is_terminal() { bar_with_text(doing) } else { lines_with_text(doing, unit) }
+    }
+
     /// A bar on a terminal, plain lines now and then elsewhere, nothing when quiet.
     pub(super) fn progress(&self, doing: &str, unit: &'static str) -> OnProgress {
         if self.quiet {
@@ -63,6 +74,9 @@ impl Talk {
         if std::io::stderr().is_terminal() { bar(doing) } else { lines(doing, unit) }
     }
 }
+
+/// Called with what is done, what there is in all, and what else to say.
+pub(super) type OnProgressWithText = Box<dyn Fn(u64, u64, &str) + Send + Sync>;
 
 fn write(text: &str) {
     // Nobody left to tell when stderr is closed.
@@ -86,8 +100,33 @@ fn bar(doing: &str) -> OnProgress {
     })
 }
 
+fn bar_with_text(doing: &str) -> OnProgressWithText {
+    let bar = ProgressBar::no_length().with_prefix(doing.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {human_pos}/{human_len}  {msg}  {eta} left") {
+        bar.set_style(style);
+    }
+    Box::new(move |done, total, text| {
+        bar.set_length(total);
+        bar.set_position(done);
+        bar.set_message(text.to_owned());
+        if done == total {
+            bar.finish();
+        }
+    })
+}
+
+fn lines_with_text(doing: &str, unit: &'static str) -> OnProgressWithText {
+    let (doing, start, last) = (doing.to_owned(), Instant::now(), AtomicU64::new(0));
+    Box::new(move |done, total, text| {
+        let seconds = start.elapsed().as_secs();
+        if seconds >= last.load(Ordering::Relaxed) + SECONDS || done == total {
+            last.store(seconds, Ordering::Relaxed);
+            write(&format!("{doing}: {done} of {total} {unit}, {seconds} s, {text}"));
+        }
+    })
+}
+
 fn lines(doing: &str, unit: &'static str) -> OnProgress {
-    const SECONDS: u64 = 10;
     let (doing, start, last) = (doing.to_owned(), Instant::now(), AtomicU64::new(0));
     Arc::new(move |done, total| {
         let seconds = start.elapsed().as_secs();

@@ -46,6 +46,25 @@ pub enum Provenance {
         /// What the user must know.
         note: String,
     },
+    /// Trained by `cellql pretrain`.
+    Trained {
+        /// Version of the store whose cells it learned from.
+        store_version: u64,
+        /// Cells there were to learn from, and held out.
+        cells: (u64, u64),
+        /// SHA-256 of the model that training began with.
+        start: String,
+        /// Every setting of the run.
+        settings: serde_json::Value,
+        /// Steps done.
+        steps: u64,
+        /// The last mean loss, and that of held-out cells, as text: floats have no equality.
+        loss: (String, Option<String>),
+        /// Seconds of work.
+        seconds: u64,
+        /// Version of the program, and the commit it was built from where that is known.
+        program: String,
+    },
     /// Drawn at random.
     Untrained {
         /// Seed of the draw.
@@ -58,6 +77,18 @@ impl Weights {
     pub fn parameters(&self) -> usize {
         let is_buffer = |name: &str| name.ends_with("projection_matrix");
         self.tensors.iter().filter(|(n, _)| !is_buffer(n)).map(|(_, t)| t.elem_count()).sum()
+    }
+}
+
+impl Weights {
+    /// The same in numbers of 16 bits.
+    ///
+    /// # Errors
+    /// Memory does not suffice.
+    pub fn halved(&self) -> candle_core::Result<Self> {
+        let half = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), tensor.to_dtype(DType::F16)?));
+        let tensors: candle_core::Result<HashMap<String, Tensor>> = self.tensors.iter().map(half).collect();
+        Ok(Self { tensors: tensors?, ..self.clone() })
     }
 }
 

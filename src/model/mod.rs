@@ -24,6 +24,7 @@ mod pickle;
 mod pool;
 pub mod registry;
 mod runner;
+pub mod shipped;
 mod weights;
 
 pub use batch::DEFAULT_TOKEN_BUDGET;

@@ -12,7 +12,7 @@ use chrono::Utc;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use sha2::{Digest, Sha256};
 
-use super::{Model, Provenance, Weights, encode};
+use super::{Model, Provenance, Weights, decode, encode, shipped};
 use crate::error::{Error, Result};
 use crate::files::FileBytes;
 use crate::store::Store;
@@ -47,6 +47,11 @@ impl Entry {
         }
     }
 
+    /// Whether it is the one that comes with a program of this version.
+    fn is_shipped(&self) -> bool {
+        self.name == shipped::NAME
+    }
+
     fn path(&self) -> String {
         format!("models/{}.safetensors", self.sha256)
     }
@@ -57,11 +62,30 @@ impl Entry {
 /// # Errors
 /// The name is taken or no name, a weight is missing, or the store cannot be written.
 pub async fn add(store: &Store, name: &str, weights: &Weights, provenance: &Provenance) -> Result<(Store, Entry)> {
+    let (bytes, _) = encode(weights)?;
+    put(store, name, FileBytes::from(bytes), weights, provenance).await
+}
+
+/// Puts the model that comes with the program into a store, under its name.
+///
+/// # Errors
+/// As [`add`].
+pub async fn add_shipped(store: &Store) -> Result<(Store, Entry)> {
+    let bytes = FileBytes::from(shipped::WEIGHTS.to_vec());
+    let weights = decode(shipped::NAME, &bytes)?;
+    put(store, shipped::NAME, bytes, &weights, &shipped::provenance()?).await
+}
+
+async fn put(
+    store: &Store,
+    name: &str,
+    bytes: FileBytes,
+    weights: &Weights,
+    provenance: &Provenance,
+) -> Result<(Store, Entry)> {
     if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
         return Err(Error::Request(format!("'{name}' cannot name a model: use letters, digits, '_' and '-'")));
     }
-    let (bytes, sha256) = encode(weights)?;
-    let bytes = FileBytes::from(bytes);
     // What cannot be loaded must not come in.
     Model::load(name, bytes.clone())?.check()?;
     let mut transaction = store.begin(&format!("adding model {name}")).await?;
@@ -70,7 +94,7 @@ pub async fn add(store: &Store, name: &str, weights: &Weights, provenance: &Prov
     }
     let entry = Entry {
         name: name.to_owned(),
-        sha256,
+        sha256: sha256(&bytes),
         vocabulary_sha256: weights.vocabulary.sha256(),
         n_genes: weights.vocabulary.len() as u32,
         dim: weights.config.embedding_dim(Pool::All) as u32,
@@ -135,7 +159,7 @@ fn read_rows(batch: &RecordBatch, entries: &mut Vec<Entry>) -> Option<()> {
     Some(())
 }
 
-/// The model of a name; without a name, the store's only one.
+/// The model of a name; without a name, the store's only one, or the only one beside the shipped one.
 ///
 /// # Errors
 /// [`Error::Request`] with the names there are.
@@ -144,7 +168,7 @@ pub fn find<'a>(entries: &'a [Entry], name: Option<&str>) -> Result<&'a Entry> {
     let listed = || names().map(|n| format!("'{n}'")).collect::<Vec<_>>().join(", ");
     match (name, entries) {
         (_, []) => Err(Error::Request(
-            "the store has no model; add one with: cellql model import, or cellql model init for untrained weights"
+            "the store has no model; add one with: cellql model add, cellql model import, or cellql model init for untrained weights"
                 .into(),
         )),
         (Some(name), _) => entries.iter().find(|m| m.name == name).ok_or_else(|| {
@@ -152,6 +176,9 @@ pub fn find<'a>(entries: &'a [Entry], name: Option<&str>) -> Result<&'a Entry> {
             Error::Request(format!("unknown model '{name}': the store has {}.{hint}", listed()))
         }),
         (None, [only]) => Ok(only),
+        (None, [first, second]) if first.is_shipped() != second.is_shipped() => {
+            Ok(if first.is_shipped() { second } else { first })
+        }
         (None, _) => Err(Error::Request(format!("the store has several models, name one of {}", listed()))),
     }
 }

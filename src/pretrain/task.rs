@@ -105,11 +105,18 @@ impl Task {
     }
 
     /// An example of a cell, from counts at ascending positions of a vocabulary of `genes`. `None` for a cell of fewer than
-    /// two counts, whose depth would not be above zero.
+    /// two counts, whose depth would not be above zero. Zeros are masked only at positions that were `measured` (all where
+    /// that is `None`): nobody knows what stands at the others.
     ///
     /// # Errors
     /// Values that are no counts, or constants that [`Task::check`] refuses.
-    pub fn example(&self, counts: &[(u32, f32)], genes: usize, rng: &mut impl Rng) -> Result<Option<Example>> {
+    pub fn example(
+        &self,
+        counts: &[(u32, f32)],
+        genes: usize,
+        measured: Option<&[bool]>,
+        rng: &mut impl Rng,
+    ) -> Result<Option<Example>> {
         let mut full = vec![0u64; genes];
         for &(at, value) in counts {
             let place = full.get_mut(at as usize).filter(|_| (0.0..=MOST).contains(&value) && value.fract() == 0.0);
@@ -126,7 +133,8 @@ impl Task {
         let left: u64 = input.iter().sum();
         let target = self.log_normalised(&full, total);
         let input = self.log_normalised(&input, left);
-        Ok(Some(self.mask(input, target, (total as f64).log10() as f32, (left as f64).log10() as f32, rng)))
+        let depths = ((total as f64).log10() as f32, (left as f64).log10() as f32);
+        Ok(Some(self.mask(input, target, depths, measured, rng)))
     }
 
     /// x → Binomial(x, b) gene by gene, b ~ Beta, or x as it is.
@@ -155,11 +163,19 @@ impl Task {
         counts.iter().map(|&count| (count as f64 * scale).ln_1p() as f32).collect()
     }
 
-    fn mask(&self, mut input: Vec<f32>, target: Vec<f32>, depth: f32, source: f32, rng: &mut impl Rng) -> Example {
+    fn mask(
+        &self,
+        mut input: Vec<f32>,
+        target: Vec<f32>,
+        (depth, source): (f32, f32),
+        measured: Option<&[bool]>,
+        rng: &mut impl Rng,
+    ) -> Example {
         let own: Vec<f32> = input.iter().copied().filter(|value| *value > 0.0).collect();
         let (mut masked, mut hidden) = (Vec::new(), Vec::new());
         for (at, value) in input.iter_mut().enumerate() {
-            if !rng.random_bool(if *value > 0.0 { self.masked } else { self.masked_zeros }) {
+            let is_masked = rng.random_bool(if *value > 0.0 { self.masked } else { self.masked_zeros });
+            if !is_masked || measured.is_some_and(|measured| !measured[at]) {
                 continue;
             }
             masked.push(at as u32);
@@ -189,7 +205,7 @@ mod tests {
 
     fn examples(task: &Task, counts: &[(u32, f32)], n: usize) -> Vec<Example> {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
-        (0..n).map(|_| task.example(counts, GENES, &mut rng).unwrap().unwrap()).collect()
+        (0..n).map(|_| task.example(counts, GENES, None, &mut rng).unwrap().unwrap()).collect()
     }
 
     fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
@@ -275,12 +291,23 @@ mod tests {
     }
 
     #[test]
+    fn genes_that_were_not_measured_are_never_masked() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let measured: Vec<bool> = (0..GENES).map(|at| at % 5 == 0 || at % 2 == 0).collect();
+        let task = Task { masked_zeros: 0.5, ..Task::default() };
+        let example = task.example(&cell(), GENES, Some(&measured), &mut rng).unwrap().unwrap();
+        assert!(example.masked.iter().all(|at| measured[*at as usize]));
+        let zeros = example.masked.iter().filter(|at| **at % 5 != 0).count();
+        assert!((300..500).contains(&zeros), "half of 800 zeros: {zeros}");
+    }
+
+    #[test]
     fn what_is_no_cell_is_refused() {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let task = Task::default();
-        assert_eq!(task.example(&[(3, 1.0)], 10, &mut rng).unwrap(), None);
+        assert_eq!(task.example(&[(3, 1.0)], 10, None, &mut rng).unwrap(), None);
         for wrong in [(3, 1.5), (10, 1.0), (3, -1.0), (3, f32::NAN), (3, f32::INFINITY), (3, 1e30)] {
-            assert!(task.example(&[wrong], 10, &mut rng).is_err(), "{wrong:?}");
+            assert!(task.example(&[wrong], 10, None, &mut rng).is_err(), "{wrong:?}");
         }
         assert!(Task { masked: 1.2, ..Task::default() }.check().is_err());
         assert!(Task { hidden: 0.8, random: 0.3, ..Task::default() }.check().is_err());

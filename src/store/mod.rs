@@ -10,11 +10,13 @@
 
 mod compact;
 mod content;
+mod take;
 mod transaction;
 mod version;
 
 pub use compact::Compacted;
 pub use content::ContentHash;
+pub use take::take_runs;
 pub use transaction::Transaction;
 pub use version::StoreVersion;
 

@@ -86,7 +86,7 @@ fn failures_have_their_exit_codes_and_name_their_object() {
         assert!(out.stdout.is_empty(), "{args:?}");
     };
     fails(&["sql", store, "-c", "SELECT 1"], 1, "cellql init");
-    done(&["init", store]);
+    done(&["init", store, "--no-model"]);
     fails(&["init", store], 1, "already holds");
     fails(&["sql", store, "-c", "SELECT embed(expr) FROM cells"], 1, "no model");
     fails(&["search", store, "--cell", "1"], 1, "no embeddings");
@@ -103,7 +103,7 @@ fn a_store_over_time_from_outside() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let store = at("store");
-    done(&["init", &store]);
+    done(&["init", &store, "--no-model"]);
     std::fs::write(at("one.csv"), "cell,INS,GCG,1-Mar\na,1,2,0\nb,3,4,1\n").unwrap();
     std::fs::write(at("two.csv"), "cell,INS,GCG\nb2,3,4\nc,5,6\n").unwrap();
     let report = at("report.json");
@@ -144,7 +144,7 @@ fn a_store_over_time_from_outside() {
 /// A store of two cells.
 fn small_store(folder: &Path) -> String {
     let store = folder.join("store").to_str().unwrap().to_owned();
-    done(&["init", &store]);
+    done(&["init", &store, "--no-model"]);
     let file = folder.join("cells.csv");
     std::fs::write(&file, "cell,CXCL8,GCG\na,1,2\nb,3,4\n").unwrap();
     done(&["ingest", &store, path(&file), "--min-genes", "0"]);

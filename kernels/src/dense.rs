@@ -1,0 +1,207 @@
+//! Linear layers that learn: a layer forwards, the gradient of its input, and sums of the gradient of its weights.
+//!
+//! For `y = x·Wᵀ + b` the gradients are `dx = dy·W`, `dW = Σ dyᵀ·x` and `db = Σ dy`. W is packed twice, once for each
+//! direction; `dW` is summed in panels of 32 inputs, which is how products write, and put in order once at the end. In bf16 all
+//! three products read bf16 and sum in f32. Limit: FLOPs.
+
+use super::linear::{Activations, Linear, Then, bf16};
+use super::memory::Aligned;
+use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32};
+use crate::simd::dispatch;
+
+/// A linear layer with its weights packed for both directions.
+#[derive(Debug)]
+pub struct Dense {
+    there: Linear,
+    back: Linear,
+    form: Form,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Dense {
+    /// Packs `weight`, `[outputs, inputs]` as torch has it, and `bias`, `[outputs]` or empty; f32 or bf16.
+    pub fn pack(isa: Isa, form: Form, weight: &[f32], bias: &[f32], inputs: usize, outputs: usize) -> Self {
+        let turned: Vec<f32> = (0..inputs * outputs).map(|i| weight[i % outputs * inputs + i / outputs]).collect();
+        Self {
+            there: Linear::pack(isa, form, weight, bias, inputs, outputs),
+            back: Linear::pack(isa, form, &turned, &[], outputs, inputs),
+            form,
+            inputs,
+            outputs,
+        }
+    }
+
+    /// `rows` rows of `x`, at most [`super::BLOCK`], through the layer; rows of `x` and `out` are `.1` apart.
+    pub fn forward(
+        &self,
+        x: (&[f32], usize),
+        rows: usize,
+        then: Then,
+        out: (&mut [f32], usize),
+        activations: &mut Activations,
+    ) {
+        let input = activations.of(self.form, x.0, x.1, rows, self.inputs);
+        self.there.forward(input, rows, then, out.0, out.1);
+    }
+
+    /// The gradient of the layer's input from that of its output, `dy·W`; `then` may add rows to it.
+    pub fn back(
+        &self,
+        dy: (&[f32], usize),
+        rows: usize,
+        then: Then,
+        dx: (&mut [f32], usize),
+        activations: &mut Activations,
+    ) {
+        let input = activations.of(self.form, dy.0, dy.1, rows, self.outputs);
+        self.back.forward(input, rows, then, dx.0, dx.1);
+    }
+}
+
+/// Memory of one thread.
+#[derive(Debug, Default)]
+pub struct DenseScratch {
+    values: Aligned<f32>,
+    lanes: Aligned<u32>,
+    value_lanes: Aligned<u32>,
+}
+
+/// Sums of the gradients of a layer's weight and bias.
+#[derive(Debug, Clone)]
+pub struct DenseGradient {
+    isa: Isa,
+    form: Form,
+    /// Panels `[outputs, 32]`, one per 32 inputs.
+    panels: Vec<f32>,
+    bias: Vec<f32>,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl DenseGradient {
+    /// Zero, for a layer of these sizes.
+    pub fn new(isa: Isa, form: Form, inputs: usize, outputs: usize) -> Self {
+        let panels = vec![0.0; inputs.div_ceil(PANEL) * PANEL * outputs];
+        Self { isa, form, panels, bias: vec![0.0; outputs], inputs, outputs }
+    }
+
+    /// Adds `dyᵀ·x` and `Σ dy` of some rows, `.1` apart.
+    pub fn add(&mut self, dy: (&[f32], usize), x: (&[f32], usize), rows: usize, scratch: &mut DenseScratch) {
+        let DenseScratch { values, lanes, value_lanes } = scratch;
+        for dy in dy.0.chunks(dy.1).take(rows) {
+            self.bias.iter_mut().zip(dy).for_each(|(sum, d)| *sum += d);
+        }
+        let pairs = rows.div_ceil(2);
+        if self.form == Form::Bf16 {
+            pair_rows(dy, rows, self.outputs, lanes.at_least(pairs * self.outputs));
+        }
+        for (panel, sums) in self.panels.chunks_exact_mut(self.outputs * PANEL).enumerate() {
+            let first = panel * PANEL;
+            let columns = PANEL.min(self.inputs - first);
+            if self.form == Form::Bf16 {
+                let to = value_lanes.at_least(pairs * PANEL);
+                pair_rows_into((&x.0[first..], x.1), rows, columns, to, PANEL);
+                let a = Operand { data: &lanes[..pairs * self.outputs], row: 1, step: self.outputs };
+                multiply_bf16(self.isa, self.outputs, pairs, a, to, sums, PANEL, true);
+            } else {
+                let to = values.at_least(rows * PANEL);
+                panel_of((&x.0[first..], x.1), columns, to);
+                let a = Operand { data: dy.0, row: 1, step: dy.1 };
+                multiply_f32(self.isa, self.outputs, rows, a, to, sums, PANEL, true);
+            }
+        }
+    }
+
+    /// Adds what was summed to gradients in torch's order, `[outputs, inputs]` and `[outputs]` (or none).
+    pub fn add_to(&self, weight: &mut [f32], bias: &mut [f32]) {
+        for (panel, sums) in self.panels.chunks_exact(self.outputs * PANEL).enumerate() {
+            let first = panel * PANEL;
+            let columns = PANEL.min(self.inputs - first);
+            for (row, sums) in weight.chunks_exact_mut(self.inputs).zip(sums.chunks_exact(PANEL)) {
+                row[first..first + columns].iter_mut().zip(sums).for_each(|(to, sum)| *to += sum);
+            }
+        }
+        bias.iter_mut().zip(&self.bias).for_each(|(to, sum)| *to += sum);
+    }
+}
+
+/// `columns` numbers of each row into a panel `[rows, 32]`, the rest zero.
+pub(crate) fn panel_of(x: (&[f32], usize), columns: usize, panel: &mut [f32]) {
+    for (i, to) in panel.chunks_exact_mut(PANEL).enumerate() {
+        let from = &x.0[i * x.1..][..columns];
+        to[..columns].copy_from_slice(from);
+        to[columns..].fill(0.0);
+    }
+}
+
+/// Rows two by two as pairs of bf16, lane `[pair, column]`.
+fn pair_rows(x: (&[f32], usize), rows: usize, columns: usize, lanes: &mut [u32]) {
+    pair_rows_into(x, rows, columns, lanes, columns);
+}
+
+/// The same, pairs `apart` lanes apart, the rest zero.
+fn pair_rows_into(x: (&[f32], usize), rows: usize, columns: usize, lanes: &mut [u32], apart: usize) {
+    for (pair, to) in lanes.chunks_exact_mut(apart).enumerate() {
+        let (to, rest) = to.split_at_mut(columns);
+        rest.fill(0);
+        let low = &x.0[2 * pair * x.1..][..columns];
+        if 2 * pair + 1 < rows {
+            let high = &x.0[(2 * pair + 1) * x.1..][..columns];
+            pair_lanes(low, high, to);
+        } else {
+            to.iter_mut().zip(low).for_each(|(to, l)| *to = bf16(*l));
+        }
+    }
+}
+
+#[inline(always)]
+fn pair_lanes_body(low: &[f32], high: &[f32], to: &mut [u32]) {
+    to.iter_mut().zip(low.iter().zip(high)).for_each(|(to, (l, h))| *to = bf16(*h) << 16 | bf16(*l));
+}
+
+dispatch! {
+    fn pair_lanes(low: &[f32], high: &[f32], to: &mut [u32]) = pair_lanes_body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+
+    fn random(n: usize, seed: u64) -> Vec<f32> {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+    }
+
+    #[test]
+    fn gradients_are_the_products_that_calculus_gives() {
+        let (rows, inputs, outputs) = (37, 45, 50);
+        let (x, w, dy) = (random(rows * inputs, 1), random(outputs * inputs, 2), random(rows * outputs, 3));
+        for (form, tolerance) in [(Form::F32, 1e-5), (Form::Bf16, 0.12)] {
+            for isa in [Isa::best(), Isa::PLAIN] {
+                let dense = Dense::pack(isa, form, &w, &[], inputs, outputs);
+                let mut dx = vec![0.0; rows * inputs];
+                dense.back((&dy, outputs), rows, Then::Bias, (&mut dx, inputs), &mut Activations::default());
+                let mut gradient = DenseGradient::new(isa, form, inputs, outputs);
+                gradient.add((&dy, outputs), (&x, inputs), rows, &mut DenseScratch::default());
+                let (mut dw, mut db) = (vec![0.0; outputs * inputs], vec![0.0; outputs]);
+                gradient.add_to(&mut dw, &mut db);
+                for i in 0..inputs {
+                    for r in 0..rows {
+                        let exact: f32 = (0..outputs).map(|o| dy[r * outputs + o] * w[o * inputs + i]).sum();
+                        assert!((dx[r * inputs + i] - exact).abs() < tolerance);
+                    }
+                    for o in 0..outputs {
+                        let exact: f32 = (0..rows).map(|r| dy[r * outputs + o] * x[r * inputs + i]).sum();
+                        assert!((dw[o * inputs + i] - exact).abs() < tolerance);
+                    }
+                }
+                for o in 0..outputs {
+                    let exact: f32 = (0..rows).map(|r| dy[r * outputs + o]).sum();
+                    assert!((db[o] - exact).abs() < 1e-5);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Cells of a store in random order, without loading the store.
+//!
+//! The rows to be read are cut into blocks of neighbours on disk. For each epoch blocks are put in a random order, some are
+//! read together as a chunk, and the cells of a chunk are shuffled: a cell's neighbours in a batch come from as many blocks as
+//! a chunk has. Nothing is carried from one chunk to the next, so a place in the order is three numbers ([`Place`]) and a
+//! loader that starts there gives exactly the cells that would have come. Chunks are dealt to ranks in turn. The next
+//! chunks are read while this one is used.
+//!
+//! Depends on `store` and the vocabulary's placement. Knows nothing of models.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::AsArray;
+use arrow::datatypes::UInt32Type;
+use arrow::record_batch::RecordBatch;
+use cellql_schemas::cells;
+use cellql_schemas::expr::Profiles;
+use cellql_schemas::vocabulary::Placement;
+use lance::Dataset;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use roaring::RoaringTreemap;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::split::Split;
+use crate::error::{Error, Result};
+use crate::store::{Store, take_runs};
+
+/// Columns that are read.
+const COLUMNS: [&str; 2] = [cells::DATASET_ID, cells::EXPR];
+/// Rows that are read and dropped, where that saves a read.
+const GAP: u64 = 16;
+/// Chunks that wait to be used.
+const AHEAD: usize = 2;
+
+/// How cells are mixed, and which part of them this loader gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mixing {
+    /// Cells read together, as they lie on disk.
+    pub block: usize,
+    /// Blocks shuffled together.
+    pub blocks: usize,
+    /// Seed of every order.
+    pub seed: u64,
+    /// This loader's rank, from 0.
+    pub rank: usize,
+    /// Loaders there are.
+    pub ranks: usize,
+}
+
+impl Default for Mixing {
+    fn default() -> Self {
+        Self { block: 32, blocks: 128, seed: 0, rank: 0, ranks: 1 }
+    }
+}
+
+/// The next cell: where a loader is, and where another can go on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place {
+    /// Times the cells were gone through.
+    pub epoch: u64,
+    /// Chunk of the epoch.
+    pub chunk: u64,
+    /// Cell of the chunk.
+    pub cell: u64,
+}
+
+/// A cell as a model reads it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// Address of its row in `cells`.
+    pub row: u64,
+    /// Its data set.
+    pub dataset_id: u32,
+    /// Counts at ascending positions of the vocabulary; genes that it lacks are left out.
+    pub counts: Vec<(u32, f32)>,
+}
+
+struct Chunk {
+    /// The place of its first cell.
+    place: Place,
+    cells: Vec<Cell>,
+}
+
+/// Gives cells without end, epoch after epoch.
+#[derive(Debug)]
+pub struct Loader {
+    chunks: mpsc::Receiver<Result<Chunk>>,
+    current: std::vec::IntoIter<Cell>,
+    place: Place,
+}
+
+/// What a chunk needs to be read.
+struct Source {
+    table: Arc<Dataset>,
+    rows: RoaringTreemap,
+    /// Rows that are there, those to be read among them.
+    known: RoaringTreemap,
+    placement: Placement,
+    mixing: Mixing,
+}
+
+impl Loader {
+    /// Starts to read the cells to learn from, from a place on.
+    ///
+    /// # Errors
+    /// There are no cells, the mixing makes no sense, or the table cannot be opened.
+    pub async fn start(
+        store: &Store,
+        split: &Split,
+        placement: Placement,
+        mixing: Mixing,
+        from: Place,
+    ) -> Result<Self> {
+        if mixing.block == 0 || mixing.blocks == 0 || mixing.rank >= mixing.ranks {
+            return Err(Error::Request(format!("cells cannot be mixed so: {mixing:?}")));
+        }
+        let table = store.table(cells::TABLE).await?;
+        let (rows, known) = (split.train.clone(), &split.train | &split.held);
+        let source = Source { table, rows, known, placement, mixing };
+        let chunks = source.chunks();
+        if source.rows.is_empty() || (chunks as usize) < mixing.ranks {
+            let (cells, ranks) = (source.rows.len(), mixing.ranks);
+            return Err(Error::Request(format!(
+                "there are {cells} cells to learn from, too few for {ranks} processes with {} cells shuffled together",
+                mixing.block * mixing.blocks
+            )));
+        }
+        let (give, chunks) = mpsc::channel(AHEAD);
+        tokio::spawn(source.read_all(from, give));
+        Ok(Self { chunks, current: Vec::new().into_iter(), place: from })
+    }
+
+    /// The next cell's place.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The next `count` cells. Called from a thread that may wait.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn next(&mut self, count: usize) -> Result<Vec<Cell>> {
+        let mut cells = Vec::with_capacity(count);
+        while cells.len() < count {
+            match self.current.next() {
+                Some(cell) => {
+                    cells.push(cell);
+                    self.place.cell += 1;
+                }
+                None => {
+                    let ended = || Error::Request("reading cells to learn from ended early".into());
+                    let chunk = self.chunks.blocking_recv().ok_or_else(ended)??;
+                    self.place = chunk.place;
+                    self.current = chunk.cells.into_iter();
+                }
+            }
+        }
+        Ok(cells)
+    }
+}
+
+/// The cells at some addresses of `cells`, in their order.
+///
+/// # Errors
+/// The table cannot be read.
+pub async fn read_cells(store: &Store, rows: &[u64], placement: &Placement) -> Result<Vec<Cell>> {
+    let batch = store.take(cells::TABLE, &COLUMNS, rows).await?;
+    to_cells(&batch, rows.iter().copied().map(Some), placement)
+}
+
+/// Rows of [`COLUMNS`] as cells; those without an address are left out.
+fn to_cells(batch: &RecordBatch, rows: impl Iterator<Item = Option<u64>>, placement: &Placement) -> Result<Vec<Cell>> {
+    let ids = batch.column(0).as_primitive::<UInt32Type>();
+    let profiles = Profiles::new(batch.column(1)).map_err(Error::store("reading cells to learn from"))?;
+    let cell = |(i, row): (usize, Option<u64>)| {
+        let (row, profile) = (row?, profiles.get(i)?);
+        let placed = profile.gene_ids.iter().zip(profile.values);
+        let placed = placed.filter_map(|(gene, value)| Some((placement.position(*gene)?, *value)));
+        let mut counts: Vec<(u32, f32)> = placed.collect();
+        counts.sort_unstable_by_key(|(position, _)| *position);
+        Some(Cell { row, dataset_id: ids.value(i), counts })
+    };
+    Ok(rows.enumerate().filter_map(cell).collect())
+}
+
+impl Source {
+    fn blocks(&self) -> u64 {
+        self.rows.len().div_ceil(self.mixing.block as u64)
+    }
+
+    fn chunks(&self) -> u64 {
+        self.blocks().div_ceil(self.mixing.blocks as u64)
+    }
+
+    /// Reads chunk after chunk of this rank until nobody listens.
+    async fn read_all(self, from: Place, give: mpsc::Sender<Result<Chunk>>) {
+        let (source, mut place) = (Arc::new(self), from);
+        let mut order = source.order(place.epoch);
+        loop {
+            let Mixing { rank, ranks, .. } = source.mixing;
+            if place.chunk >= source.chunks() {
+                place = Place { epoch: place.epoch + 1, chunk: 0, cell: 0 };
+                order = source.order(place.epoch);
+            } else if place.chunk % ranks as u64 != rank as u64 {
+                place = Place { chunk: place.chunk + 1, cell: 0, ..place };
+            } else {
+                let chunk = source.chunk(&order, place).await;
+                let failed = chunk.is_err();
+                if give.send(chunk).await.is_err() || failed {
+                    return;
+                }
+                place = Place { chunk: place.chunk + 1, cell: 0, ..place };
+            }
+        }
+    }
+
+    /// Blocks in the order of an epoch.
+    fn order(&self, epoch: u64) -> Vec<u64> {
+        let mut order: Vec<u64> = (0..self.blocks()).collect();
+        order.shuffle(&mut self.rng(epoch, u64::MAX));
+        order
+    }
+
+    fn rng(&self, epoch: u64, chunk: u64) -> ChaCha8Rng {
+        let mut hash = blake3::Hasher::new();
+        [self.mixing.seed, epoch, chunk].iter().for_each(|number| {
+            hash.update(&number.to_le_bytes());
+        });
+        ChaCha8Rng::from_seed(*hash.finalize().as_bytes())
+    }
+
+    /// The cells of a chunk, shuffled, from a place of it on.
+    async fn chunk(&self, order: &[u64], place: Place) -> Result<Chunk> {
+        let Mixing { block, blocks, .. } = self.mixing;
+        let first = place.chunk as usize * blocks;
+        let mut rows: Vec<u64> = Vec::with_capacity(block * blocks);
+        for b in order.iter().skip(first).take(blocks) {
+            let start = b * block as u64;
+            let end = (start + block as u64).min(self.rows.len());
+            // Neighbours among the rows to be read; between them may lie rows that are not.
+            if let Some(from) = self.rows.select(start) {
+                let mut of_block = self.rows.iter();
+                of_block.advance_to(from);
+                rows.extend(of_block.take((end - start) as usize));
+            }
+        }
+        rows.sort_unstable();
+        let mut cells = self.read(&rows).await?;
+        cells.shuffle(&mut self.rng(place.epoch, place.chunk));
+        cells.drain(..(place.cell as usize).min(cells.len()));
+        Ok(Chunk { place, cells })
+    }
+
+    /// The cells at ascending addresses.
+    async fn read(&self, rows: &[u64]) -> Result<Vec<Cell>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for row in rows {
+            match runs.last_mut() {
+                Some(run) if row - run.end <= GAP && (run.end..*row).all(|between| self.known.contains(between)) => {
+                    run.end = row + 1;
+                }
+                _ => runs.push(*row..row + 1),
+            }
+        }
+        let mut wanted = rows.iter().copied().peekable();
+        let addresses: Vec<Option<u64>> = runs.iter().cloned().flatten().map(|row| wanted.next_if_eq(&row)).collect();
+        let batch = take_runs(&self.table, &COLUMNS, runs).await?;
+        to_cells(&batch, addresses.into_iter(), &self.placement)
+    }
+}

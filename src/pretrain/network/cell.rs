@@ -1,0 +1,339 @@
+//! One cell there and back: encoder, decoder, loss at the masked positions, and the gradient of everything.
+
+use cellql_kernels::{
+    Activations, BLOCK, DenseGradient, DenseScratch, KeyGradient, LearningContext, Rows, Then, add_scaled, dot,
+};
+
+use super::super::task::Example;
+use super::decoder::{self, LayerGradient};
+use super::encoder::{self, EncoderGradient, blocks};
+use super::layers::NormGradient;
+use super::shared::{Shared, gather};
+use super::values::{self, ValuesGradient};
+use super::{Loss, Network};
+
+/// Gradients of every weight, as the products sum them.
+#[derive(Debug)]
+pub(super) struct Gradient {
+    pub(super) values: ValuesGradient,
+    pub(super) encoder: EncoderGradient,
+    pub(super) embed: DenseGradient,
+    pub(super) layers: Vec<LayerGradient>,
+    pub(super) norms: [NormGradient; 2],
+    /// `[width]`, then of its bias.
+    pub(super) last: (Vec<f32>, f32),
+    /// Of the vector of a value of zero, `[dim]`.
+    pub(super) zero: Vec<f32>,
+    /// `[seq_len + 1, dim]`.
+    pub(super) positions: Vec<f32>,
+}
+
+impl Gradient {
+    pub(super) fn add_position(&mut self, position: usize, d: &[f32]) {
+        add_scaled(&mut self.positions[position * d.len()..][..d.len()], d, 1.0);
+    }
+}
+
+/// Memory of one thread.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    pub(super) values: values::Scratch,
+    pub(super) encoder: encoder::Scratch,
+    pub(super) decoder: decoder::Scratch,
+    pub(super) activations: Activations,
+    pub(super) dense: DenseScratch,
+    /// What enters each decoder layer, and its gradient.
+    entered: Vec<Rows>,
+    d: Rows,
+}
+
+/// A thread's share of a batch.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) gradient: Gradient,
+    pub(super) shared_rows: Rows,
+    pub(super) shared_keys: KeyGradient,
+    pub(super) loss: Loss,
+    pub(super) scratch: Scratch,
+}
+
+/// A cell's tokens, and the positions of the decoder at which it differs from a cell that expresses nothing.
+struct Cell<'a> {
+    example: &'a Example,
+    /// Seen genes, then T and S.
+    positions: Vec<u32>,
+    values: Vec<f32>,
+}
+
+impl<'a> Cell<'a> {
+    fn new(example: &'a Example) -> Self {
+        let genes = example.input.len() as u32;
+        let mut positions: Vec<u32> = example.seen().collect();
+        let mut values: Vec<f32> = positions.iter().map(|p| example.input[*p as usize]).collect();
+        positions.extend([genes, genes + 1]);
+        values.extend([example.target_depth, example.source_depth]);
+        Self { example, positions, values }
+    }
+
+    /// Tokens, then hidden positions.
+    fn own(&self) -> impl ExactSizeIterator<Item = usize> {
+        let all: Vec<usize> = self.positions.iter().chain(&self.example.hidden).map(|p| *p as usize).collect();
+        all.into_iter()
+    }
+
+    fn masked(&self) -> impl ExactSizeIterator<Item = usize> {
+        self.example.masked.iter().map(|p| *p as usize)
+    }
+}
+
+/// What the way back needs of the way there.
+struct Forward {
+    encoded_from: encoder::Kept,
+    own_tokens: Rows,
+    own: Rows,
+    /// The shared rows at the cell's own positions.
+    own_as_zero: Rows,
+    contexts: Vec<LearningContext>,
+    /// Masked positions before and after the last layer, `[masked, width]`.
+    asked: Rows,
+    answered: Rows,
+}
+
+impl Network<'_> {
+    /// Zero gradients.
+    pub(super) fn part(&self, shared: &Shared) -> Part {
+        let gradient = Gradient {
+            values: self.values.gradient(),
+            encoder: self.encoder.gradient(),
+            embed: self.embed.gradient(),
+            layers: self.layers.iter().map(decoder::Layer::gradient).collect(),
+            norms: [self.norms[0].gradient(), self.norms[1].gradient()],
+            last: (vec![0.0; self.width], 0.0),
+            zero: vec![0.0; self.dim],
+            positions: vec![0.0; (self.seq_len + 1) * self.dim],
+        };
+        Part {
+            gradient,
+            shared_rows: Rows::new(self.seq_len, self.width),
+            shared_keys: self.layers[0].favor().no_key_gradient(shared.sums.max),
+            loss: Loss::default(),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// The loss of a cell alone.
+    pub(super) fn ask(&self, example: &Example, shared: &Shared, scratch: &mut Scratch) -> Loss {
+        let cell = Cell::new(example);
+        let forward = self.forward(&cell, shared, scratch);
+        let mut loss = Loss { squares: 0.0, masked: example.masked.len() as u64 };
+        self.judge(&cell, &forward.answered, |_, _, _, error| loss.squares += f64::from(error).powi(2));
+        loss
+    }
+
+    /// Adds the loss of a cell and the gradient of its sum of squares.
+    pub(super) fn learn_cell(&self, example: &Example, shared: &Shared, part: &mut Part) {
+        let cell = Cell::new(example);
+        let forward = self.forward(&cell, shared, &mut part.scratch);
+        part.loss.masked += example.masked.len() as u64;
+        let mut d = self.loss_back(&cell, &forward, part);
+        let d_encoded = self.decode_back(&cell, &forward, &mut d, shared, part);
+        self.encode_back(&cell, &forward, d_encoded, part);
+    }
+
+    fn forward(&self, cell: &Cell, shared: &Shared, scratch: &mut Scratch) -> Forward {
+        let tokens = cell.positions.len();
+        let mut x = Rows::new(tokens, self.dim);
+        for (first, rows) in blocks(tokens) {
+            self.values.forward(&cell.values[first..first + rows], x.part_mut(first), &mut scratch.values);
+        }
+        for (i, p) in cell.positions.iter().enumerate() {
+            add_scaled(x.row_mut(i), self.position(*p as usize), 1.0);
+        }
+        let (encoded, encoded_from) = self.encoder.forward(x, tokens, &mut scratch.encoder);
+        let own_tokens = self.own_tokens(cell, &encoded);
+        let mut own = Rows::new(own_tokens.1, self.width);
+        for (first, rows) in blocks(own_tokens.1) {
+            let x = own_tokens.0.part(first);
+            self.embed.dense.forward(x, rows, Then::Bias, own.part_mut(first), &mut scratch.activations);
+        }
+        self.decode(cell, encoded_from, own_tokens.0, own, shared, scratch)
+    }
+
+    /// Tokens of the decoder that differ from zero's, and how many.
+    fn own_tokens(&self, cell: &Cell, encoded: &Rows) -> (Rows, usize) {
+        let (tokens, own) = (cell.positions.len(), cell.own());
+        let count = own.len();
+        let mut rows = Rows::new(count, self.dim);
+        for (i, p) in own.enumerate() {
+            let row = rows.row_mut(i);
+            row.copy_from_slice(if i < tokens { encoded.row(i) } else { self.mask });
+            add_scaled(row, self.position(p), 1.0);
+        }
+        (rows, count)
+    }
+
+    /// Every decoder layer; the last one for masked positions alone.
+    fn decode(
+        &self,
+        cell: &Cell,
+        encoded_from: encoder::Kept,
+        own_tokens: Rows,
+        own: Rows,
+        shared: &Shared,
+        scratch: &mut Scratch,
+    ) -> Forward {
+        let sizes = (self.width, self.inner);
+        let own_as_zero = gather(&shared.rows, cell.own(), self.width);
+        let mut contexts = vec![self.first_context(cell, &own, &own_as_zero, shared, &mut scratch.decoder)];
+        scratch.entered.resize_with(self.layers.len(), || Rows::new(self.seq_len, self.width));
+        scratch.entered[0].clone_from(&shared.rows);
+        cell.own().enumerate().for_each(|(i, p)| scratch.entered[0].row_mut(p).copy_from_slice(own.row(i)));
+        for n in 1..self.layers.len() {
+            let (before, after) = scratch.entered.split_at_mut(n);
+            let (x, out) = (&before[n - 1], &mut after[0]);
+            self.layers[n - 1].forward(x, self.seq_len, sizes, &contexts[n - 1], out, &mut scratch.decoder);
+            let mut sums = self.layers[n].favor().no_keys();
+            self.layers[n].add_keys(out, self.seq_len, self.inner, 1.0, &mut sums, None, &mut scratch.decoder);
+            contexts.push(self.layers[n].favor().context(&sums, None));
+        }
+        let last = self.layers.len() - 1;
+        let asked = gather(&scratch.entered[last], cell.masked(), self.width);
+        let masked = cell.example.masked.len();
+        let mut answered = Rows::new(masked.max(1), self.width);
+        let decoder = &mut scratch.decoder;
+        self.layers[last].forward(&asked, masked, sizes, &contexts[last], &mut answered, decoder);
+        Forward { encoded_from, own_tokens, own, own_as_zero, contexts, asked, answered }
+    }
+
+    /// The first layer's sums: those of zeros, less what stands at the cell's own positions, and its own.
+    fn first_context(
+        &self,
+        cell: &Cell,
+        own: &Rows,
+        own_as_zero: &Rows,
+        shared: &Shared,
+        scratch: &mut decoder::Scratch,
+    ) -> LearningContext {
+        let (layer, count) = (&self.layers[0], cell.own().len());
+        let (mut sums, mut added) = (shared.sums.clone(), layer.favor().no_keys());
+        layer.add_keys(own_as_zero, count, self.inner, -1.0, &mut sums, None, scratch);
+        layer.add_keys(own, count, self.inner, 1.0, &mut added, None, scratch);
+        let mut is_own = vec![false; self.seq_len];
+        cell.own().for_each(|p| is_own[p] = true);
+        // Keys that were taken off do not count towards the largest.
+        let zeros = shared.largest.iter().zip(&is_own).filter(|(_, own)| !**own).map(|(y, _)| *y);
+        let largest = zeros.fold(added.max, f32::max);
+        sums.add(&added);
+        layer.favor().context(&sums, Some(largest))
+    }
+
+    /// Goes through the answers: the row, both normalised forms of it, and how far its prediction is off.
+    fn judge(&self, cell: &Cell, answered: &Rows, mut tell: impl FnMut(usize, &[f32], &[f32], f32)) {
+        let (mut first, mut second) = (Rows::default(), Rows::default());
+        for (block, rows) in blocks(cell.example.masked.len()) {
+            self.norms[0].forward(answered.part(block), rows, &mut first);
+            self.norms[1].forward(first.part(0), rows, &mut second);
+            for i in 0..rows {
+                let target = cell.example.target[cell.example.masked[block + i] as usize];
+                let predicted = dot(second.row(i), self.last.0) + self.last.1;
+                tell(block + i, first.row(i), second.row(i), predicted - target);
+            }
+        }
+    }
+
+    /// The loss, and the gradient of what the last layer answered, `[masked, width]`.
+    fn loss_back(&self, cell: &Cell, forward: &Forward, part: &mut Part) -> Rows {
+        let (gradient, loss) = (&mut part.gradient, &mut part.loss);
+        let mut d = Rows::new(cell.example.masked.len().max(1), self.width);
+        let (mut d_second, mut d_first) = (vec![0.0; self.width], vec![0.0; self.width]);
+        self.judge(cell, &forward.answered, |i, first, second, error| {
+            loss.squares += f64::from(error).powi(2);
+            let d_predicted = 2.0 * error;
+            add_scaled(&mut gradient.last.0, second, d_predicted);
+            gradient.last.1 += d_predicted;
+            d_second.fill(0.0);
+            d_first.fill(0.0);
+            add_scaled(&mut d_second, self.last.0, d_predicted);
+            let [norm, after] = &mut gradient.norms;
+            self.norms[1].back((first, self.width), (&d_second, self.width), 1, (&mut d_first, self.width), after);
+            let (x, d_first) = ((forward.answered.row(i), self.width), (&d_first[..], self.width));
+            self.norms[0].back(x, d_first, 1, (d.row_mut(i), self.width), norm);
+        });
+        d
+    }
+
+    /// Back through the decoder; gives the gradient of the encoded tokens, `[tokens, dim]`.
+    fn decode_back(
+        &self,
+        cell: &Cell,
+        forward: &Forward,
+        d_answered: &mut Rows,
+        shared: &Shared,
+        part: &mut Part,
+    ) -> Rows {
+        let (sizes, all, last) = ((self.width, self.inner), self.seq_len, self.layers.len() - 1);
+        let Part { gradient, scratch, shared_keys, .. } = part;
+        let Scratch { entered, d, decoder, .. } = scratch;
+        d.resize(all, self.width);
+        d.clear();
+        let (contexts, masked) = (&forward.contexts, cell.example.masked.len());
+        let layer = &self.layers[last];
+        let mut sums = layer.favor().no_queries();
+        let of_layer = &mut gradient.layers[last];
+        layer.back(&forward.asked, masked, sizes, &contexts[last], d_answered, &mut sums, of_layer, decoder);
+        cell.masked().enumerate().for_each(|(i, p)| d.row_mut(p).copy_from_slice(d_answered.row(i)));
+        for n in (1..=last).rev() {
+            let keys = self.layers[n].favor().key_gradient(&contexts[n], sums);
+            self.layers[n].keys_back(&entered[n], all, sizes, 1.0, &keys, d, &mut gradient.layers[n], decoder);
+            let (layer, of_layer) = (&self.layers[n - 1], &mut gradient.layers[n - 1]);
+            sums = layer.favor().no_queries();
+            layer.back(&entered[n - 1], all, sizes, &contexts[n - 1], d, &mut sums, of_layer, decoder);
+        }
+        let keys = self.layers[0].favor().key_gradient(&contexts[0], sums);
+        let as_zero = keys.against(shared.sums.max);
+        shared_keys.add(&as_zero);
+        let count = cell.own().len();
+        let mut d_own = gather(d, cell.own(), self.width);
+        let mut d_zero = Rows::new(count, self.width);
+        let (layer, of_layer) = (&self.layers[0], &mut gradient.layers[0]);
+        layer.keys_back(&forward.own, count, sizes, 1.0, &keys, &mut d_own, of_layer, decoder);
+        layer.keys_back(&forward.own_as_zero, count, sizes, -1.0, &as_zero, &mut d_zero, of_layer, decoder);
+        cell.own().enumerate().for_each(|(i, p)| d.row_mut(p).copy_from_slice(d_zero.row(i)));
+        (0..all).for_each(|p| add_scaled(part.shared_rows.row_mut(p), part.scratch.d.row(p), 1.0));
+        self.own_back(cell, forward, &d_own, part)
+    }
+
+    /// From the gradient of the cell's own rows to those of its tokens: genes, what is hidden, and what was encoded.
+    fn own_back(&self, cell: &Cell, forward: &Forward, d_own: &Rows, part: &mut Part) -> Rows {
+        let (gradient, scratch) = (&mut part.gradient, &mut part.scratch);
+        let (tokens, own) = (cell.positions.len(), cell.own().collect::<Vec<usize>>());
+        let (mut d_encoded, mut d_tokens) = (Rows::new(tokens, self.dim), Rows::new(BLOCK, self.dim));
+        for (first, rows) in blocks(own.len()) {
+            gradient.embed.add(d_own.part(first), forward.own_tokens.part(first), rows, &mut scratch.dense);
+            let activations = &mut scratch.activations;
+            self.embed.dense.back(d_own.part(first), rows, Then::Bias, d_tokens.part_mut(0), activations);
+            for i in 0..rows {
+                let d = d_tokens.row(i);
+                gradient.add_position(own[first + i], d);
+                match first + i < tokens {
+                    true => d_encoded.row_mut(first + i).copy_from_slice(d),
+                    false => add_scaled(&mut gradient.values.mask, d, 1.0),
+                }
+            }
+        }
+        d_encoded
+    }
+
+    fn encode_back(&self, cell: &Cell, forward: &Forward, mut d: Rows, part: &mut Part) {
+        let (gradient, scratch) = (&mut part.gradient, &mut part.scratch);
+        let tokens = cell.positions.len();
+        self.encoder.back(&forward.encoded_from, tokens, &mut d, &mut gradient.encoder, &mut scratch.encoder);
+        for (i, p) in cell.positions.iter().enumerate() {
+            gradient.add_position(*p as usize, d.row(i));
+        }
+        for (first, rows) in blocks(tokens) {
+            let values = &cell.values[first..first + rows];
+            self.values.back(values, d.part(first), &mut gradient.values, &mut scratch.values);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What a gene seen as zero is to every cell of a batch: its row before the first decoder layer, and its key there.
+
+use std::ops::Range;
+
+use cellql_kernels::{Activations, BLOCK, LearningSums, Rows, Then};
+use rayon::prelude::*;
+
+use super::Network;
+use super::cell::Part;
+use super::decoder;
+use super::encoder::blocks;
+
+/// Rows, summed keys and largest x'·Pᵀ of every position as zero.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// `[positions, width]`: what enters the first layer.
+    pub(super) rows: Rows,
+    pub(super) sums: LearningSums,
+    /// Per position, over all heads.
+    pub(super) largest: Vec<f32>,
+}
+
+/// Positions in `parts` runs of nearly one length.
+pub(super) fn runs(positions: usize, parts: usize) -> Vec<Range<usize>> {
+    let length = positions.div_ceil(parts.max(1));
+    (0..positions).step_by(length.max(1)).map(|first| first..(first + length).min(positions)).collect()
+}
+
+/// Rows at some positions.
+pub(super) fn gather(from: &Rows, at: impl ExactSizeIterator<Item = usize>, width: usize) -> Rows {
+    let mut rows = Rows::new(at.len().max(1), width);
+    at.enumerate().for_each(|(i, p)| rows.row_mut(i).copy_from_slice(from.row(p)));
+    rows
+}
+
+impl Network<'_> {
+    /// Tokens of some positions as zero, `[positions, dim]`.
+    fn zero_tokens(&self, at: Range<usize>) -> Rows {
+        let mut tokens = Rows::new(at.len(), self.dim);
+        for (i, p) in at.enumerate() {
+            let token = tokens.row_mut(i).iter_mut().zip(self.zero.iter().zip(self.position(p)));
+            token.for_each(|(t, (z, g))| *t = z + g);
+        }
+        tokens
+    }
+
+    /// Every position as zero, up to the keys of the first layer. The parts of it and their order depend on the number of
+    /// positions alone.
+    pub(super) fn share(&self) -> Shared {
+        const PARTS: usize = 16;
+        let part = |at: Range<usize>| {
+            let (tokens, mut rows) = (self.zero_tokens(at.clone()), Rows::new(at.len(), self.width));
+            let mut activations = Activations::default();
+            for (first, count) in blocks(at.len()) {
+                self.embed.dense.forward(tokens.part(first), count, Then::Bias, rows.part_mut(first), &mut activations);
+            }
+            let (layer, mut largest) = (&self.layers[0], Vec::new());
+            let mut sums = layer.favor().no_keys();
+            let scratch = &mut decoder::Scratch::default();
+            layer.add_keys(&rows, at.len(), self.inner, 1.0, &mut sums, Some(&mut largest), scratch);
+            (rows, sums, largest)
+        };
+        let runs = runs(self.seq_len, PARTS);
+        let parts: Vec<(Rows, LearningSums, Vec<f32>)> = runs.clone().into_par_iter().map(part).collect();
+        let mut shared = Shared {
+            rows: Rows::new(self.seq_len, self.width),
+            sums: self.layers[0].favor().no_keys(),
+            largest: Vec::with_capacity(self.seq_len),
+        };
+        for (at, (rows, sums, largest)) in runs.into_iter().zip(parts) {
+            at.enumerate().for_each(|(i, p)| shared.rows.row_mut(p).copy_from_slice(rows.row(i)));
+            shared.sums.add(&sums);
+            shared.largest.extend(largest);
+        }
+        shared
+    }
+
+    /// The way back of [`Network::share`], once for a batch: the cells' gradients of the shared rows and keys are summed, and
+    /// each part takes a run of positions.
+    pub(super) fn share_back(&self, shared: &Shared, parts: &mut [Part]) {
+        let Some((first, others)) = parts.split_first_mut() else { return };
+        for other in others.iter() {
+            first.shared_keys.add(&other.shared_keys);
+            for p in 0..self.seq_len {
+                cellql_kernels::add_scaled(first.shared_rows.row_mut(p), other.shared_rows.row(p), 1.0);
+            }
+        }
+        let (keys, all) = (first.shared_keys.clone(), std::mem::take(&mut first.shared_rows));
+        let runs = runs(self.seq_len, parts.len());
+        parts.par_iter_mut().zip(runs).for_each(|(part, at)| {
+            let rows = gather(&shared.rows, at.clone(), self.width);
+            let mut d = gather(&all, at.clone(), self.width);
+            let sizes = (self.width, self.inner);
+            let gradient = &mut part.gradient;
+            self.layers[0].keys_back(
+                &rows,
+                at.len(),
+                sizes,
+                1.0,
+                &keys,
+                &mut d,
+                &mut gradient.layers[0],
+                &mut part.scratch.decoder,
+            );
+            let tokens = self.zero_tokens(at.clone());
+            let mut d_tokens = Rows::new(BLOCK, self.dim);
+            for (first, rows) in blocks(at.len()) {
+                gradient.embed.add(d.part(first), tokens.part(first), rows, &mut part.scratch.dense);
+                let activations = &mut part.scratch.activations;
+                self.embed.dense.back(d.part(first), rows, Then::Bias, d_tokens.part_mut(0), activations);
+                for i in 0..rows {
+                    let d = d_tokens.row(i);
+                    gradient.add_position(at.start + first + i, d);
+                    cellql_kernels::add_scaled(&mut gradient.zero, d, 1.0);
+                }
+            }
+        });
+    }
+}

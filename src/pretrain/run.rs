@@ -1,0 +1,382 @@
+//! A run of pretraining: step after step, with what is seen of it, until it is done, stopped, or wrong.
+//!
+//! Everything a step needs is in the checkpoint before it: weights, moments, and the place of the next cell. Masks come from
+//! the seed, the step and the cell's number in it. So a run that is killed anywhere and started again goes through the same
+//! steps, on one thread to the same bits.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use cellql_schemas::vocabulary::Placement;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::{self, Progress, write_whole};
+use super::learner::{Exchange, Learner};
+use super::loader::{Cell, Loader, Mixing, Place, read_cells};
+use super::measured::MeasuredGenes;
+use super::network::Loss;
+use super::optimiser::{Moments, norm};
+use super::parameters::Parameters;
+use super::settings::Settings;
+use super::split::{Split, split};
+use super::task::Example;
+use crate::error::{Error, Result};
+use crate::model::Weights;
+use crate::store::Store;
+
+/// File of what was measured, a JSON object a line.
+pub const METRICS: &str = "metrics.jsonl";
+/// The batch that stopped a run.
+pub const BAD_BATCH: &str = "bad-batch.json";
+/// Locked by the process that goes on with a run.
+const LOCK: &str = "lock";
+/// Losses that a sudden one is compared with: their mean forgets one part in so many a step.
+const MEMORY: f64 = 50.0;
+/// Steps before a sudden loss stops a run.
+const CALM: u64 = 20;
+
+/// One line of [`METRICS`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Steps done.
+    pub step: u64,
+    /// Cells learned from so far.
+    pub cells: u64,
+    /// Times the cells were gone through.
+    pub epoch: u64,
+    /// Mean squared error at the masked genes, of ln(1 + x) values.
+    pub loss: f64,
+    /// The same of held-out cells, after this step.
+    pub validation_loss: Option<f64>,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Length of the gradient before it was clipped.
+    pub gradient: f64,
+    /// Of this step.
+    pub cells_per_second: f64,
+    /// Of work, so far.
+    pub seconds: f64,
+}
+
+/// What a run is made of.
+pub struct Run<'a> {
+    /// The store as it is read.
+    pub store: &'a Store,
+    /// How.
+    pub settings: &'a Settings,
+    /// Where its checkpoint and metrics are.
+    pub folder: &'a Path,
+    /// SHA-256 of the model it begins with.
+    pub start: &'a str,
+    /// Who computes.
+    pub learner: &'a dyn Learner,
+    /// With whom.
+    pub exchange: &'a dyn Exchange,
+    /// Time between two checkpoints.
+    pub checkpoint_every: Duration,
+    /// Set from elsewhere to stop after the step that runs.
+    pub stop: &'a AtomicBool,
+    /// Told of every step.
+    pub tell: &'a (dyn Fn(&Measured) + Sync),
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// The weights.
+    pub weights: Weights,
+    /// Where it stands; done if all steps are.
+    pub progress: Progress,
+    /// Cells to learn from, held out, and left out as duplicates.
+    pub cells: (u64, u64, u64),
+}
+
+impl Ended {
+    /// Whether every step was done.
+    pub fn is_done(&self) -> bool {
+        self.progress.step >= self.progress.settings.steps
+    }
+}
+
+struct State {
+    parameters: Parameters,
+    moments: Moments,
+    progress: Progress,
+}
+
+impl Run<'_> {
+    /// Trains from weights, or goes on where the folder's checkpoint is.
+    ///
+    /// # Errors
+    /// Settings that make no sense or differ from the checkpoint's, no cells, a store or folder that cannot be read or
+    /// written, or a loss that is no number or far above those before it.
+    pub async fn go(&self, weights: &Weights) -> Result<Ended> {
+        self.settings.check()?;
+        let _lock = self.lock()?;
+        let mut state = self.state(weights)?;
+        let split = self.split().await?;
+        let placement = self.store.genes().await?.place(&weights.vocabulary);
+        let measured = MeasuredGenes::of(self.store, &placement, weights.vocabulary.len()).await?;
+        let watched = read_cells(self.store, &split.watched, &placement).await?;
+        let watched = self.examples_watched(&watched, &measured, &state)?;
+        let cells = (split.train.len(), split.held.len(), split.duplicates);
+        if state.progress.step < self.settings.steps {
+            let mut loader = self.loader(&split, placement, state.progress.place).await?;
+            tokio::task::block_in_place(|| self.steps(&mut state, &mut loader, &measured, &watched))?;
+        }
+        Ok(Ended { weights: state.parameters.to_weights()?, progress: state.progress, cells })
+    }
+
+    /// Which cells.
+    ///
+    /// # Errors
+    /// As [`split`].
+    pub async fn split(&self) -> Result<Split> {
+        let Settings { condition, hold_out, validate_cells, .. } = self.settings;
+        split(self.store, condition.as_deref(), hold_out, *validate_cells).await
+    }
+
+    async fn loader(&self, split: &Split, placement: Placement, from: Place) -> Result<Loader> {
+        let Settings { block, blocks, seed, .. } = *self.settings;
+        let (rank, ranks) = (self.exchange.rank(), self.exchange.ranks());
+        let from = if from == Place::default() { Place { chunk: rank as u64, ..from } } else { from };
+        Loader::start(self.store, split, placement, Mixing { block, blocks, seed, rank, ranks }, from).await
+    }
+
+    /// Held while the run goes on, and let go by the system whatever ends the process.
+    fn lock(&self) -> Result<File> {
+        let path = self.folder.join(LOCK);
+        let doing = || Error::store(format!("opening {}", path.display()));
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(doing())?;
+        file.try_lock().map_err(|e| match e {
+            TryLockError::WouldBlock => {
+                let folder = self.folder.display();
+                Error::Request(format!("{folder}: another process goes on with this run; wait for it, or stop it"))
+            }
+            TryLockError::Error(e) => doing()(e),
+        })?;
+        Ok(file)
+    }
+
+    /// The folder's checkpoint, or a run that begins.
+    fn state(&self, weights: &Weights) -> Result<State> {
+        let mut parameters = Parameters::of(weights)?;
+        let store_version = self.store.version().version;
+        let fresh = Progress {
+            settings: self.settings.clone(),
+            start: self.start.to_owned(),
+            store_version,
+            step: 0,
+            place: Place::default(),
+            cells: 0,
+            mean_loss: 0.0,
+            validation_loss: None,
+            mean_tokens: 0.0,
+            seconds: 0.0,
+        };
+        let Some((progress, values, moments)) = checkpoint::load(self.folder)? else {
+            let moments = Moments::new(parameters.values.len());
+            return Ok(State { parameters, moments, progress: fresh });
+        };
+        let folder = self.folder.display();
+        let same = (&progress.settings, &progress.start, progress.store_version);
+        if same != (&fresh.settings, &fresh.start, store_version) || values.len() != parameters.values.len() {
+            return Err(Error::Request(format!(
+                "{folder} holds a run with other settings, cells or weights to begin with; give the same to go on with \
+                 it, or another --run"
+            )));
+        }
+        parameters.values = values;
+        Ok(State { parameters, moments, progress })
+    }
+
+    fn steps(
+        &self,
+        state: &mut State,
+        loader: &mut Loader,
+        measured_genes: &MeasuredGenes,
+        watched: &[Example],
+    ) -> Result<()> {
+        let mut metrics = Metrics::open(&self.folder.join(METRICS), state.progress.step)?;
+        let mut saved = Instant::now();
+        while state.progress.step < self.settings.steps && !self.stop.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            let mut measured = self.step(state, loader, measured_genes)?;
+            let seconds = began.elapsed().as_secs_f64();
+            state.progress.seconds += seconds;
+            let (step, last) = (state.progress.step, state.progress.step == self.settings.steps);
+            if (step.is_multiple_of(self.settings.validate_every) || last) && !watched.is_empty() {
+                let loss = self.learner.loss(&state.parameters, watched)?.mean();
+                (measured.validation_loss, state.progress.validation_loss) = (Some(loss), Some(loss));
+            }
+            measured.cells_per_second = self.cells_of_step() as f64 / seconds;
+            measured.seconds = state.progress.seconds;
+            metrics.write(&measured)?;
+            (self.tell)(&measured);
+            if saved.elapsed() >= self.checkpoint_every && !last {
+                self.save(state)?;
+                saved = Instant::now();
+            }
+        }
+        self.save(state)
+    }
+
+    fn save(&self, state: &State) -> Result<()> {
+        // Every rank holds the same weights.
+        match self.exchange.rank() {
+            0 => checkpoint::save(self.folder, &state.progress, &state.parameters.values, &state.moments),
+            _ => Ok(()),
+        }
+    }
+
+    fn cells_of_step(&self) -> usize {
+        self.settings.batch * self.settings.accumulate * self.exchange.ranks()
+    }
+
+    /// One step of all weights.
+    fn step(&self, state: &mut State, loader: &mut Loader, measured: &MeasuredGenes) -> Result<Measured> {
+        let (settings, step) = (self.settings, state.progress.step);
+        let mut gradient = vec![0f32; state.parameters.values.len()];
+        let (mut loss, mut batches, mut tokens) = (Loss::default(), Vec::new(), 0);
+        for part in 0..settings.accumulate {
+            let cells = loader.next(settings.batch)?;
+            let examples = self.examples(&cells, (step, part), measured, &state.parameters)?;
+            tokens += examples.iter().map(|example| example.seen().count() + 2).sum::<usize>();
+            loss = loss.and(self.learner.learn(&state.parameters, &examples, &mut gradient)?);
+            batches.push(cells);
+        }
+        let loss = self.exchange.sum(&mut gradient, loss)?;
+        let scale = 1.0 / loss.masked.max(1) as f64;
+        let length = norm(&gradient) * scale;
+        self.check(state, loss.mean(), length, &batches)?;
+        let rate = settings.adam.rate(step, settings.steps);
+        let clipped = scale * (settings.adam.clip / length).min(1.0);
+        let weights = &mut state.parameters.values;
+        state.moments.step(&settings.adam, step, rate, &gradient, clipped, weights);
+        let progress = &mut state.progress;
+        progress.step += 1;
+        progress.place = loader.place();
+        let here = (settings.batch * settings.accumulate) as f64;
+        progress.mean_tokens += (tokens as f64 / here - progress.mean_tokens) / progress.step as f64;
+        progress.cells += self.cells_of_step() as u64;
+        let memory = (progress.step as f64).min(MEMORY);
+        progress.mean_loss += (loss.mean() - progress.mean_loss) / memory;
+        Ok(Measured {
+            step: progress.step,
+            cells: progress.cells,
+            epoch: progress.place.epoch,
+            loss: loss.mean(),
+            validation_loss: None,
+            learning_rate: rate,
+            gradient: length,
+            cells_per_second: 0.0,
+            seconds: 0.0,
+        })
+    }
+
+    /// Refuses a loss that is no number or jumps, and keeps the batch that gave it. The weights are those before it.
+    fn check(&self, state: &State, loss: f64, length: f64, batches: &[Vec<Cell>]) -> Result<()> {
+        let Progress { step, mean_loss, .. } = state.progress;
+        let why = if !loss.is_finite() || !length.is_finite() {
+            format!("the loss is {loss}, its gradient {length} long")
+        } else if step >= CALM && loss > self.settings.spike * mean_loss {
+            format!("the loss {loss:.4} is more than {} times the mean before it, {mean_loss:.4}", self.settings.spike)
+        } else {
+            return Ok(());
+        };
+        self.save(state)?;
+        let rows: Vec<Vec<u64>> = batches.iter().map(|cells| cells.iter().map(|cell| cell.row).collect()).collect();
+        let counts: Vec<_> = batches.iter().flatten().map(|cell| &cell.counts).collect();
+        let (seed, folder) = (self.settings.seed, self.folder.display());
+        let bad = serde_json::json!({ "step": step, "seed": seed, "why": why, "rows": rows, "counts": counts });
+        write_whole(&self.folder.join(BAD_BATCH), bad.to_string().as_bytes())?;
+        Err(Error::Request(format!(
+            "step {step}: {why}; stopped. The batch is in {folder}/{BAD_BATCH}, the weights before it in {folder}/{}",
+            checkpoint::FILE
+        )))
+    }
+
+    /// Examples of a batch; cells of fewer than two counts give none.
+    fn examples(
+        &self,
+        cells: &[Cell],
+        (step, part): (u64, usize),
+        measured: &MeasuredGenes,
+        parameters: &Parameters,
+    ) -> Result<Vec<Example>> {
+        let genes = parameters.config().n_genes();
+        let example = |(i, cell): (usize, &Cell)| {
+            let number = (part * self.settings.batch + i) * self.exchange.ranks() + self.exchange.rank();
+            let mut rng = seeded(&[&self.settings.seed.to_le_bytes(), &step.to_le_bytes(), &number.to_le_bytes()]);
+            let measured = measured.of_dataset(cell.dataset_id);
+            self.settings.task.example(&cell.counts, genes, measured, &mut rng).transpose()
+        };
+        cells.par_iter().enumerate().filter_map(example).collect()
+    }
+
+    /// Examples of held-out cells: of one content always the same, in every run.
+    fn examples_watched(&self, cells: &[Cell], measured: &MeasuredGenes, state: &State) -> Result<Vec<Example>> {
+        let genes = state.parameters.config().n_genes();
+        let example = |cell: &Cell| {
+            let counts: Vec<u8> =
+                cell.counts.iter().flat_map(|(p, v)| [p.to_le_bytes(), v.to_le_bytes()].concat()).collect();
+            let (mut rng, measured) = (seeded(&[b"held out", &counts]), measured.of_dataset(cell.dataset_id));
+            self.settings.task.example(&cell.counts, genes, measured, &mut rng).transpose()
+        };
+        cells.par_iter().filter_map(example).collect()
+    }
+}
+
+fn seeded(parts: &[&[u8]]) -> ChaCha8Rng {
+    let mut hash = blake3::Hasher::new();
+    parts.iter().for_each(|part| {
+        hash.update(part);
+    });
+    ChaCha8Rng::from_seed(*hash.finalize().as_bytes())
+}
+
+/// Lines of what was measured, each written at once.
+struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    /// Goes on after a step: lines of later ones are from a run that was cut off, and come again.
+    fn open(path: &Path, step: u64) -> Result<Self> {
+        let kept: String = read_metrics(path)?
+            .iter()
+            .filter(|measured| measured.step <= step)
+            .filter_map(|measured| serde_json::to_string(measured).ok())
+            .map(|line| line + "\n")
+            .collect();
+        write_whole(path, kept.as_bytes())?;
+        let file =
+            OpenOptions::new().append(true).open(path).map_err(Error::store(format!("writing {}", path.display())))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    fn write(&mut self, measured: &Measured) -> Result<()> {
+        let doing = format!("writing {}", self.path.display());
+        let line = serde_json::to_string(measured).map_err(Error::store(&doing))? + "\n";
+        self.file.write_all(line.as_bytes()).map_err(Error::store(&doing))
+    }
+}
+
+/// What a run has measured so far; a last line that was cut off is left out.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_metrics(path: &Path) -> Result<Vec<Measured>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(Error::store(format!("reading {}", path.display()))(e)),
+    }
+}

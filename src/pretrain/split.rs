@@ -1,0 +1,165 @@
+//! Which cells a model learns from, and which it never sees.
+//!
+//! A cell is held out by its content: the first bits of its hash, as a number below 1, against a share. So the same cells are
+//! held out in every run and every store, whatever is added later, and equal cells of two data sets fall on one side. A
+//! condition can hold out more; cells with the content of one of those are held out with them. Of cells that a store holds
+//! twice, one is learned from.
+//!
+//! Depends on `store`. Rows are kept as compressed sets of addresses: some bits a cell.
+
+use std::collections::{BinaryHeap, HashSet};
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{UInt32Type, UInt64Type};
+use arrow::record_batch::RecordBatch;
+use cellql_schemas::{cells, datasets};
+use futures::TryStreamExt;
+use roaring::RoaringTreemap;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::store::{ContentHash, Store, is_one_of};
+
+/// Cells that are not learned from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HoldOut {
+    /// Share of all cells, by the hash of their content.
+    pub share: f64,
+    /// SQL condition on `cells`: those that satisfy it are held out too.
+    pub condition: Option<String>,
+}
+
+impl Default for HoldOut {
+    fn default() -> Self {
+        Self { share: 0.1, condition: None }
+    }
+}
+
+/// Addresses of rows of `cells`.
+#[derive(Debug, Clone, Default)]
+pub struct Split {
+    /// To learn from.
+    pub train: RoaringTreemap,
+    /// Held out.
+    pub held: RoaringTreemap,
+    /// Of these the ones with the smallest hashes, ascending by hash: what a loss is watched on.
+    pub watched: Vec<u64>,
+    /// Cells left out of the first because another with the same content is in it.
+    pub duplicates: u64,
+}
+
+/// True for a content whose hash falls below a share.
+fn is_below(hash: ContentHash, share: f64) -> bool {
+    let first = u64::from_be_bytes(*hash.bytes().first_chunk().unwrap_or(&[0; 8]));
+    (first as f64) < share * 2f64.powi(64)
+}
+
+/// Divides the cells that have counts and satisfy a condition; `watched` of those held out are named.
+///
+/// # Errors
+/// A condition that does not fit `cells`, a share that is none, or a store that cannot be read.
+pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, watched: usize) -> Result<Split> {
+    if !(0.0..=1.0).contains(&hold_out.share) {
+        return Err(Error::Request(format!("hold-out {}: it must be a share, 0 to 1", hold_out.share)));
+    }
+    let eligible = eligible(store, condition).await?;
+    let (mut held, mut hashes) = (RoaringTreemap::new(), HashSet::new());
+    if let Some(condition) = &hold_out.condition {
+        let both = format!("({eligible}) AND ({condition})");
+        each(store, &both, &[cells::CONTENT_HASH], |row, batch, i| {
+            held.insert(row);
+            hashes.extend(content_hash(batch, i));
+        })
+        .await?;
+    }
+    let mut split = Split { held, ..Split::default() };
+    let mut twice: Vec<(u64, u64)> = Vec::new();
+    let (mut learned, mut smallest) = (RoaringTreemap::new(), BinaryHeap::new());
+    let columns = [cells::CONTENT_HASH, cells::CELL_ID, cells::DUPLICATE_OF];
+    each(store, &eligible, &columns, |row, batch, i| {
+        let hash = content_hash(batch, i);
+        if hash.is_some_and(|hash| is_below(hash, hold_out.share) || hashes.contains(&hash)) {
+            split.held.insert(row);
+        }
+        if split.held.contains(row) {
+            smallest.push((hash, row));
+            if smallest.len() > watched {
+                smallest.pop();
+            }
+            return;
+        }
+        split.train.insert(row);
+        learned.insert(batch.column(1).as_primitive::<UInt64Type>().value(i));
+        let first = batch.column(2).as_primitive::<UInt64Type>();
+        if first.is_valid(i) {
+            twice.push((row, first.value(i)));
+        }
+    })
+    .await?;
+    split.watched = smallest.into_sorted_vec().into_iter().map(|(_, row)| row).collect();
+    for (row, first) in twice {
+        if learned.contains(first) && split.train.remove(row) {
+            split.duplicates += 1;
+        }
+    }
+    Ok(split)
+}
+
+fn content_hash(batch: &RecordBatch, row: usize) -> Option<ContentHash> {
+    ContentHash::from_hex(batch.column(0).as_string::<i32>().value(row))
+}
+
+/// The condition of cells with counts, of data sets of single cells.
+async fn eligible(store: &Store, condition: Option<&str>) -> Result<String> {
+    let of_counts = format!("{} = 'counts'", datasets::INPUT);
+    let found = store.read(datasets::TABLE, &[datasets::DATASET_ID], Some(&of_counts)).await?;
+    let ids: Vec<u64> = found
+        .iter()
+        .flat_map(|b| b.column(0).as_primitive::<UInt32Type>().values().iter().map(|id| u64::from(*id)))
+        .collect();
+    let counts = format!("{} IN ('counts', 'recovered')", cells::VALUE_KIND);
+    let mut all = format!("{counts} AND {}", is_one_of(cells::DATASET_ID, ids));
+    if let Some(condition) = condition {
+        all = format!("{all} AND ({condition})");
+    }
+    Ok(all)
+}
+
+/// Calls `take` with the address of each row that satisfies a condition.
+async fn each(
+    store: &Store,
+    condition: &str,
+    columns: &[&str],
+    mut take: impl FnMut(u64, &RecordBatch, usize),
+) -> Result<()> {
+    let doing = || Error::store("choosing cells to learn from");
+    let mut scan = store.table(cells::TABLE).await?.scan();
+    scan.project(columns).map_err(doing())?;
+    let unfit = |e: lance::Error| Error::Request(format!("the condition does not fit the table cells: {e}"));
+    scan.filter(condition).map_err(unfit)?;
+    scan.with_row_id();
+    let mut batches = scan.try_into_stream().await.map_err(unfit)?;
+    while let Some(batch) = batches.try_next().await.map_err(doing())? {
+        let Some(rows) = batch.column_by_name("_rowid") else { continue };
+        let rows = rows.as_primitive::<UInt64Type>();
+        (0..batch.num_rows()).for_each(|i| take(rows.value(i), &batch, i));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cellql_schemas::expr::Profile;
+
+    #[test]
+    fn a_share_of_contents_is_below_it() {
+        let hash = |n: u32| ContentHash::of(Profile { gene_ids: &[n], values: &[1.0] });
+        let below = (0..20_000).filter(|n| is_below(hash(*n), 0.1)).count();
+        assert!((1800..2200).contains(&below), "{below}");
+        assert!((0..100).all(|n| !is_below(hash(n), 0.0) && is_below(hash(n), 1.0)));
+        // Once held out, a cell stays so in any larger share.
+        assert!((0..1000).all(|n| !is_below(hash(n), 0.1) || is_below(hash(n), 0.2)));
+    }
+}

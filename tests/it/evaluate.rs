@@ -1,0 +1,74 @@
+//! `cellql evaluate` from outside: which cells, and figures that are known beforehand.
+
+use std::path::Path;
+use std::process::Command;
+
+use cellql::model::CheckpointKey;
+
+use crate::stores::{add_reference_model, any_cell, demo_file, empty, take_in};
+
+/// Runs the program; rows of its CSV as fields, the header first.
+fn evaluate(store: &Path, args: &[&str]) -> Vec<Vec<String>> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cellql"));
+    let out = command.arg("evaluate").arg(store).args(args).args(["--format", "csv"]).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let text = String::from_utf8(out.stdout).unwrap();
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(text.as_bytes());
+    reader.records().map(|record| record.unwrap().iter().map(str::to_owned).collect()).collect()
+}
+
+fn number(field: &str) -> f64 {
+    field.parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_is_judged_beside_what_needs_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = empty(folder.path()).await;
+    let (store, _) = take_in(&store, &demo_file(), any_cell()).await.unwrap();
+    add_reference_model(&store, CheckpointKey::Gene).await;
+    let store = folder.path().join("store");
+
+    let rows = evaluate(&store, &["clustering", "--folds", "1,2", "--cells", "200"]);
+    assert_eq!(rows[0], ["representation", "numbers", "clusters", "resolution", "nmi", "ari", "silhouette"]);
+    let names: Vec<&str> = rows[1..].iter().map(|row| row[0].as_str()).collect();
+    assert_eq!(names.len(), 5, "{names:?}");
+    assert!(names[1].ends_with("depth × 2") && names[2].contains("untrained"), "{names:?}");
+    for row in &rows[1..] {
+        let (nmi, ari, silhouette) = (number(&row[4]), number(&row[5]), number(&row[6]));
+        assert!((0.0..=1.0).contains(&nmi) && (-0.5..=1.0).contains(&ari) && (-1.0..=1.0).contains(&silhouette));
+    }
+    // Types of pancreas cells are told apart by their principal components; counts as they are say less.
+    let (components, counts) = (&rows[4], &rows[5]);
+    assert_eq!(components[1], "50");
+    assert!(number(&components[5]) > 0.5 && number(&components[5]) > number(&counts[5]), "{components:?} {counts:?}");
+
+    // Of cells that lose nearly nothing, nearly nothing is wrong; of those that lose much, more.
+    let rows = evaluate(&store, &["enhancement", "--rates", "0.05,0.9999", "--cells", "40"]);
+    assert_eq!(rows[0], ["kept", "cells", "of", "mae", "mre", "pearson", "pearson_all_genes"]);
+    let thinned: Vec<&Vec<String>> = rows[1..].iter().filter(|row| row[2] == "thinned cells").collect();
+    assert_eq!((rows.len(), thinned.len()), (5, 2));
+    assert!(number(&thinned[1][3]) < 0.02 && number(&thinned[1][5]) > 0.99, "{:?}", thinned[1]);
+    assert!(number(&thinned[0][3]) > 5.0 * number(&thinned[1][3]), "{:?}", thinned[0]);
+    assert!(number(&thinned[0][4]) > number(&thinned[1][4]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_requests_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = empty(folder.path()).await;
+    let (store, _) = take_in(&store, &demo_file(), any_cell()).await.unwrap();
+    add_reference_model(&store, CheckpointKey::Cell).await;
+    let store = folder.path().join("store");
+    for (args, said) in [
+        (&["clustering", "--label", "no_such"][..], "no_such"),
+        (&["clustering", "--where", "cell_type = 'beta'"][..], "nothing to compare with"),
+        (&["enhancement", "--rates", "1.5"][..], "rate 1.5"),
+        (&["scaling", "nowhere"][..], "unknown model 'nowhere'"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cellql"));
+        let out = command.arg("evaluate").arg(&store).args(args).output().unwrap();
+        let error = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.code() == Some(1) && error.contains(said), "{args:?}: {error}");
+    }
+}

@@ -1,0 +1,245 @@
+//! Training from the tables: which cells, in which order, and that a run may die anywhere.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cellql::model::registry;
+use cellql::pretrain::loader::read_cells;
+use cellql::pretrain::run::{BAD_BATCH, METRICS, read_metrics};
+use cellql::pretrain::{Cell, HoldOut, Loader, Mixing, Place, Split, split};
+use cellql::store::Store;
+use cellql_schemas::vocabulary::{Placement, Vocabulary};
+use rand::{Rng, SeedableRng};
+
+use crate::stores::{any_cell, demo_file, empty, take_in};
+
+/// A list of some genes that the demo's cells express, and the file of it.
+fn genes(folder: &Path) -> (Vocabulary, PathBuf) {
+    let names: Vec<String> = Vocabulary::default_human().names().iter().step_by(60).cloned().collect();
+    let lines: String = names.iter().enumerate().map(|(i, name)| format!("{name}\t{i}\n")).collect();
+    let path = folder.join("genes.tsv");
+    std::fs::write(&path, format!("gene_name\tindex\n{lines}")).unwrap();
+    (Vocabulary::new(names).unwrap(), path)
+}
+
+async fn demo(folder: &Path) -> Store {
+    let store = empty(folder).await;
+    take_in(&store, &demo_file(), any_cell()).await.unwrap().0
+}
+
+async fn placement(store: &Store) -> Placement {
+    store.genes().await.unwrap().place(&Vocabulary::default_human())
+}
+
+async fn divided(store: &Store, share: f64, condition: Option<&str>) -> Split {
+    let hold_out = HoldOut { share, condition: condition.map(str::to_owned) };
+    split(store, None, &hold_out, 10).await.unwrap()
+}
+
+async fn loader(store: &Store, split: &Split, mixing: Mixing, from: Place) -> Loader {
+    Loader::start(store, split, placement(store).await, mixing, from).await.unwrap()
+}
+
+fn next(loader: &mut Loader, count: usize) -> Vec<Cell> {
+    tokio::task::block_in_place(|| loader.next(count).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cells_are_held_out_by_content_wherever_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = demo(folder.path()).await;
+    let before = divided(&store, 0.2, None).await;
+    assert_eq!(before.train.len() + before.held.len(), 320);
+    assert!((40..90).contains(&before.held.len()), "{}", before.held.len());
+    assert!(before.train.is_disjoint(&before.held) && before.watched.len() == 10);
+
+    // The same cells once more, by another name, and others: what was held out stays so, and is not learned from twice.
+    // (A byte behind its end makes it another file.)
+    let copy = folder.path().join("again.h5ad");
+    std::fs::write(&copy, [std::fs::read(demo_file()).unwrap(), vec![0]].concat()).unwrap();
+    let (store, _) = take_in(&store, &copy, any_cell()).await.unwrap();
+    let after = divided(&store, 0.2, None).await;
+    assert!(before.held.is_subset(&after.held) && before.train.is_subset(&after.train));
+    assert_eq!((after.held.len(), after.duplicates), (2 * before.held.len(), before.train.len()));
+    assert_eq!(after.train.len(), before.train.len());
+
+    // A condition holds out more, and with those cells their copies.
+    let one = divided(&store, 0.0, Some("cell_type = 'beta' AND dataset_id = 1")).await;
+    let all = divided(&store, 0.0, Some("cell_type = 'beta'")).await;
+    assert!(!one.held.is_empty() && one.held == all.held);
+    let wrong = HoldOut { share: 0.0, condition: Some("no_such_column = 1".to_owned()) };
+    assert!(split(&store, None, &wrong, 10).await.is_err());
+    assert!(split(&store, None, &HoldOut { share: 1.5, condition: None }, 10).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_epoch_gives_every_cell_once_in_another_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = demo(folder.path()).await;
+    let split = divided(&store, 0.1, None).await;
+    let cells = split.train.len() as usize;
+    let mixing = Mixing { block: 7, blocks: 5, seed: 3, ..Mixing::default() };
+    let mut all = loader(&store, &split, mixing, Place::default()).await;
+    let rows = |cells: &[Cell]| cells.iter().map(|cell| cell.row).collect::<Vec<u64>>();
+    let (first, second) = (next(&mut all, cells), next(&mut all, cells));
+    assert_eq!(rows(&first).into_iter().collect::<BTreeSet<u64>>(), split.train.iter().collect());
+    assert_eq!(rows(&second).into_iter().collect::<BTreeSet<u64>>(), split.train.iter().collect());
+    assert_ne!(rows(&first), rows(&second));
+    assert_eq!(all.place().epoch, 1);
+    // Neighbours on disk are no neighbours in the order.
+    let near = rows(&first).windows(2).filter(|pair| pair[0].abs_diff(pair[1]) == 1).count();
+    assert!(near < cells / 4, "{near} of {cells}");
+    // What a cell holds is what the table holds.
+    let again = read_cells(&store, &rows(&first)[..20], &placement(&store).await).await.unwrap();
+    assert_eq!(again, first[..20]);
+    let other = Mixing { seed: 4, ..mixing };
+    assert_ne!(rows(&next(&mut loader(&store, &split, other, Place::default()).await, cells)), rows(&first));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loader_goes_on_at_any_cell() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = demo(folder.path()).await;
+    let split = divided(&store, 0.1, None).await;
+    let mixing = Mixing { block: 7, blocks: 5, seed: 3, ..Mixing::default() };
+    let mut whole = loader(&store, &split, mixing, Place::default()).await;
+    let order = next(&mut whole, 900);
+    for stop in [1, 34, 35, 36, 200, 287, 288, 289, 600] {
+        let mut first = loader(&store, &split, mixing, Place::default()).await;
+        next(&mut first, stop);
+        let mut second = loader(&store, &split, mixing, first.place()).await;
+        assert_eq!(next(&mut second, 40), order[stop..stop + 40], "after {stop} cells");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranks_share_the_cells() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = demo(folder.path()).await;
+    let split = divided(&store, 0.0, None).await;
+    let mut seen: Vec<u64> = Vec::new();
+    for rank in 0..3 {
+        let mixing = Mixing { block: 8, blocks: 4, seed: 3, rank, ranks: 3 };
+        let from = Place { chunk: rank as u64, ..Place::default() };
+        let mut loader = loader(&store, &split, mixing, from).await;
+        // Ten chunks of 32 cells: ranks 0 to 2 have four, three and three.
+        let cells = next(&mut loader, if rank == 0 { 128 } else { 96 });
+        assert_eq!(loader.place().epoch, 0);
+        seen.extend(cells.iter().map(|cell| cell.row));
+    }
+    assert_eq!(seen.len(), 320);
+    assert_eq!(seen.into_iter().collect::<HashSet<u64>>().len(), 320);
+    let refused =
+        Loader::start(&store, &Split::default(), placement(&store).await, Mixing::default(), Place::default()).await;
+    assert!(refused.unwrap_err().to_string().contains("0 cells"));
+}
+
+/// `cellql pretrain` on one thread, a checkpoint after every step.
+fn pretrain(store: &Path, genes: &Path, name: &str, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cellql"));
+    command.arg("pretrain").arg(store).args(["--name", name, "--genes"]).arg(genes);
+    command.args(["--batch", "8", "--warm-up", "5", "--learning-rate", "0.001", "--seed", "5"]);
+    command.args(["--checkpoint-every", "0", "--validate-every", "10"]).args(more);
+    command.env("RAYON_NUM_THREADS", "1").stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+async fn model(store: &Path, name: &str) -> registry::Entry {
+    let store = Store::open(store.to_str().unwrap()).await.unwrap();
+    registry::find(&registry::list(&store).await.unwrap(), Some(name)).unwrap().clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_killed_anywhere_ends_with_the_same_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    demo(folder.path()).await;
+    let store = folder.path().join("store");
+    let (_, genes) = genes(folder.path());
+    let steps = ["--steps", "40", "--schedule", "cosine"];
+    assert!(pretrain(&store, &genes, "whole", &steps).status().unwrap().success());
+    let whole = model(&store, "whole").await;
+    assert!(whole.trained && whole.provenance.contains("\"steps\":40") && whole.provenance.contains("commit"));
+
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(8);
+    let mut kills = 0;
+    loop {
+        let mut child = pretrain(&store, &genes, "killed", &steps).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(random.random_range(300..1500)));
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        assert!(kills < 100, "a run gets on between kills");
+    }
+    assert!(kills >= 2, "{kills} kills");
+    assert_eq!(model(&store, "killed").await.sha256, whole.sha256, "after {kills} kills");
+    let of = |name: &str| read_metrics(&store.join("runs").join(name).join(METRICS)).unwrap();
+    let (whole, killed) = (of("whole"), of("killed"));
+    assert_eq!(whole.len(), 40);
+    for (a, b) in whole.iter().zip(&killed) {
+        assert_eq!((a.step, a.cells, a.loss, a.gradient), (b.step, b.cells, b.loss, b.gradient));
+    }
+    // It learned: cells it never saw are predicted better than at first.
+    let held_out: Vec<f64> = whole.iter().filter_map(|m| m.validation_loss).collect();
+    assert!(held_out.len() == 4 && held_out[3] < 0.9 * held_out[0], "{held_out:?}");
+    assert!(std::fs::read_to_string(store.join("runs/whole/curves.svg")).unwrap().contains("held-out cells"));
+    // What its loss cost, as a table and a picture.
+    let picture = folder.path().join("scaling.svg");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cellql"));
+    command.arg("evaluate").arg(&store).args(["scaling", "--format", "csv", "--picture"]).arg(&picture);
+    let out = command.arg(store.join("runs/whole")).arg(store.join("runs/killed")).output().unwrap();
+    let table = String::from_utf8(out.stdout).unwrap();
+    assert_eq!(table.lines().count(), 9, "{table}{}", String::from_utf8_lossy(&out.stderr));
+    assert!(std::fs::read_to_string(&picture).unwrap().contains("killed"));
+    // Once more is refused, and says why.
+    let again = pretrain(&store, &genes, "whole", &steps).stderr(Stdio::piped()).output().unwrap();
+    assert!(String::from_utf8_lossy(&again.stderr).contains("this run is done") && again.status.code() == Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loss_that_jumps_stops_the_run_and_leaves_the_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    demo(folder.path()).await;
+    let store = folder.path().join("store");
+    let (_, genes) = genes(folder.path());
+    let settings = folder.path().join("settings.json");
+    // Any loss above the mean before it is taken for a jump.
+    std::fs::write(&settings, r#"{ "spike": 1.001, "steps": 400 }"#).unwrap();
+    let with = ["--config", settings.to_str().unwrap()];
+    let stopped = pretrain(&store, &genes, "wild", &with).stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&stopped.stderr).into_owned();
+    assert!(stopped.status.code() == Some(1) && said.contains("times the mean before it"), "{said}");
+    let run = store.join("runs/wild");
+    let batch: serde_json::Value = serde_json::from_slice(&std::fs::read(run.join(BAD_BATCH)).unwrap()).unwrap();
+    let measured = read_metrics(&run.join(METRICS)).unwrap();
+    assert_eq!(batch["step"], measured.last().unwrap().step);
+    assert_eq!(batch["counts"].as_array().unwrap().len(), 8);
+    // Two processes do not go on with one run.
+    let held = std::fs::File::open(run.join("lock")).unwrap();
+    held.lock().unwrap();
+    let second = pretrain(&store, &genes, "wild", &with).stderr(Stdio::piped()).output().unwrap();
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another process goes on with this run"));
+    drop(held);
+    // Other settings are another run.
+    let other = pretrain(&store, &genes, "wild", &["--steps", "30"]).stderr(Stdio::piped()).output().unwrap();
+    assert!(String::from_utf8_lossy(&other.stderr).contains("other settings"));
+}
+
+#[test]
+fn settings_are_refused_by_name() {
+    for (flags, said) in [
+        (["--steps", "0"], "steps 0"),
+        (["--precision", "f64"], "unknown precision 'f64'"),
+        (["--learning-rate", "0"], "learning rate 0"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cellql"));
+        let out = command.args(["pretrain", "nowhere", "--name", "x"]).args(flags).output().unwrap();
+        let error = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.code() == Some(1) && error.contains(said), "{error}");
+    }
+}
