@@ -7,9 +7,9 @@ use arrow::array::{ArrayRef, Float64Array, StringArray, UInt64Array};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::vocabulary::Placement;
 
-use super::args::{EvaluateArgs, JudgedArgs, Judgement};
 use super::output::{self, Format};
 use super::talk::Talk;
+use super::training_args::{EvaluateArgs, JudgedArgs, Judgement};
 use crate::error::{Error, Result};
 use crate::evaluate::cells::{Cell, Choice, choose};
 use crate::evaluate::clustering::{self, Clustered, components, counts, embeddings, judge};

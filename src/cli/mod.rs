@@ -16,6 +16,7 @@ mod search;
 mod shell;
 mod sql;
 mod talk;
+mod training_args;
 
 use std::process::ExitCode;
 

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use cellql_schemas::vocabulary::Vocabulary;
 
-use super::args::PretrainArgs;
 use super::output;
 use super::talk::Talk;
+use super::training_args::PretrainArgs;
 use crate::error::{Error, Result};
 use crate::model::registry::{self, Entry};
 use crate::model::{Config, Provenance, Size, Weights, decode, encode, initialise};

@@ -10,7 +10,7 @@ use roaring::RoaringTreemap;
 use crate::error::{Error, Result};
 use crate::model::Provenance;
 use crate::model::registry::Entry;
-use crate::pretrain::{Settings, split};
+use crate::pretrain::{HoldOut, Settings, split};
 use crate::store::Store;
 
 /// Cells of one read.
@@ -93,22 +93,16 @@ async fn addresses(store: &Store, entry: &Entry, choice: &Choice) -> Result<Roar
     let labelled = choice.label.as_ref().map(|label| format!("{label} IS NOT NULL"));
     let conditions: Vec<String> = choice.condition.iter().map(|c| format!("({c})")).chain(labelled).collect();
     let condition = (!conditions.is_empty()).then(|| conditions.join(" AND "));
-    let hold_out = trained.map(|settings| settings.hold_out).unwrap_or_default();
-    let divided = split(store, condition.as_deref(), &hold_out, 0).await;
-    let held_only = match (&divided, choice.with_learned || entry_is_foreign(entry)) {
-        // The condition of the hold-out may name columns that this store lacks: then it holds out by content alone.
-        (Err(_), false) => {
-            split(store, condition.as_deref(), &crate::pretrain::HoldOut { condition: None, ..hold_out }, 0).await
-        }
-        _ => divided,
-    }?;
-    Ok(match choice.with_learned || entry_is_foreign(entry) {
-        true => held_only.held | held_only.train,
-        false => held_only.held,
-    })
-}
-
-/// True for models of which it is not known what they saw.
-fn entry_is_foreign(entry: &Entry) -> bool {
-    !matches!(serde_json::from_str(&entry.provenance), Ok(Provenance::Trained { .. }))
+    let condition = condition.as_deref();
+    let hold_out = trained.as_ref().map(|settings| settings.hold_out.clone()).unwrap_or_default();
+    let by_content = HoldOut { condition: None, ..hold_out.clone() };
+    let divided = match split(store, condition, &hold_out, 0).await {
+        // What the run held out besides may be told by a column that this store lacks.
+        Err(Error::Request(_)) if hold_out.condition.is_some() => split(store, condition, &by_content, 0).await?,
+        divided => divided?,
+    };
+    match choice.with_learned || trained.is_none() {
+        true => Ok(divided.held | divided.train),
+        false => Ok(divided.held),
+    }
 }

@@ -198,8 +198,8 @@ impl Encoder {
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "a layer's inputs and the gradients of each")]
     /// The way back of [`Encoder::feed`] and the norm after it: `d` becomes the gradient that goes around attention.
+    #[allow(clippy::too_many_arguments, reason = "a layer's inputs and the gradients of each")]
     fn feed_back(
         &self,
         layer: &Layer,
