@@ -243,7 +243,7 @@ async fn read_only(args: &PretrainArgs, settings: &Settings, store: &Store) -> R
         "batches": batches,
         "seconds": seconds,
         "first_batch_seconds": first,
-        "cells_per_second": (read as f64 - settings.batch as f64).max(0.0) / (seconds - first).max(1e-9),
+        "cells_per_second": read as f64 / seconds.max(1e-9),
         "label_entropy": entropy / batches.max(1) as f64,
     });
     output::text(&result.to_string())
