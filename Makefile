@@ -50,12 +50,14 @@ bench:
 	$(CARGO) bench $(WHOLE) --profile dev --bench main -- $(BENCH)
 
 # The program with models on CUDA devices, in a folder of its own, for it needs a driver to start. Without a CUDA toolkit on
-# PATH one comes from PyPI. CUDA_MODE=check only type-checks (a sixth of the download, no link).
+# PATH one comes from PyPI. CUDA_MODE=check only type-checks (a sixth of the download, no link). CUDA_FEATURES=nccl adds gradients of
+# several devices by NCCL, whose library the linker must find.
 CUDA_MODE ?= build
+CUDA_FEATURES ?= cuda
 cuda:
 	set -e; PROTOC="$$(scripts/ensure-tools.sh)"; export PROTOC; \
 	settings="$$(scripts/cuda-toolkit.sh "$(CARGO_TARGET_DIR)/cuda-toolkit" $(CUDA_MODE))"; eval "$$settings"; \
-	cargo $(CUDA_MODE) $(WHOLE) --features cuda --target-dir "$(CARGO_TARGET_DIR)/cuda"
+	cargo $(CUDA_MODE) $(WHOLE) --features $(CUDA_FEATURES) --target-dir "$(CARGO_TARGET_DIR)/cuda"
 	test $(CUDA_MODE) = check || echo "built: $(CARGO_TARGET_DIR)/cuda/debug/cellql" >&2
 
 # A model of 100M sizes beside PyTorch, on real cells. Installs PyTorch (some gigabytes) and takes ten minutes and more.

@@ -11,6 +11,8 @@ modules=$2
 shift 2
 if ! "$folder/bin/python" -c "import $modules" 2>/dev/null; then
     "${PYTHON:-python3}" -m venv "$folder" >&2
-    "$folder/bin/pip" -q --disable-pip-version-check install "$@" >&2
+    # uv, since pip searches slafdb's many requirements for longer than a benchmark takes.
+    "$folder/bin/pip" -q --disable-pip-version-check install uv >&2
+    "$folder/bin/uv" -q pip install --python "$folder/bin/python" "$@" >&2
 fi
 echo "$folder/bin/python"

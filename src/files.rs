@@ -1,6 +1,6 @@
 //! The bytes of a store's file, mapped where they lie on this machine.
 //!
-//! Models and indexes are read through this; it knows neither.
+//! Models, indexes and checkpoints are read through this; it knows none of them.
 
 use std::fs::File;
 use std::ops::Deref;
@@ -30,8 +30,8 @@ impl FileBytes {
     pub fn map(path: &Path) -> Result<Self> {
         let unreadable = |e: std::io::Error| Error::input(path, "file", format!("cannot be read: {e}"));
         let file = File::open(path).map_err(unreadable)?;
-        // SAFETY: files of models and indexes have a name of their own for every content, are written once and renamed
-        // into place; nothing of cellql ever changes one. What another program does to a store while it is read is beyond
+        // SAFETY: files of models, indexes and checkpoints are written once under another name and renamed into place;
+        // nothing of cellql ever changes one that has its name, and one that is replaced stays what it was for who mapped it. What another program does to a store while it is read is beyond
         // us, as with any mapped library.
         let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
         Ok(Self::Mapped(Arc::new(map)))

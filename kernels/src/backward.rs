@@ -1,7 +1,7 @@
 //! Gradients of what acts on single rows: layer norm, GELU, softmax. Limit: bytes, one pass in and out.
 
 use super::norm::EPS;
-use super::numeric::exp_nonpositive;
+use super::numeric::normal_distribution;
 use crate::simd::{dispatch, dot_body, multiply_add, sum_of};
 
 /// Sums that run side by side.
@@ -22,17 +22,21 @@ fn norm_back_body<const FUSED: bool>(
     let variance = sum_of(x, |v| (v - mean) * (v - mean)) / dim;
     let scale = 1.0 / (variance + EPS).sqrt();
     let (mut plain, mut along) = ([0f32; LANES], [0f32; LANES]);
-    let mut add = |x: &[f32], weight: &[f32], dy: &[f32]| {
-        for i in 0..x.len().min(LANES) {
-            let g = weight[i] * dy[i];
+    let ((x_all, x_rest), (w_all, w_rest)) = (x.as_chunks::<LANES>(), weight.as_chunks::<LANES>());
+    let (d_all, d_rest) = dy.as_chunks::<LANES>();
+    // No closure for both: one that is not inlined is compiled for any CPU, and there a fused multiply-add is a call.
+    for ((x, w), d) in x_all.iter().zip(w_all).zip(d_all) {
+        for i in 0..LANES {
+            let g = w[i] * d[i];
             plain[i] += g;
             along[i] = multiply_add::<FUSED>(g, (x[i] - mean) * scale, along[i]);
         }
-    };
-    let ((x_all, x_rest), (w_all, w_rest)) = (x.as_chunks::<LANES>(), weight.as_chunks::<LANES>());
-    let (d_all, d_rest) = dy.as_chunks::<LANES>();
-    x_all.iter().zip(w_all).zip(d_all).for_each(|((x, w), d)| add(x, w, d));
-    add(x_rest, w_rest, d_rest);
+    }
+    for (i, ((x, w), d)) in x_rest.iter().zip(w_rest).zip(d_rest).enumerate() {
+        let g = w * d;
+        plain[i] += g;
+        along[i] = multiply_add::<FUSED>(g, (x - mean) * scale, along[i]);
+    }
     let (plain, along) = (plain.iter().sum::<f32>() / dim, along.iter().sum::<f32>() / dim);
     let gradients = dx.iter_mut().zip(dw).zip(db);
     for (((dx, dw), db), ((x, w), dy)) in gradients.zip(x.iter().zip(weight).zip(dy)) {
@@ -49,21 +53,12 @@ dispatch! {
         = fused norm_back_body
 }
 
-/// Both need the same exponential: Φ(x) by Abramowitz & Stegun 7.1.26, and gelu' = Φ(x) + x·e^(−x²/2)/√(2π).
+/// gelu' = Φ(x) + x·e^(−x²/2)/√(2π): both need the same exponential.
 #[inline(always)]
 fn gelu_back_body<const FUSED: bool>(x: &mut [f32], d: &mut [f32]) {
-    const A: [f32; 5] = [0.254_829_6, -0.284_496_74, 1.421_413_7, -1.453_152, 1.061_405_4];
     const DENSITY: f32 = 0.398_942_3;
     for (x, d) in x.iter_mut().zip(d) {
-        let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-        let t = 1.0 / multiply_add::<FUSED>(0.327_591_1, z, 1.0);
-        let mut p = A[4];
-        for a in [A[3], A[2], A[1], A[0]] {
-            p = multiply_add::<FUSED>(p, t, a);
-        }
-        let e = exp_nonpositive::<FUSED>(-z * z);
-        let tail = p * t * e;
-        let distribution = 0.5 * if *x > 0.0 { 2.0 - tail } else { tail };
+        let (distribution, e) = normal_distribution::<FUSED>(*x);
         *d *= multiply_add::<FUSED>(*x * DENSITY, e, distribution);
         *x *= distribution;
     }

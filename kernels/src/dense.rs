@@ -4,8 +4,9 @@
 //! direction; `dW` is summed in panels of 32 inputs, which is how products write, and put in order once at the end. In bf16 all
 //! three products read bf16 and sum in f32. Limit: FLOPs.
 
+use super::backward::add_scaled;
 use super::linear::{Activations, Linear, Then, bf16};
-use super::memory::Aligned;
+use super::memory::{Aligned, stride};
 use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32};
 use crate::simd::dispatch;
 
@@ -63,7 +64,9 @@ impl Dense {
 #[derive(Debug, Default)]
 pub struct DenseScratch {
     values: Aligned<f32>,
+    /// Pairs of rows of dy, and the same turned, so that what is summed over lies together.
     lanes: Aligned<u32>,
+    turned: Aligned<u32>,
     value_lanes: Aligned<u32>,
 }
 
@@ -88,27 +91,32 @@ impl DenseGradient {
 
     /// Adds `dyᵀ·x` and `Σ dy` of some rows, `.1` apart.
     pub fn add(&mut self, dy: (&[f32], usize), x: (&[f32], usize), rows: usize, scratch: &mut DenseScratch) {
-        let DenseScratch { values, lanes, value_lanes } = scratch;
+        let outputs = self.outputs;
         for dy in dy.0.chunks(dy.1).take(rows) {
-            self.bias.iter_mut().zip(dy).for_each(|(sum, d)| *sum += d);
+            add_scaled(&mut self.bias, &dy[..outputs], 1.0);
         }
-        let pairs = rows.div_ceil(2);
+        let DenseScratch { values, lanes, turned, value_lanes } = scratch;
+        // Rows are what is summed over, so two of them are a lane.
+        let pairs = Form::Bf16.lanes(rows);
+        let apart = stride(pairs);
         if self.form == Form::Bf16 {
-            pair_rows(dy, rows, self.outputs, lanes.at_least(pairs * self.outputs));
+            let lanes = lanes.at_least(pairs * outputs);
+            pair_rows(dy, rows, outputs, lanes, outputs);
+            turn(lanes, (pairs, outputs), turned.at_least(outputs * apart), apart);
         }
-        for (panel, sums) in self.panels.chunks_exact_mut(self.outputs * PANEL).enumerate() {
+        for (panel, sums) in self.panels.chunks_exact_mut(outputs * PANEL).enumerate() {
             let first = panel * PANEL;
             let columns = PANEL.min(self.inputs - first);
             if self.form == Form::Bf16 {
                 let to = value_lanes.at_least(pairs * PANEL);
-                pair_rows_into((&x.0[first..], x.1), rows, columns, to, PANEL);
-                let a = Operand { data: &lanes[..pairs * self.outputs], row: 1, step: self.outputs };
-                multiply_bf16(self.isa, self.outputs, pairs, a, to, sums, PANEL, true);
+                pair_rows((&x.0[first..], x.1), rows, columns, to, PANEL);
+                let a = Operand { data: &turned[..outputs * apart], row: apart, step: 1 };
+                multiply_bf16(self.isa, outputs, pairs, a, to, sums, PANEL, true);
             } else {
                 let to = values.at_least(rows * PANEL);
                 panel_of((&x.0[first..], x.1), columns, to);
                 let a = Operand { data: dy.0, row: 1, step: dy.1 };
-                multiply_f32(self.isa, self.outputs, rows, a, to, sums, PANEL, true);
+                multiply_f32(self.isa, outputs, rows, a, to, sums, PANEL, true);
             }
         }
     }
@@ -135,24 +143,41 @@ pub(crate) fn panel_of(x: (&[f32], usize), columns: usize, panel: &mut [f32]) {
     }
 }
 
-/// Rows two by two as pairs of bf16, lane `[pair, column]`.
-fn pair_rows(x: (&[f32], usize), rows: usize, columns: usize, lanes: &mut [u32]) {
-    pair_rows_into(x, rows, columns, lanes, columns);
-}
-
-/// The same, pairs `apart` lanes apart, the rest zero.
-fn pair_rows_into(x: (&[f32], usize), rows: usize, columns: usize, lanes: &mut [u32], apart: usize) {
+/// Rows two by two as pairs of bf16, `[pair, column]` with pairs `apart` lanes apart; what there is no row or column for is
+/// zero.
+fn pair_rows(x: (&[f32], usize), rows: usize, columns: usize, lanes: &mut [u32], apart: usize) {
     for (pair, to) in lanes.chunks_exact_mut(apart).enumerate() {
         let (to, rest) = to.split_at_mut(columns);
         rest.fill(0);
-        let low = &x.0[2 * pair * x.1..][..columns];
-        if 2 * pair + 1 < rows {
-            let high = &x.0[(2 * pair + 1) * x.1..][..columns];
-            pair_lanes(low, high, to);
-        } else {
-            to.iter_mut().zip(low).for_each(|(to, l)| *to = bf16(*l));
+        let row = |i: usize| x.0.get(i * x.1..).and_then(|row| row.get(..columns)).filter(|_| i < rows);
+        match (row(2 * pair), row(2 * pair + 1)) {
+            (Some(low), Some(high)) => pair_lanes(low, high, to),
+            (Some(low), None) => to.iter_mut().zip(low).for_each(|(to, l)| *to = bf16(*l)),
+            _ => to.fill(0),
         }
     }
+}
+
+/// The transpose: `[rows, columns]` without gaps to `[columns, rows]`, rows of it `apart` lanes apart. By squares of sixteen,
+/// so that no line of the cache is fetched twice.
+#[inline(always)]
+fn turn_body(from: &[u32], (rows, columns): (usize, usize), to: &mut [u32], apart: usize) {
+    const SIDE: usize = 16;
+    for (top, left) in (0..rows).step_by(SIDE).flat_map(|top| (0..columns).step_by(SIDE).map(move |left| (top, left))) {
+        let mut square = [[0u32; SIDE]; SIDE];
+        let (high, wide) = (SIDE.min(rows - top), SIDE.min(columns - left));
+        for (i, line) in square.iter_mut().enumerate().take(high) {
+            line[..wide].copy_from_slice(&from[(top + i) * columns + left..][..wide]);
+        }
+        for j in 0..wide {
+            let out = &mut to[(left + j) * apart + top..][..high];
+            out.iter_mut().zip(&square).for_each(|(out, line)| *out = line[j]);
+        }
+    }
+}
+
+dispatch! {
+    fn turn(from: &[u32], sizes: (usize, usize), to: &mut [u32], apart: usize) = turn_body
 }
 
 #[inline(always)]

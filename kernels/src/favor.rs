@@ -7,9 +7,10 @@
 //! head and position. Keys are summed against a running maximum and the 1e-4 is added in the end, from Σ v and their
 //! number. Limit: FLOPs of the products with P and with the sums.
 
-use super::linear::{Activations, Linear, Then, bf16, to_bf16};
+use super::linear::{bf16, to_bf16};
 use super::memory::{Aligned, stride};
 use super::numeric::exp_nonpositive;
+use super::projection::Projection;
 use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32_of};
 use crate::simd::{dispatch, dot, max_of, multiply_add, sum_of};
 
@@ -23,8 +24,7 @@ pub struct Favor {
     heads: usize,
     dim: usize,
     features: usize,
-    /// P·d^-¼, always in f32: its result goes into an exponential.
-    projection: Linear,
+    projection: Projection,
     /// f32 or bf16 for the products with features.
     form: Form,
 }
@@ -100,17 +100,14 @@ pub struct Scratch {
     sums: Aligned<f32>,
     lanes: Aligned<u32>,
     value_lanes: Aligned<u32>,
-    activations: Activations,
 }
 
 impl Favor {
     /// `projection` is P, `[features, dim]`. Reduced forms do the products with features in bf16.
     pub fn new(isa: Isa, form: Form, projection: &[f32], heads: usize, dim: usize) -> Self {
         let features = projection.len() / dim;
-        let scale = (dim as f32).powf(-0.25);
-        let scaled: Vec<f32> = projection.iter().map(|p| p * scale).collect();
         let form = if form == Form::F32 { Form::F32 } else { Form::Bf16 };
-        let projection = Linear::pack(isa, Form::F32, &scaled, &[], dim, features);
+        let projection = Projection::new(isa, projection, heads, dim);
         Self { isa, heads, dim, features, projection, form }
     }
 
@@ -126,30 +123,15 @@ impl Favor {
         KeySums { heads: vec![head; self.heads], keys: 0 }
     }
 
-    /// x'·Pᵀ of one head for `rows` rows, `[rows, stride(features)]`.
-    fn project<'a>(
-        &self,
-        x: &[f32],
-        row: usize,
-        rows: usize,
-        activations: &mut Activations,
-        out: &'a mut Aligned<f32>,
-    ) -> &'a mut [f32] {
-        let apart = stride(self.features);
-        let out = out.at_least(rows * apart);
-        let input = activations.of(Form::F32, x, row, rows, self.dim);
-        self.projection.forward(input, rows, Then::Bias, out, apart);
-        out
-    }
-
     /// Adds `rows` keys and values, `[rows, heads·dim]` with rows `row` apart, to sums.
     pub fn add_keys(&self, k: &[f32], v: &[f32], row: usize, rows: usize, sums: &mut KeySums, scratch: &mut Scratch) {
         let (dim, features, apart) = (self.dim, self.features, stride(self.features));
-        let Scratch { features: buffer, values, lanes, value_lanes, activations, .. } = scratch;
+        let Scratch { features: buffer, values, lanes, value_lanes, .. } = scratch;
         sums.keys += rows as isize;
         for (h, head) in sums.heads.iter_mut().enumerate() {
             let (k, v) = (&k[h * dim..], &v[h * dim..]);
-            let e = self.project(k, row, rows, activations, buffer);
+            let e = buffer.at_least(rows * apart);
+            self.projection.of((k, row), rows, (&mut *e, apart));
             let largest = e.chunks(apart).map(|e| max_of(&e[..features])).fold(head.max, f32::max);
             if largest > head.max {
                 let keep = (head.max - largest).exp();
@@ -214,15 +196,7 @@ impl Favor {
 
     /// Appends the largest x'·Pᵀ of each of `rows` keys, over all heads.
     pub fn largest(&self, k: &[f32], row: usize, rows: usize, scratch: &mut Scratch, out: &mut Vec<f32>) {
-        let first = out.len();
-        out.resize(first + rows, f32::NEG_INFINITY);
-        let Scratch { features, activations, .. } = scratch;
-        for h in 0..self.heads {
-            let y = self.project(&k[h * self.dim..], row, rows, activations, features);
-            for (y, largest) in y.chunks(stride(self.features)).zip(&mut out[first..]) {
-                *largest = largest.max(max_of(&y[..self.features]));
-            }
-        }
+        self.projection.largest((k, row), rows, &mut scratch.features, out);
     }
 
     /// Closes the sums of all parts of a cell, in their order. `largest` is the cell's largest x'·Pᵀ where that is not the
@@ -262,11 +236,12 @@ impl Favor {
         scratch: &mut Scratch,
     ) {
         let (dim, features, apart) = (self.dim, self.features, stride(self.features));
-        let Scratch { features: buffer, sums, lanes, activations, .. } = scratch;
+        let Scratch { features: buffer, sums, lanes, .. } = scratch;
         let sums = sums.at_least(rows * PANEL);
         for (h, head) in context.heads.iter().enumerate() {
             let q = &q[h * dim..];
-            let e = self.project(q, row, rows, activations, buffer);
+            let e = buffer.at_least(rows * apart);
+            self.projection.of((q, row), rows, (&mut *e, apart));
             let mut over = [0f32; super::linear::BLOCK];
             for ((i, e), over) in e.chunks_mut(apart).enumerate().zip(&mut over) {
                 let e = &mut e[..features];

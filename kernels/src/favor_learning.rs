@@ -1,20 +1,25 @@
 //! FAVOR+ attention with gradients: what [`crate::Favor`] computes, in f32, and the way back.
 //!
-//! With e = exp(x'·Pᵀ − ‖x‖²/(2√d) − m) and φ = e + 1e-4 (as there), S = Σ φ(k)ᵀv and z = Σ φ(k), a query gives
+//! With e = exp(x'·Pᵀ − ‖x‖²/(2√d) − m) and φ = e + ε (ε = 1e-4, as there), S = Σ φ(k)ᵀv and z = Σ φ(k), a query gives
 //! a = φ(q)·S / φ(q)·z. Gradients: with n = da/(φ(q)·z) and c = −(da·a)/(φ(q)·z), dφ(q) = n·Sᵀ + c·z, dS += φ(q)ᵀn,
 //! dz += φ(q)·c; once every query is done, dφ(k) = v·dSᵀ + dz and dv = φ(k)·dS; and for both, with t = dφ·e,
 //! dx = d^-¼·t·P − Σt·x/√d. The largest values m are constants of the gradient.
 //!
+//! φ itself is never made: what ε adds to a sum is ε times a sum without features, so `e·S + ε·ΣS` is `φ·S`. Features of a row
+//! are its heads side by side, each filled up with zeros to whole vectors of sixteen.
+//!
 //! Sums are linear in their keys, so those of many cells that share keys can be added: [`KeyGradient::add`] brings them to
-//! one m.
+//! one m. Queries that many cells share have one e, and their t can be added.
 
 use super::backward::add_scaled;
 use super::dense::panel_of;
-use super::favor::{EPS, exponentials};
-use super::linear::{Activations, Linear, Then};
-use super::memory::{Aligned, stride};
+use super::favor::EPS;
+use super::linear::{Activations, BLOCK, Linear, Then};
+use super::memory::{Aligned, LANES, Rows};
+use super::numeric::exp_nonpositive;
+use super::projection::{Projection, scaled};
 use super::tile::{Form, Isa, Operand, PANEL, multiply_f32_of};
-use crate::simd::{dispatch, dot, max_of, sum_of};
+use crate::simd::{dispatch, dot_body, multiply_add, sum_of};
 
 /// Attention of one decoder layer that learns. Rows hold heads side by side, `[rows, heads·dim]`.
 #[derive(Debug)]
@@ -23,9 +28,8 @@ pub struct LearningFavor {
     heads: usize,
     dim: usize,
     features: usize,
-    /// P·d^-¼, from numbers to features.
-    there: Linear,
-    /// The same from features to numbers.
+    there: Projection,
+    /// P·d^-¼ from features to numbers.
     back: Linear,
 }
 
@@ -36,7 +40,7 @@ pub struct LearningSums {
     pub max: f32,
     /// Σ eᵀv, per head panels `[features, 32]`.
     products: Vec<f32>,
-    /// Σ e, `[heads, features]`.
+    /// Σ e, `[heads, features in whole vectors]`.
     totals: Vec<f32>,
     /// Σ v, `[heads, dim]`.
     values: Vec<f32>,
@@ -51,22 +55,18 @@ pub struct LearningContext {
     products: Vec<f32>,
     turned: Vec<f32>,
     totals: Vec<f32>,
+    /// ε·Σ over features of S, `[heads, dim]`, and of z, `[heads]`.
+    ones: Vec<f32>,
+    one_totals: Vec<f32>,
 }
 
-/// Features of a block of queries, kept from the way there for the way back.
-#[derive(Debug, Default)]
-pub struct QueryFeatures {
-    /// e, per head `[rows, stride(features)]`.
-    e: Aligned<f32>,
-    /// 1 / φ(q)·z, `[heads, rows]`.
-    over: Vec<f32>,
-}
-
-/// dS and dz while queries are gone through.
+/// dS and dz while queries are gone through, and what ε is to be added of: Σ n, `[heads, dim]`, and Σ c, `[heads]`.
 #[derive(Debug, Clone)]
 pub struct SumsGradient {
     products: Vec<f32>,
     totals: Vec<f32>,
+    values: Vec<f32>,
+    along: Vec<f32>,
 }
 
 /// What keys and values are asked for on the way back: dS and dz for keys against `max`.
@@ -77,15 +77,16 @@ pub struct KeyGradient {
     products: Vec<f32>,
     turned: Vec<f32>,
     totals: Vec<f32>,
-    /// 1e-4·Σ over features of dS, `[heads, dim]`.
+    /// ε·Σ over features of dS, `[heads, dim]`.
     ones: Vec<f32>,
 }
 
 /// Memory of one thread.
 #[derive(Debug, Default)]
 pub struct LearningScratch {
-    features: Aligned<f32>,
-    gradients: Aligned<f32>,
+    features: Rows,
+    gradients: Rows,
+    largest: Aligned<f32>,
     panel: Aligned<f32>,
     sums: Aligned<f32>,
     activations: Activations,
@@ -95,11 +96,20 @@ impl LearningFavor {
     /// `projection` is P, `[features, dim]`.
     pub fn new(isa: Isa, projection: &[f32], heads: usize, dim: usize) -> Self {
         let features = projection.len() / dim;
-        let scale = (dim as f32).powf(-0.25);
-        let scaled: Vec<f32> = projection.iter().map(|p| p * scale).collect();
+        let scaled = scaled(projection, dim);
         let turned: Vec<f32> = (0..scaled.len()).map(|i| scaled[i % features * dim + i / features]).collect();
-        let there = Linear::pack(isa, Form::F32, &scaled, &[], dim, features);
+        let there = Projection::new(isa, projection, heads, dim);
         Self { isa, heads, dim, features, there, back: Linear::pack(isa, Form::F32, &turned, &[], features, dim) }
+    }
+
+    /// Features of a head in whole vectors.
+    fn padded(&self) -> usize {
+        self.features.next_multiple_of(LANES)
+    }
+
+    /// Numbers in a row of features.
+    pub fn width(&self) -> usize {
+        self.heads * self.padded()
     }
 
     /// f32 in the panels of a head.
@@ -117,36 +127,23 @@ impl LearningFavor {
         LearningSums {
             max: f32::NEG_INFINITY,
             products: vec![0.0; self.heads * self.size()],
-            totals: vec![0.0; self.heads * self.features],
+            totals: vec![0.0; self.width()],
             values: vec![0.0; self.heads * self.dim],
             keys: 0.0,
         }
     }
 
-    /// x'·Pᵀ of one head, `[rows, stride(features)]`.
-    fn project<'a>(
-        &self,
-        x: (&[f32], usize),
-        rows: usize,
-        activations: &mut Activations,
-        out: &'a mut Aligned<f32>,
-    ) -> &'a mut [f32] {
-        let apart = stride(self.features);
-        let out = out.at_least(rows * apart);
-        self.there.forward(activations.of(Form::F32, x.0, x.1, rows, self.dim), rows, Then::Bias, out, apart);
-        out
-    }
-
     /// The largest x'·Pᵀ of each of some keys, over all heads; appended.
     pub fn largest(&self, k: (&[f32], usize), rows: usize, scratch: &mut LearningScratch, out: &mut Vec<f32>) {
-        let first = out.len();
-        out.resize(first + rows, f32::NEG_INFINITY);
-        let LearningScratch { features, activations, .. } = scratch;
+        self.there.largest(k, rows, &mut scratch.largest, out);
+    }
+
+    /// x'·Pᵀ of every head, a row of features each.
+    fn project(&self, x: (&[f32], usize), rows: usize, out: &mut Rows) {
+        out.resize(BLOCK, self.width());
         for head in 0..self.heads {
-            let y = self.project((&k.0[head * self.dim..], k.1), rows, activations, features);
-            for (y, largest) in y.chunks(stride(self.features)).zip(&mut out[first..]) {
-                *largest = largest.max(max_of(&y[..self.features]));
-            }
+            let (all, apart) = out.part_mut(0);
+            self.there.of((&x.0[head * self.dim..], x.1), rows, (&mut all[head * self.padded()..], apart));
         }
     }
 
@@ -160,45 +157,46 @@ impl LearningFavor {
         sums: &mut LearningSums,
         scratch: &mut LearningScratch,
     ) {
-        let (dim, features, apart) = (self.dim, self.features, stride(self.features));
-        let LearningScratch { features: buffer, panel, activations, .. } = scratch;
+        let (dim, padded) = (self.dim, self.padded());
+        let LearningScratch { features, panel, .. } = scratch;
+        self.project(k, rows, features);
+        let (e, apart) = features.part_mut(0);
         sums.keys += sign * rows as f32;
+        sums.raise(largest(e, apart, rows, self.width()).max(sums.max));
         for head in 0..self.heads {
             let (k, v) = ((&k.0[head * dim..], k.1), (&v.0[head * dim..], v.1));
-            let e = self.project(k, rows, activations, buffer);
-            let largest = e.chunks(apart).map(|e| max_of(&e[..features])).fold(sums.max, f32::max);
-            if largest > sums.max {
-                sums.raise(largest);
-            }
-            let (totals, values) = (&mut sums.totals[head * features..], &mut sums.values[head * dim..]);
-            for (i, e) in e.chunks_mut(apart).enumerate() {
-                exponentials(&k.0[i * k.1..][..dim], &mut e[..features], sums.max);
-                if sign < 0.0 {
-                    e[..features].iter_mut().for_each(|e| *e = -*e);
-                }
-                add_scaled(&mut totals[..features], &e[..features], 1.0);
-                add_scaled(&mut values[..dim], &v.0[i * v.1..][..dim], sign);
-            }
+            let e = &mut e[head * padded..];
+            key_features(k, dim, (&mut *e, apart), self.features, rows, sums.max, sign);
+            let totals = &mut sums.totals[head * padded..][..padded];
+            sum_rows(totals, (e, apart), rows, 1.0);
+            sum_rows(&mut sums.values[head * dim..][..dim], v, rows, sign);
             let products = &mut sums.products[head * self.size()..][..self.size()];
-            self.add_products(e, v, rows, products, panel);
+            self.add_products((e, apart), v, rows, products, panel);
         }
     }
 
     /// Adds eᵀ·v to the panels of a head.
-    fn add_products(&self, e: &[f32], v: (&[f32], usize), rows: usize, products: &mut [f32], panel: &mut Aligned<f32>) {
+    fn add_products(
+        &self,
+        e: (&[f32], usize),
+        v: (&[f32], usize),
+        rows: usize,
+        products: &mut [f32],
+        panel: &mut Aligned<f32>,
+    ) {
         for (n, products) in products.chunks_exact_mut(self.features * PANEL).enumerate() {
             let values = panel.at_least(rows * PANEL);
             let columns = PANEL.min(self.dim - n * PANEL);
             panel_of((&v.0[n * PANEL..], v.1), columns, values);
-            let a = Operand { data: e, row: 1, step: stride(self.features) };
+            let a = Operand { data: e.0, row: 1, step: e.1 };
             multiply_f32_of(self.isa, self.features, rows, columns, a, values, products, PANEL, true);
         }
     }
 
-    /// Rows of features times the panels of a head, `[rows, dim]`; each row is then scaled and `then` added.
+    /// Rows of features times the panels of a head: `[rows, 32]` of each panel, its first column and how many there are.
     fn times(
         &self,
-        e: &[f32],
+        e: (&[f32], usize),
         rows: usize,
         products: &[f32],
         sums: &mut Aligned<f32>,
@@ -206,26 +204,19 @@ impl LearningFavor {
     ) {
         for (n, products) in products.chunks_exact(self.features * PANEL).enumerate() {
             let sums = sums.at_least(rows * PANEL);
-            let a = Operand { data: e, row: stride(self.features), step: 1 };
+            let a = Operand { data: e.0, row: e.1, step: 1 };
             let columns = PANEL.min(self.dim - n * PANEL);
             multiply_f32_of(self.isa, rows, self.features, columns, a, products, sums, PANEL, false);
-            for (i, sums) in sums.chunks_exact(PANEL).enumerate() {
-                put(i, n * PANEL, &sums[..columns]);
-            }
+            put(n * PANEL, columns, sums);
         }
     }
 
-    /// Numbers of a head times turned panels, `[rows, stride(features)]` into `out`.
-    fn times_turned(&self, x: (&[f32], usize), rows: usize, turned: &[f32], sums: &mut Aligned<f32>, out: &mut [f32]) {
-        let apart = stride(self.features);
+    /// Numbers of a head times turned panels, whole vectors of features into rows of `out`.
+    fn times_turned(&self, x: (&[f32], usize), rows: usize, turned: &[f32], out: (&mut [f32], usize)) {
         for (n, turned) in turned.chunks_exact(self.dim * PANEL).enumerate() {
-            let sums = sums.at_least(rows * PANEL);
-            let columns = PANEL.min(self.features - n * PANEL);
+            let columns = self.features - n * PANEL;
             let a = Operand { data: x.0, row: x.1, step: 1 };
-            multiply_f32_of(self.isa, rows, self.dim, columns, a, turned, sums, PANEL, false);
-            for (sums, out) in sums.chunks_exact(PANEL).zip(out.chunks_mut(apart)) {
-                out[n * PANEL..][..columns].copy_from_slice(&sums[..columns]);
-            }
+            multiply_f32_of(self.isa, rows, self.dim, columns, a, turned, &mut out.0[n * PANEL..], out.1, false);
         }
     }
 
@@ -243,141 +234,148 @@ impl LearningFavor {
         turned
     }
 
-    /// S and z of a cell. `largest` is its largest x'·Pᵀ where that is not the sums' (keys were taken off).
-    pub fn context(&self, sums: &LearningSums, largest: Option<f32>) -> LearningContext {
-        let mut whole = sums.clone();
-        whole.raise(largest.unwrap_or(sums.max));
-        for (products, values) in whole.products.chunks_exact_mut(self.size()).zip(whole.values.chunks(self.dim)) {
+    /// ε·Σ over features of panels `[features, 32]`, `[heads, dim]`.
+    fn ones(&self, products: &[f32]) -> Vec<f32> {
+        let mut ones = vec![0.0; self.heads * self.dim];
+        for (ones, products) in ones.chunks_mut(self.dim).zip(products.chunks_exact(self.size())) {
+            for (ones, panel) in ones.chunks_mut(PANEL).zip(products.chunks_exact(self.features * PANEL)) {
+                panel.chunks_exact(PANEL).for_each(|row| add_scaled(ones, row, EPS));
+            }
+        }
+        ones
+    }
+
+    /// Adds ε times a vector `[dim]` of each head to every feature's row of its panels, and ε times a number to its totals.
+    fn add_ones(&self, products: &mut [f32], totals: &mut [f32], values: &[f32], numbers: impl Iterator<Item = f32>) {
+        for (products, values) in products.chunks_exact_mut(self.size()).zip(values.chunks(self.dim)) {
             for (panel, values) in products.chunks_exact_mut(self.features * PANEL).zip(values.chunks(PANEL)) {
                 panel.chunks_exact_mut(PANEL).for_each(|row| add_scaled(row, values, EPS));
             }
         }
-        whole.totals.iter_mut().for_each(|total| *total += EPS * sums.keys);
-        let turned = self.turn(&whole.products);
-        LearningContext { max: whole.max, products: whole.products, turned, totals: whole.totals }
+        for (totals, number) in totals.chunks_mut(self.padded()).zip(numbers) {
+            totals[..self.features].iter_mut().for_each(|total| *total += EPS * number);
+        }
     }
 
-    /// Attention of some queries into `out`; their features are kept for the way back.
+    /// S and z of a cell. `largest` is its largest x'·Pᵀ where that is not the sums' (keys were taken off).
+    pub fn context(&self, sums: &LearningSums, largest: Option<f32>) -> LearningContext {
+        let mut whole = sums.clone();
+        whole.raise(largest.unwrap_or(sums.max));
+        let LearningSums { max, mut products, mut totals, values, keys } = whole;
+        self.add_ones(&mut products, &mut totals, &values, std::iter::repeat(keys));
+        LearningContext {
+            max,
+            turned: self.turn(&products),
+            ones: self.ones(&products),
+            one_totals: totals.chunks(self.padded()).map(|totals| EPS * totals.iter().sum::<f32>()).collect(),
+            products,
+            totals,
+        }
+    }
+
+    /// Features of some queries, each row against its own largest, into the first rows of `e`.
+    pub fn query_features(&self, q: (&[f32], usize), rows: usize, e: &mut Rows) {
+        self.project(q, rows, e);
+        let (e, apart) = e.part_mut(0);
+        for head in 0..self.heads {
+            let q = (&q.0[head * self.dim..], q.1);
+            query_features(q, self.dim, (&mut e[head * self.padded()..], apart), self.features, rows);
+        }
+    }
+
+    /// Attention of queries with features `e` into `out`; `over` becomes 1/φ(q)·z, `[heads, rows]`, for the way back.
     pub fn attend(
         &self,
-        q: (&[f32], usize),
+        e: (&[f32], usize),
         rows: usize,
         context: &LearningContext,
         out: (&mut [f32], usize),
-        kept: &mut QueryFeatures,
+        over: &mut Vec<f32>,
         scratch: &mut LearningScratch,
     ) {
-        let (dim, features, apart) = (self.dim, self.features, stride(self.features));
-        let LearningScratch { sums, features: buffer, gradients, activations, .. } = scratch;
-        let all = kept.e.at_least(self.heads * rows * apart);
-        kept.over.clear();
-        for (head, kept_e) in all.chunks_exact_mut(rows * apart).enumerate() {
-            let q = (&q.0[head * dim..], q.1);
-            let e = self.project(q, rows, activations, buffer);
-            let totals = &context.totals[head * features..][..features];
-            let phi = gradients.at_least(rows * apart);
-            for (i, ((e, kept_e), phi)) in
-                e.chunks_mut(apart).zip(kept_e.chunks_mut(apart)).zip(phi.chunks_mut(apart)).enumerate()
-            {
-                let e = &mut e[..features];
-                let max = max_of(e);
-                exponentials(&q.0[i * q.1..][..dim], e, max);
-                kept_e[..features].copy_from_slice(e);
-                phi[..features].iter_mut().zip(e.iter()).for_each(|(phi, e)| *phi = e + EPS);
-                kept.over.push(1.0 / dot(&phi[..features], totals));
-            }
-            let over = &kept.over[head * rows..];
+        let (dim, padded) = (self.dim, self.padded());
+        over.resize(self.heads * rows, 0.0);
+        for (head, over) in over.chunks_exact_mut(rows).enumerate() {
+            let e = (&e.0[head * padded..], e.1);
+            denominators(e, &context.totals[head * padded..][..padded], context.one_totals[head], over);
             let products = &context.products[head * self.size()..][..self.size()];
-            self.times(phi, rows, products, sums, |i, first, sums| {
-                let out = &mut out.0[i * out.1 + head * dim + first..][..sums.len()];
-                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * over[i]);
+            self.times(e, rows, products, &mut scratch.sums, |first, columns, sums| {
+                let ones = &context.ones[head * dim + first..][..columns];
+                quotients(sums, ones, over, (&mut out.0[head * dim + first..], out.1));
             });
         }
     }
 
     /// dS and dz of no queries.
     pub fn no_queries(&self) -> SumsGradient {
-        SumsGradient { products: vec![0.0; self.heads * self.size()], totals: vec![0.0; self.heads * self.features] }
+        SumsGradient {
+            products: vec![0.0; self.heads * self.size()],
+            totals: vec![0.0; self.width()],
+            values: vec![0.0; self.heads * self.dim],
+            along: vec![0.0; self.heads],
+        }
     }
 
-    /// The way back of [`LearningFavor::attend`]: from the gradients of what it gave, which are overwritten, to those of the
-    /// queries, and to dS and dz.
+    /// The way back of [`LearningFavor::attend`]: from the gradients of what it gave, which are overwritten, to t = dφ·e of the
+    /// queries, into the first rows of `t`, and to dS and dz.
     #[allow(clippy::too_many_arguments, reason = "what attention read, what it gave, and the gradients of both")]
     pub fn attend_back(
         &self,
-        q: (&[f32], usize),
+        e: (&[f32], usize),
         rows: usize,
         context: &LearningContext,
-        kept: &QueryFeatures,
+        over: &[f32],
         attended: (&[f32], usize),
         d_attended: (&mut [f32], usize),
-        dq: (&mut [f32], usize),
+        t: &mut Rows,
         gradient: &mut SumsGradient,
         scratch: &mut LearningScratch,
     ) {
-        let (dim, features, apart) = (self.dim, self.features, stride(self.features));
-        let LearningScratch { features: phi, gradients, panel, sums, activations } = scratch;
-        for head in 0..self.heads {
-            let e = &kept.e[head * rows * apart..][..rows * apart];
-            let (phi, dphi) = (phi.at_least(rows * apart), gradients.at_least(rows * apart));
-            let d_totals = &mut gradient.totals[head * features..][..features];
-            let mut along = [0f32; super::linear::BLOCK];
-            for i in 0..rows {
-                let at = head * dim + i * attended.1;
-                let (a, da) = (&attended.0[at..][..dim], &mut d_attended.0[head * dim + i * d_attended.1..][..dim]);
-                let over = kept.over[head * rows + i];
-                along[i] = -dot(a, da) * over;
-                da.iter_mut().for_each(|d| *d *= over);
-                let phi = &mut phi[i * apart..][..features];
-                phi.iter_mut().zip(&e[i * apart..]).for_each(|(phi, e)| *phi = e + EPS);
-                add_scaled(d_totals, phi, along[i]);
-            }
+        let (dim, padded) = (self.dim, self.padded());
+        t.resize(BLOCK, self.width());
+        let (t, t_apart) = t.part_mut(0);
+        for (head, over) in over.chunks_exact(rows).enumerate() {
+            let (e, t) = ((&e.0[head * padded..], e.1), &mut t[head * padded..]);
+            let mut along = [0f32; BLOCK];
+            let along = &mut along[..rows];
+            let n = (&mut d_attended.0[head * dim..], d_attended.1);
+            quotients_back((&attended.0[head * dim..], attended.1), dim, over, n, along);
+            gradient.along[head] += along.iter().sum::<f32>();
             let n = (&d_attended.0[head * dim..], d_attended.1);
-            self.add_products(phi, n, rows, &mut gradient.products[head * self.size()..][..self.size()], panel);
+            sum_rows(&mut gradient.values[head * dim..][..dim], n, rows, 1.0);
+            let products = &mut gradient.products[head * self.size()..][..self.size()];
+            self.add_products(e, n, rows, products, &mut scratch.panel);
             let turned = &context.turned[head * self.turned_size()..][..self.turned_size()];
-            self.times_turned(n, rows, turned, sums, dphi);
-            let totals = &context.totals[head * features..][..features];
-            for (i, dphi) in dphi.chunks_mut(apart).enumerate() {
-                add_scaled(&mut dphi[..features], totals, along[i]);
-            }
-            let (q, dq) = ((&q.0[head * dim..], q.1), (&mut dq.0[head * dim..], dq.1));
-            self.features_back(q, rows, e, dphi, dq, activations);
+            self.times_turned(n, rows, turned, (&mut *t, t_apart));
+            let totals = &context.totals[head * padded..][..padded];
+            features_back(e, totals, along, (t, t_apart), &mut gradient.totals[head * padded..][..padded]);
         }
     }
 
-    /// From dφ, which becomes t = dφ·e, to the gradient of the numbers.
-    fn features_back(
+    /// From t of some rows to the gradient of their numbers.
+    pub fn numbers_back(
         &self,
         x: (&[f32], usize),
         rows: usize,
-        e: &[f32],
-        dphi: &mut [f32],
+        t: (&[f32], usize),
         dx: (&mut [f32], usize),
-        activations: &mut Activations,
+        scratch: &mut LearningScratch,
     ) {
-        let (dim, features, apart) = (self.dim, self.features, stride(self.features));
-        let mut totals = [0f32; super::linear::BLOCK];
-        for ((t, e), total) in dphi.chunks_mut(apart).zip(e.chunks(apart)).zip(&mut totals) {
-            times_sum(&mut t[..features], &e[..features], total);
-        }
-        let input = activations.of(Form::F32, dphi, apart, rows, features);
-        self.back.forward(input, rows, Then::Bias, dx.0, dx.1);
-        let root = 1.0 / (dim as f32).sqrt();
-        for (i, total) in totals.iter().enumerate().take(rows) {
-            add_scaled(&mut dx.0[i * dx.1..][..dim], &x.0[i * x.1..][..dim], -total * root);
+        let (dim, padded) = (self.dim, self.padded());
+        for head in 0..self.heads {
+            let (t, dx) = ((&t.0[head * padded..], t.1), (&mut dx.0[head * dim..], dx.1));
+            let input = scratch.activations.of(Form::F32, t.0, t.1, rows, self.features);
+            self.back.forward(input, rows, Then::Bias, dx.0, dx.1);
+            norms_back((&x.0[head * dim..], x.1), dim, t, padded, dx, rows);
         }
     }
 
     /// dS and dz as keys read them.
     pub fn key_gradient(&self, context: &LearningContext, gradient: SumsGradient) -> KeyGradient {
-        let mut ones = vec![0.0; self.heads * self.dim];
-        for (ones, products) in ones.chunks_mut(self.dim).zip(gradient.products.chunks_exact(self.size())) {
-            for (ones, panel) in ones.chunks_mut(PANEL).zip(products.chunks_exact(self.features * PANEL)) {
-                panel.chunks_exact(PANEL).for_each(|row| add_scaled(ones, row, EPS));
-            }
-        }
-        let turned = self.turn(&gradient.products);
-        KeyGradient { max: context.max, products: gradient.products, turned, totals: gradient.totals, ones }
+        let SumsGradient { mut products, mut totals, values, along } = gradient;
+        self.add_ones(&mut products, &mut totals, &values, along.into_iter());
+        let (turned, ones) = (self.turn(&products), self.ones(&products));
+        KeyGradient { max: context.max, products, turned, totals, ones }
     }
 
     /// No cell's gradient of keys against a maximum.
@@ -386,7 +384,7 @@ impl LearningFavor {
             max,
             products: vec![0.0; self.heads * self.size()],
             turned: vec![0.0; self.heads * self.turned_size()],
-            totals: vec![0.0; self.heads * self.features],
+            totals: vec![0.0; self.width()],
             ones: vec![0.0; self.heads * self.dim],
         }
     }
@@ -403,39 +401,227 @@ impl LearningFavor {
         dv: (&mut [f32], usize),
         scratch: &mut LearningScratch,
     ) {
-        let (dim, features, apart) = (self.dim, self.features, stride(self.features));
-        let LearningScratch { features: buffer, gradients, sums, activations, .. } = scratch;
+        let (dim, padded) = (self.dim, self.padded());
+        let (mut features, mut gradients) =
+            (std::mem::take(&mut scratch.features), std::mem::take(&mut scratch.gradients));
+        self.project(k, rows, &mut features);
+        gradients.resize(BLOCK, self.width());
+        let ((all, apart), (all_t, t_apart)) = (features.part_mut(0), gradients.part_mut(0));
         for head in 0..self.heads {
             let (k, v) = ((&k.0[head * dim..], k.1), (&v.0[head * dim..], v.1));
-            let e = self.project(k, rows, activations, buffer);
-            for (i, e) in e.chunks_mut(apart).enumerate() {
-                exponentials(&k.0[i * k.1..][..dim], &mut e[..features], gradient.max);
-            }
+            let (e, t) = (&mut all[head * padded..], &mut all_t[head * padded..]);
+            key_features(k, dim, (&mut *e, apart), self.features, rows, gradient.max, 1.0);
             let products = &gradient.products[head * self.size()..][..self.size()];
-            let ones = &gradient.ones[head * dim..][..dim];
-            self.times(e, rows, products, sums, |i, first, sums| {
-                let dv = &mut dv.0[i * dv.1 + head * dim + first..][..sums.len()];
-                dv.iter_mut().zip(sums).zip(&ones[first..]).for_each(|((dv, sum), one)| *dv = sum + one);
+            self.times((e, apart), rows, products, &mut scratch.sums, |first, columns, sums| {
+                let ones = &gradient.ones[head * dim + first..][..columns];
+                quotients(sums, ones, &[1.0; BLOCK][..rows], (&mut dv.0[head * dim + first..], dv.1));
             });
-            let dphi = gradients.at_least(rows * apart);
             let turned = &gradient.turned[head * self.turned_size()..][..self.turned_size()];
-            self.times_turned(v, rows, turned, sums, dphi);
-            let totals = &gradient.totals[head * features..][..features];
-            dphi.chunks_mut(apart).for_each(|dphi| add_scaled(&mut dphi[..features], totals, 1.0));
-            self.features_back(k, rows, e, dphi, (&mut dk.0[head * dim..], dk.1), activations);
+            self.times_turned(v, rows, turned, (&mut *t, t_apart));
+            let totals = &gradient.totals[head * padded..][..padded];
+            features_back((e, apart), totals, &[1.0; BLOCK][..rows], (t, t_apart), &mut []);
         }
+        self.numbers_back(k, rows, (all_t, t_apart), dk, scratch);
+        (scratch.features, scratch.gradients) = (features, gradients);
     }
 }
 
+/// The largest of some rows.
 #[inline(always)]
-fn times_sum_body(t: &mut [f32], e: &[f32], total: &mut f32) {
-    t.iter_mut().zip(e).for_each(|(t, e)| *t *= e);
-    *total = sum_of(t, |t| t);
+fn largest_body(y: &[f32], apart: usize, rows: usize, width: usize) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for i in 0..rows {
+        for chunk in y[i * apart..][..width].as_chunks::<LANES>().0 {
+            for (lane, y) in lanes.iter_mut().zip(chunk) {
+                *lane = if *y > *lane { *y } else { *lane };
+            }
+        }
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
 dispatch! {
-    /// `t` times `e`, and the sum of it.
-    fn times_sum(t: &mut [f32], e: &[f32], total: &mut f32) = times_sum_body
+    fn largest(y: &[f32], apart: usize, rows: usize, width: usize) -> f32 = largest_body
+}
+
+/// exp(y − less)·sign in place of y; zero beyond the features.
+#[inline(always)]
+fn exponentials<const FUSED: bool>(y: &mut [f32], features: usize, less: f32, sign: f32) {
+    for chunk in y.as_chunks_mut::<LANES>().0 {
+        for y in chunk {
+            *y = sign * exp_nonpositive::<FUSED>(*y - less);
+        }
+    }
+    y[features..].fill(0.0);
+}
+
+/// ‖x‖²/(2√d).
+#[inline(always)]
+fn half_norm(x: &[f32]) -> f32 {
+    sum_of(x, |v| v * v) * (0.5 / (x.len() as f32).sqrt())
+}
+
+#[inline(always)]
+fn query_features_body<const FUSED: bool>(
+    x: (&[f32], usize),
+    dim: usize,
+    y: (&mut [f32], usize),
+    features: usize,
+    rows: usize,
+) {
+    let padded = features.next_multiple_of(LANES);
+    for i in 0..rows {
+        let y = &mut y.0[i * y.1..][..padded];
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for chunk in y.as_chunks::<LANES>().0 {
+            for (lane, y) in lanes.iter_mut().zip(chunk) {
+                *lane = if *y > *lane { *y } else { *lane };
+            }
+        }
+        let max = lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        exponentials::<FUSED>(y, features, max + half_norm(&x.0[i * x.1..][..dim]), 1.0);
+    }
+}
+
+dispatch! {
+    /// Features of a head's queries in place of x'·Pᵀ.
+    fn query_features(x: (&[f32], usize), dim: usize, y: (&mut [f32], usize), features: usize, rows: usize)
+        = fused query_features_body
+}
+
+#[inline(always)]
+fn key_features_body<const FUSED: bool>(
+    x: (&[f32], usize),
+    dim: usize,
+    y: (&mut [f32], usize),
+    features: usize,
+    rows: usize,
+    max: f32,
+    sign: f32,
+) {
+    let padded = features.next_multiple_of(LANES);
+    for i in 0..rows {
+        let less = max + half_norm(&x.0[i * x.1..][..dim]);
+        exponentials::<FUSED>(&mut y.0[i * y.1..][..padded], features, less, sign);
+    }
+}
+
+dispatch! {
+    /// Features of a head's keys in place of x'·Pᵀ, times `sign`.
+    fn key_features(
+        x: (&[f32], usize), dim: usize, y: (&mut [f32], usize), features: usize, rows: usize, max: f32, sign: f32,
+    ) = fused key_features_body
+}
+
+#[inline(always)]
+fn sum_rows_body<const FUSED: bool>(to: &mut [f32], from: (&[f32], usize), rows: usize, scale: f32) {
+    for i in 0..rows {
+        let from = &from.0[i * from.1..][..to.len()];
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = multiply_add::<FUSED>(scale, *from, *to));
+    }
+}
+
+dispatch! {
+    /// Adds `scale` times some rows.
+    fn sum_rows(to: &mut [f32], from: (&[f32], usize), rows: usize, scale: f32) = fused sum_rows_body
+}
+
+#[inline(always)]
+fn denominators_body<const FUSED: bool>(e: (&[f32], usize), totals: &[f32], one: f32, over: &mut [f32]) {
+    for (i, over) in over.iter_mut().enumerate() {
+        let mut lanes = [0f32; LANES];
+        let e = &e.0[i * e.1..][..totals.len()];
+        for (e, totals) in e.as_chunks::<LANES>().0.iter().zip(totals.as_chunks::<LANES>().0) {
+            for j in 0..LANES {
+                lanes[j] = multiply_add::<FUSED>(e[j], totals[j], lanes[j]);
+            }
+        }
+        *over = 1.0 / (lanes.iter().sum::<f32>() + one);
+    }
+}
+
+dispatch! {
+    /// 1/(e·z + ε·Σz) of each row.
+    fn denominators(e: (&[f32], usize), totals: &[f32], one: f32, over: &mut [f32]) = fused denominators_body
+}
+
+#[inline(always)]
+fn quotients_body(sums: &[f32], ones: &[f32], over: &[f32], out: (&mut [f32], usize)) {
+    for ((i, sums), over) in sums.chunks_exact(PANEL).enumerate().zip(over) {
+        let out = &mut out.0[i * out.1..][..ones.len()];
+        out.iter_mut().zip(sums).zip(ones).for_each(|((out, sum), one)| *out = (sum + one) * over);
+    }
+}
+
+dispatch! {
+    /// (sums + ones)·over of each row of a panel.
+    fn quotients(sums: &[f32], ones: &[f32], over: &[f32], out: (&mut [f32], usize)) = quotients_body
+}
+
+#[inline(always)]
+fn quotients_back_body<const FUSED: bool>(
+    a: (&[f32], usize),
+    dim: usize,
+    over: &[f32],
+    d: (&mut [f32], usize),
+    along: &mut [f32],
+) {
+    for ((i, over), along) in over.iter().enumerate().zip(along) {
+        let (a, d) = (&a.0[i * a.1..][..dim], &mut d.0[i * d.1..][..dim]);
+        *along = -dot_body::<FUSED>(a, d) * over;
+        d.iter_mut().for_each(|d| *d *= over);
+    }
+}
+
+dispatch! {
+    /// c of each row, and n in place of the gradient of what attention gave.
+    fn quotients_back(a: (&[f32], usize), dim: usize, over: &[f32], d: (&mut [f32], usize), along: &mut [f32])
+        = fused quotients_back_body
+}
+
+#[inline(always)]
+fn features_back_body<const FUSED: bool>(
+    e: (&[f32], usize),
+    totals: &[f32],
+    along: &[f32],
+    t: (&mut [f32], usize),
+    d_totals: &mut [f32],
+) {
+    for (i, along) in along.iter().enumerate() {
+        let (e, t) = (&e.0[i * e.1..][..totals.len()], &mut t.0[i * t.1..][..totals.len()]);
+        d_totals.iter_mut().zip(e).for_each(|(to, e)| *to = multiply_add::<FUSED>(*along, *e, *to));
+        t.iter_mut().zip(e).zip(totals).for_each(|((t, e), z)| *t = multiply_add::<FUSED>(*along, *z, *t) * e);
+    }
+}
+
+dispatch! {
+    /// From x·Sᵀ of each row to t = (x·Sᵀ + c·z)·e; where asked, adds c·e to dz.
+    fn features_back(e: (&[f32], usize), totals: &[f32], along: &[f32], t: (&mut [f32], usize), d_totals: &mut [f32])
+        = fused features_back_body
+}
+
+#[inline(always)]
+fn norms_back_body<const FUSED: bool>(
+    x: (&[f32], usize),
+    dim: usize,
+    t: (&[f32], usize),
+    padded: usize,
+    dx: (&mut [f32], usize),
+    rows: usize,
+) {
+    let root = 1.0 / (dim as f32).sqrt();
+    for i in 0..rows {
+        let less = -root * sum_of(&t.0[i * t.1..][..padded], |t| t);
+        let (x, dx) = (&x.0[i * x.1..][..dim], &mut dx.0[i * dx.1..][..dim]);
+        dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = multiply_add::<FUSED>(less, *x, *dx));
+    }
+}
+
+dispatch! {
+    /// Takes Σt·x/√d off the gradient of x.
+    fn norms_back(
+        x: (&[f32], usize), dim: usize, t: (&[f32], usize), padded: usize, dx: (&mut [f32], usize), rows: usize,
+    ) = fused norms_back_body
 }
 
 impl LearningSums {

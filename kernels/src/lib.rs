@@ -21,6 +21,7 @@ mod linear;
 mod memory;
 mod norm;
 mod numeric;
+mod projection;
 mod simd;
 mod softmax;
 mod tile;
@@ -30,9 +31,7 @@ pub use attention_learning::{AttentionScratch, LearningAttention};
 pub use backward::{add_scaled, gelu_back, norm_back, softmax_back};
 pub use dense::{Dense, DenseGradient, DenseScratch};
 pub use favor::{Context, Favor, KeySums, Scratch as FavorScratch};
-pub use favor_learning::{
-    KeyGradient, LearningContext, LearningFavor, LearningScratch, LearningSums, QueryFeatures, SumsGradient,
-};
+pub use favor_learning::{KeyGradient, LearningContext, LearningFavor, LearningScratch, LearningSums, SumsGradient};
 pub use linear::{Activations, BLOCK, Linear, Then};
 pub use memory::Rows;
 pub use norm::LayerNorm;

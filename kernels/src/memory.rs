@@ -80,6 +80,11 @@ impl Rows {
         self.data.at_least(rows * stride(width));
     }
 
+    /// Copies rows of the same width, one to each place from the first on.
+    pub fn gather(&mut self, from: &Self, at: impl IntoIterator<Item = usize>) {
+        at.into_iter().enumerate().for_each(|(i, p)| self.row_mut(i).copy_from_slice(from.row(p)));
+    }
+
     /// Distance between rows.
     pub fn stride(&self) -> usize {
         stride(self.width)

@@ -34,22 +34,26 @@ pub(crate) fn exp_nonpositive<const FUSED: bool>(x: f32) -> f32 {
     exp2_nonpositive::<FUSED, 6>(x * std::f32::consts::LOG2_E)
 }
 
-/// x/2·(1 + erf(x/√2)) within 2e-7·(1 + |x|): Abramowitz & Stegun 7.1.26.
+/// Φ(x) = (1 + erf(x/√2))/2 by Abramowitz & Stegun 7.1.26, and the e^(−x²/2) that it takes.
+#[inline(always)]
+pub(crate) fn normal_distribution<const FUSED: bool>(x: f32) -> (f32, f32) {
+    const A: [f32; 5] = [0.254_829_6, -0.284_496_74, 1.421_413_7, -1.453_152, 1.061_405_4];
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / multiply_add::<FUSED>(0.327_591_1, z, 1.0);
+    let mut p = A[4];
+    for a in [A[3], A[2], A[1], A[0]] {
+        p = multiply_add::<FUSED>(p, t, a);
+    }
+    let e = exp_nonpositive::<FUSED>(-z * z);
+    let tail = p * t * e;
+    // 1 + erf(z) is 2 - tail, 1 + erf(-z) is tail: no cancellation on either side.
+    (0.5 * if x > 0.0 { 2.0 - tail } else { tail }, e)
+}
+
+/// x·Φ(x) within 2e-7·(1 + |x|).
 #[inline(always)]
 fn gelu_body<const FUSED: bool>(values: &mut [f32]) {
-    const A: [f32; 5] = [0.254_829_6, -0.284_496_74, 1.421_413_7, -1.453_152, 1.061_405_4];
-    for x in values {
-        let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-        let t = 1.0 / multiply_add::<FUSED>(0.327_591_1, z, 1.0);
-        let mut p = A[4];
-        for a in [A[3], A[2], A[1], A[0]] {
-            p = multiply_add::<FUSED>(p, t, a);
-        }
-        let tail = p * t * exp_nonpositive::<FUSED>(-z * z);
-        // 1 + erf(z) is 2 - tail, 1 + erf(-z) is tail: no cancellation on either side.
-        let one_plus_erf = if *x > 0.0 { 2.0 - tail } else { tail };
-        *x *= 0.5 * one_plus_erf;
-    }
+    values.iter_mut().for_each(|x| *x *= normal_distribution::<FUSED>(*x).0);
 }
 
 dispatch! {

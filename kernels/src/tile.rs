@@ -139,8 +139,8 @@ impl<T> Operand<'_, T> {
     }
 }
 
-fn check_panel<B, C>(rows: usize, lanes: usize, b: &[B], c: &[C], c_row: usize) {
-    assert!(lanes * PANEL <= b.len() && c_row >= PANEL && (rows - 1) * c_row + PANEL <= c.len());
+fn check_panel<B, C>(rows: usize, lanes: usize, width: usize, b: &[B], c: &[C], c_row: usize) {
+    assert!(lanes * PANEL <= b.len() && c_row >= width && (rows - 1) * c_row + width <= c.len());
 }
 
 /// `c = a·b`, or `c += a·b`, for `rows` rows and one panel; row `i` of C starts at `c[i · c_row]`.
@@ -158,8 +158,8 @@ pub(crate) fn multiply_f32(
     multiply_f32_of(isa, rows, lanes, PANEL, a, b, c, c_row, add);
 }
 
-/// As [`multiply_f32`] where only the first `columns` of the panel are wanted: sixteen or fewer take half the time. What the
-/// other columns of C hold afterwards is unspecified.
+/// As [`multiply_f32`] where only the first `columns` of the panel are wanted: of sixteen or fewer the first sixteen are
+/// written, in half the time, else all of the panel.
 #[allow(unsafe_code, reason = "calls kernels of raw pointers, behind checks of every bound")]
 #[allow(clippy::too_many_arguments, reason = "the shape of a matrix product")]
 pub(crate) fn multiply_f32_of(
@@ -177,11 +177,12 @@ pub(crate) fn multiply_f32_of(
         return;
     }
     a.check(rows, lanes);
-    check_panel(rows, lanes, b, c, c_row);
+    let width = if columns <= PANEL / 2 { PANEL / 2 } else { PANEL };
+    check_panel(rows, lanes, width, b, c, c_row);
     match isa.f32 {
         // SAFETY: the checks above cover every element read and written; the level proves the instructions.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Amx if columns <= PANEL / 2 => unsafe {
+        Level::Avx512 | Level::Amx if width < PANEL => unsafe {
             x86::f32_rows::<1>(rows, lanes, a.data.as_ptr(), a.row, a.step, b.as_ptr(), c.as_mut_ptr(), c_row, add);
         },
         // SAFETY: as above.
@@ -191,8 +192,8 @@ pub(crate) fn multiply_f32_of(
         },
         // SAFETY: the level proves the instructions; the body itself is checked code.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { x86::f32_rows_avx2(rows, lanes, a, b, c, c_row, add) },
-        _ => plain::f32_rows::<false>(rows, lanes, a, b, c, c_row, add),
+        Level::Avx2 => unsafe { x86::f32_rows_avx2(rows, lanes, width, a, b, c, c_row, add) },
+        _ => plain::f32_rows::<false>(rows, lanes, width, a, b, c, c_row, add),
     }
 }
 
@@ -213,7 +214,7 @@ pub(crate) fn multiply_bf16(
         return;
     }
     a.check(rows, lanes);
-    check_panel(rows, lanes, b, c, c_row);
+    check_panel(rows, lanes, PANEL, b, c, c_row);
     match isa.bf16 {
         // SAFETY: as in `multiply_f32`; tiles of sixteen lanes read no further than `lanes`, a multiple of sixteen.
         #[cfg(target_arch = "x86_64")]
@@ -239,7 +240,7 @@ pub(crate) fn multiply_int8(isa: Isa, rows: usize, lanes: usize, a: Operand<u32>
         return;
     }
     a.check(rows, lanes);
-    check_panel(rows, lanes, b, c, PANEL);
+    check_panel(rows, lanes, PANEL, b, c, PANEL);
     match isa.int8 {
         // SAFETY: as in `multiply_bf16`.
         #[cfg(target_arch = "x86_64")]
@@ -264,9 +265,11 @@ mod plain {
     use crate::simd::multiply_add;
 
     #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "the shape of a matrix product")]
     pub(super) fn f32_rows<const FUSED: bool>(
         rows: usize,
         lanes: usize,
+        width: usize,
         a: Operand<f32>,
         b: &[f32],
         c: &mut [f32],
@@ -275,10 +278,10 @@ mod plain {
     ) {
         let (panel, _) = b[..lanes * PANEL].as_chunks::<PANEL>();
         for i in 0..rows {
-            let out = &mut c[i * c_row..][..PANEL];
+            let out = &mut c[i * c_row..][..width];
             let mut sums = [0f32; PANEL];
             if add {
-                sums.copy_from_slice(out);
+                sums[..width].copy_from_slice(out);
             }
             for (p, b) in panel.iter().enumerate() {
                 let x = a.data[i * a.row + p * a.step];
@@ -286,7 +289,7 @@ mod plain {
                     *sum = multiply_add::<FUSED>(x, *b, *sum);
                 }
             }
-            out.copy_from_slice(&sums);
+            out.copy_from_slice(&sums[..width]);
         }
     }
 
@@ -477,13 +480,14 @@ mod x86 {
     pub(super) unsafe fn f32_rows_avx2(
         rows: usize,
         lanes: usize,
+        width: usize,
         a: Operand<f32>,
         b: &[f32],
         c: &mut [f32],
         c_row: usize,
         add: bool,
     ) {
-        plain::f32_rows::<true>(rows, lanes, a, b, c, c_row, add);
+        plain::f32_rows::<true>(rows, lanes, width, a, b, c, c_row, add);
     }
 
     /// # Safety

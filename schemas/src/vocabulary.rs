@@ -124,7 +124,7 @@ impl Vocabulary {
         by_source_name: &HashMap<String, Vec<u32>>,
         gene_of: impl Fn(usize) -> Option<u32>,
     ) -> Placement {
-        let mut placed = Placement { gene_at: vec![None; self.len()], positions: HashMap::new() };
+        let mut placed = Placement { gene_at: vec![None; self.len()], positions: Vec::new() };
         for (position, name) in self.names.iter().enumerate() {
             if let Some([gene]) = by_source_name.get(name).map(Vec::as_slice) {
                 placed.put(position, *gene);
@@ -155,20 +155,37 @@ impl Vocabulary {
 #[derive(Debug, Clone, Default)]
 pub struct Placement {
     gene_at: Vec<Option<u32>>,
-    positions: HashMap<u32, u32>,
+    /// By gene id, which counts rows of `genes`; [`NOWHERE`] where a gene has no position. Looked at for every value read.
+    positions: Vec<u32>,
 }
+
+/// No position.
+const NOWHERE: u32 = u32::MAX;
 
 impl Placement {
     fn put(&mut self, position: usize, gene: u32) {
-        if self.gene_at[position].is_none() && !self.positions.contains_key(&gene) {
+        if self.gene_at[position].is_none() && self.position(gene).is_none() {
             self.gene_at[position] = Some(gene);
-            self.positions.insert(gene, position as u32);
+            let at = gene as usize;
+            self.positions.resize(self.positions.len().max(at + 1), NOWHERE);
+            self.positions[at] = position as u32;
         }
     }
 
+    /// Positions there are, with a gene or without.
+    pub fn len(&self) -> usize {
+        self.gene_at.len()
+    }
+
+    /// True for a placement of no vocabulary.
+    pub fn is_empty(&self) -> bool {
+        self.gene_at.is_empty()
+    }
+
     /// Position of a gene in the vocabulary.
+    #[inline]
     pub fn position(&self, gene_id: u32) -> Option<u32> {
-        self.positions.get(&gene_id).copied()
+        self.positions.get(gene_id as usize).copied().filter(|position| *position != NOWHERE)
     }
 
     /// Gene at a position; `None` where the store knows no such gene.
@@ -178,7 +195,7 @@ impl Placement {
 
     /// How many of the given genes have a place: what a data set measured of the vocabulary.
     pub fn count(&self, genes: impl IntoIterator<Item = u32>) -> usize {
-        genes.into_iter().filter(|g| self.positions.contains_key(g)).count()
+        genes.into_iter().filter(|gene| self.position(*gene).is_some()).count()
     }
 }
 

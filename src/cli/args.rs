@@ -8,7 +8,7 @@ use super::output::Format;
 use super::training_args::{EvaluateArgs, PretrainArgs};
 use crate::index::Metric;
 use crate::jobs::Shard;
-use crate::model::{CheckpointKey, Device, Size};
+use crate::model::{CheckpointKey, Device};
 
 /// A store for single-cell transcriptomes with a foundation model and SQL inside
 #[derive(Debug, Parser)]
@@ -218,9 +218,9 @@ pub(super) enum ModelVerb {
     Init {
         /// Store to add to
         store: String,
-        /// Size: 3M, 10M or 100M
+        /// Size: 3M, 10M, 100M, or a JSON file like {"encoder": {"hidden_dim": 64}, "decoder": {"hidden_dim": 64}}
         #[arg(long)]
-        size: Size,
+        size: String,
         /// Seed of the weights
         #[arg(long, default_value_t = 0)]
         seed: u64,

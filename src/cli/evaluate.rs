@@ -136,8 +136,8 @@ async fn scale(store: &Store, runs: &[PathBuf], out: Option<&Path>, format: Form
     for run in runs {
         let name = run.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let model = registry::load(store, registry::find(&entries, Some(&name))?).await?;
-        let progress = checkpoint::load(run)?.map(|(progress, ..)| progress);
-        let progress = progress.ok_or_else(|| Error::input(run, "folder", "it holds no run of pretrain"))?;
+        let progress =
+            checkpoint::progress(run)?.ok_or_else(|| Error::input(run, "folder", "it holds no run of pretrain"))?;
         let points = read_metrics(&run.join(METRICS))?.into_iter().filter_map(|measured| {
             let flops = training_flops(model.config(), progress.mean_tokens, measured.cells as f64);
             Some((flops, measured.validation_loss?))

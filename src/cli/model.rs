@@ -28,7 +28,7 @@ pub(super) async fn run(verb: ModelVerb, talk: &Talk) -> Result<()> {
         ModelVerb::Import(args) => import(args, talk).await,
         ModelVerb::Init { store, size, seed, name } => {
             let store = super::open_to_write(&store, talk).await?;
-            init(&store, size, seed, &name, talk).await?;
+            init(&store, &size, seed, &name, talk).await?;
             Ok(())
         }
         ModelVerb::Show { store, name } => show(&store, name.as_deref()).await,
@@ -160,9 +160,9 @@ pub(super) async fn add_shipped(store: &Store, talk: &Talk) -> Result<Store> {
 }
 
 /// Adds an untrained model over the default vocabulary.
-async fn init(store: &Store, size: Size, seed: u64, name: &str, talk: &Talk) -> Result<Store> {
+async fn init(store: &Store, size: &str, seed: u64, name: &str, talk: &Talk) -> Result<Store> {
     let vocabulary = Vocabulary::default_human();
-    let config = Config::of_size(size, vocabulary.len());
+    let config = read_sizes(size, vocabulary.len())?;
     let weights = initialise(&config, vocabulary, seed)?;
     let (store, entry) = registry::add(store, name, &weights, &Provenance::Untrained { seed }).await?;
     tell(&entry, talk);
@@ -220,6 +220,41 @@ fn vocabulary(args: &ImportArgs) -> Result<Vocabulary> {
         let problem = "does not name its genes; give their order with --genes gene_index.tsv";
         return Err(Error::input(&args.file, "genes", problem));
     };
+    read_vocabulary(path)
+}
+
+/// Sizes of a model of `genes` genes: the paper's, by their name, or those of a JSON file, where what it leaves out is as in the
+/// smallest.
+pub(super) fn read_sizes(sizes: &str, genes: usize) -> Result<Config> {
+    let path = Path::new(sizes);
+    let named = match sizes.parse::<Size>() {
+        Ok(size) => return Ok(Config::of_size(size, genes)),
+        Err(_) if path.is_file() => Size::M3,
+        Err(problem) => return Err(Error::Request(format!("{problem}, or a JSON file of sizes"))),
+    };
+    let wrong = |e: &dyn std::fmt::Display| Error::input(path, "sizes", e);
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
+    let given: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(&e))?;
+    let mut config = serde_json::to_value(Config::of_size(named, genes)).map_err(|e| wrong(&e))?;
+    put_over(&mut config, given).map_err(|unknown| wrong(&format!("there is no size '{unknown}'")))?;
+    config["seq_len"] = (genes + 2).into();
+    Config::from_json(config).map_err(|e| wrong(&e))
+}
+
+/// Puts values over those of the same names; gives a name that is not there.
+fn put_over(to: &mut serde_json::Value, from: serde_json::Value) -> std::result::Result<(), String> {
+    let serde_json::Value::Object(from) = from else {
+        *to = from;
+        return Ok(());
+    };
+    from.into_iter().try_for_each(|(name, value)| {
+        let known = to.get_mut(&name).ok_or(name)?;
+        put_over(known, value)
+    })
+}
+
+/// A list of genes, `gene_name<TAB>index`.
+pub(super) fn read_vocabulary(path: &Path) -> Result<Vocabulary> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::input(path, "file", format!("cannot be read: {e}")))?;
     Vocabulary::from_tsv(&text).map_err(|e| Error::input(path, "genes", e))
 }

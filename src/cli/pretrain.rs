@@ -7,15 +7,17 @@ use std::time::{Duration, Instant};
 
 use cellql_schemas::vocabulary::Vocabulary;
 
+use super::model::{read_sizes, read_vocabulary};
 use super::output;
 use super::talk::Talk;
 use super::training_args::PretrainArgs;
 use crate::error::{Error, Result};
 use crate::model::registry::{self, Entry};
-use crate::model::{Config, Provenance, Size, Weights, decode, encode, initialise};
+use crate::model::{Provenance, Weights, decode, encode, initialise};
+use crate::pretrain::checkpoint;
 use crate::pretrain::run::{METRICS, read_metrics};
 use crate::pretrain::{
-    Alone, Ended, Learner, Loader, Measured, Mixing, Numbers, OnDevice, OnKernels, Place, Run, Settings, curves, split,
+    Alone, Ended, Learner, Loader, Measured, Mixing, Numbers, OnDevices, OnKernels, Place, Run, Settings, curves, split,
 };
 use crate::store::Store;
 
@@ -79,13 +81,9 @@ async fn start(args: &PretrainArgs, settings: &Settings, store: &Store) -> Resul
     }
     let vocabulary = match &args.genes {
         None => Vocabulary::default_human(),
-        Some(path) => {
-            let read = |e: std::io::Error| Error::input(path, "file", format!("cannot be read: {e}"));
-            let text = std::fs::read_to_string(path).map_err(read)?;
-            Vocabulary::from_tsv(&text).map_err(|e| Error::input(path, "genes", e))?
-        }
+        Some(path) => read_vocabulary(path)?,
     };
-    initialise(&Config::of_size(args.size.unwrap_or(Size::M3), vocabulary.len()), vocabulary, settings.seed)
+    initialise(&read_sizes(&args.size, vocabulary.len())?, vocabulary, settings.seed)
 }
 
 fn folder(args: &PretrainArgs, name: &str, store: &Store) -> Result<PathBuf> {
@@ -98,10 +96,13 @@ fn folder(args: &PretrainArgs, name: &str, store: &Store) -> Result<PathBuf> {
 }
 
 fn learner(args: &PretrainArgs, settings: &Settings) -> Result<Box<dyn Learner>> {
-    Ok(match args.device.open()? {
-        None => Box::new(OnKernels(settings.precision)),
-        Some(device) => Box::new(OnDevice { device, numbers: settings.precision }),
-    })
+    let opened = args.device.iter().map(|device| device.open()).collect::<Result<Vec<_>>>()?;
+    let others: Vec<_> = opened.iter().flatten().cloned().collect();
+    match (others.len(), opened.len()) {
+        (0, 1) => Ok(Box::new(OnKernels(settings.precision))),
+        (devices, all) if devices == all => Ok(Box::new(OnDevices::new(others, settings.precision)?)),
+        _ => Err(Error::Request("--device: cpu uses every core already; give it alone, or devices of CUDA".into())),
+    }
 }
 
 async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Store, talk: &Talk) -> Result<()> {
@@ -109,7 +110,7 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
     let weights = start(args, settings, &store).await?;
     let (_, sha256) = encode(&weights)?;
     // A run that goes on reads the cells it was begun with.
-    let begun = crate::pretrain::checkpoint::load(&folder)?.map(|(progress, ..)| progress);
+    let begun = checkpoint::progress(&folder)?;
     if registry::list(&store).await?.iter().any(|model| model.name == name) {
         let why = if begun.is_some_and(|p| p.step >= p.settings.steps) { ": this run is done" } else { "" };
         return Err(Error::Request(format!("the store already has a model '{name}'{why}; choose another name")));

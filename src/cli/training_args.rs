@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::output::Format;
-use crate::model::{Device, Size};
+use crate::model::Device;
 use crate::pretrain::Schedule;
 
 #[derive(Debug, Args)]
@@ -15,9 +15,9 @@ pub(super) struct PretrainArgs {
     /// Name of the new model
     #[arg(long, required_unless_present = "dry_run")]
     pub(super) name: Option<String>,
-    /// Size of the model: 3M, 10M or 100M (default: 3M)
-    #[arg(long, conflicts_with = "from")]
-    pub(super) size: Option<Size>,
+    /// Size of the model: 3M, 10M, 100M, or a JSON file like {"encoder": {"hidden_dim": 64}, "decoder": {"hidden_dim": 64}}
+    #[arg(long, conflicts_with = "from", default_value = "3M")]
+    pub(super) size: String,
     /// The model's genes in order, gene_name<TAB>index (default: protein-coding and mitochondrial ones of HGNC)
     #[arg(long, conflicts_with = "from")]
     pub(super) genes: Option<PathBuf>,
@@ -75,9 +75,9 @@ pub(super) struct PretrainArgs {
     /// Seconds of work between two checkpoints: so much a killed run loses at most
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     pub(super) checkpoint_every: f64,
-    /// What computes: cpu, or cuda, cuda:1 in a build with CUDA
-    #[arg(long, default_value = "cpu")]
-    pub(super) device: Device,
+    /// What computes: cpu, or in a build with CUDA one device or several, which share each batch: cuda:0,cuda:1
+    #[arg(long, default_value = "cpu", value_delimiter = ',')]
+    pub(super) device: Vec<Device>,
     /// Only read the cells, as training would, and say how fast that is and how well data sets are mixed
     #[arg(long)]
     pub(super) dry_run: bool,

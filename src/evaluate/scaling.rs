@@ -7,6 +7,7 @@ use plotters::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::model::Config;
+use crate::pretrain::curves::ticks;
 
 /// Operations of one cell's forward pass whose encoder reads `tokens` tokens, T and S among them.
 pub fn forward_flops(config: &Config, tokens: f64) -> f64 {
@@ -65,7 +66,7 @@ fn draw(
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let x = (flops.0 * 0.9..flops.1 * 1.1).log_scale();
-    let y = (losses.0 * 0.97..losses.1 * 1.03).log_scale();
+    let y = (losses.0 * 0.97..losses.1 * 1.03).log_scale().with_key_points(ticks(losses.0, losses.1));
     let mut chart = ChartBuilder::on(&root)
         .caption("Loss of held-out cells over training operations", ("sans-serif", 20))
         .margin(14)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, BooleanArray, StringArray, UInt32Array, UInt64Array};
 use arrow::datatypes::{UInt32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
 use cellql_schemas::models as table;
 use cellql_schemas::recipe::Pool;
 use cellql_schemas::suggest::did_you_mean;
@@ -71,7 +72,7 @@ pub async fn add(store: &Store, name: &str, weights: &Weights, provenance: &Prov
 /// # Errors
 /// As [`add`].
 pub async fn add_shipped(store: &Store) -> Result<(Store, Entry)> {
-    let bytes = FileBytes::from(shipped::WEIGHTS.to_vec());
+    let bytes = FileBytes::Held(Bytes::from_static(shipped::WEIGHTS));
     let weights = decode(shipped::NAME, &bytes)?;
     put(store, shipped::NAME, bytes, &weights, &shipped::provenance()?).await
 }

@@ -13,6 +13,7 @@ use super::loader::Place;
 use super::optimiser::Moments;
 use super::settings::Settings;
 use crate::error::{Error, Result};
+use crate::files::FileBytes;
 
 /// Its name in the folder of a run.
 pub const FILE: &str = "checkpoint.safetensors";
@@ -79,31 +80,51 @@ fn view<'a>(values: &'a [f32], doing: &str) -> Result<TensorView<'a>> {
     TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values)).map_err(Error::store(doing))
 }
 
+/// Where a run is, without its weights.
+///
+/// # Errors
+/// As [`load`].
+pub fn progress(folder: &Path) -> Result<Option<Progress>> {
+    match bytes(folder)? {
+        Some(bytes) => header(folder, &bytes).map(Some),
+        None => Ok(None),
+    }
+}
+
 /// What [`save`] wrote last, if anything.
 ///
 /// # Errors
 /// [`Error::Input`] where the file is no checkpoint.
 pub fn load(folder: &Path) -> Result<Option<(Progress, Vec<f32>, Moments)>> {
-    let path = folder.join(FILE);
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::store(format!("reading {}", path.display()))(e)),
-    };
-    let damaged = |why: &dyn std::fmt::Display| {
-        Error::input(&path, "checkpoint", format!("it is damaged ({why}); remove the folder to begin anew"))
-    };
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
-    let header = metadata.metadata().as_ref().and_then(|m| m.get(HEADER)).ok_or_else(|| damaged(&"no header"))?;
-    let progress: Progress = serde_json::from_str(header).map_err(|e| damaged(&e))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(&e))?;
+    let Some(bytes) = bytes(folder)? else { return Ok(None) };
+    let progress = header(folder, &bytes)?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(folder, &e))?;
     let read = |name: &str| -> Result<Vec<f32>> {
-        let tensor = tensors.tensor(name).map_err(|e| damaged(&e))?;
+        let tensor = tensors.tensor(name).map_err(|e| damaged(folder, &e))?;
         Ok(tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     };
     let (weights, moments) = (read("weights")?, Moments { mean: read("mean")?, square: read("square")? });
     if moments.mean.len() != weights.len() || moments.square.len() != weights.len() {
-        return Err(damaged(&"its parts differ in length"));
+        return Err(damaged(folder, &"its parts differ in length"));
     }
     Ok(Some((progress, weights, moments)))
+}
+
+/// The file, mapped, so that who asks for the header reads no more.
+fn bytes(folder: &Path) -> Result<Option<FileBytes>> {
+    let path = folder.join(FILE);
+    let is_there = path.try_exists().map_err(Error::store(format!("reading {}", path.display())))?;
+    is_there.then(|| FileBytes::map(&path)).transpose()
+}
+
+fn header(folder: &Path, bytes: &[u8]) -> Result<Progress> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(folder, &e))?;
+    let header =
+        metadata.metadata().as_ref().and_then(|m| m.get(HEADER)).ok_or_else(|| damaged(folder, &"no header"))?;
+    serde_json::from_str(header).map_err(|e| damaged(folder, &e))
+}
+
+fn damaged(folder: &Path, why: &dyn std::fmt::Display) -> Error {
+    let problem = format!("it is damaged ({why}); remove the folder to begin anew");
+    Error::input(folder.join(FILE), "checkpoint", problem)
 }

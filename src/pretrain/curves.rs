@@ -37,6 +37,15 @@ fn smoothed(measured: &[Measured]) -> Vec<(f64, f64)> {
     measured.chunks(size).map(mean).collect()
 }
 
+/// Round numbers from `low` to `high`, some eight: a logarithmic axis of less than a power of ten has no labels of its own.
+pub fn ticks(low: f64, high: f64) -> Vec<f64> {
+    let rough = ((high - low) / 8.0).max(f64::MIN_POSITIVE);
+    let power = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|n| n * power).find(|step| *step >= rough).unwrap_or(10.0 * power);
+    let first = (low / step).ceil() as i64;
+    (first..=(high / step).floor() as i64).map(|n| n as f64 * step).collect()
+}
+
 fn draw(
     svg: &mut String,
     title: &str,
@@ -51,7 +60,7 @@ fn draw(
         .margin(14)
         .x_label_area_size(44)
         .y_label_area_size(64)
-        .build_cartesian_2d(0.0..cells, (low * 0.95..high * 1.05).log_scale())?;
+        .build_cartesian_2d(0.0..cells, (low * 0.95..high * 1.05).log_scale().with_key_points(ticks(low, high)))?;
     chart
         .configure_mesh()
         .x_desc("cells learned from")
@@ -66,4 +75,21 @@ fn draw(
     chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
     root.present()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_and_inside() {
+        assert_eq!(ticks(0.31, 0.92).len(), 6);
+        for (low, high) in [(0.31, 0.92), (2.0, 40.0), (0.001, 0.0012)] {
+            let ticks = ticks(low, high);
+            assert!(
+                (4..=9).contains(&ticks.len()) && ticks.iter().all(|tick| (low..=high).contains(tick)),
+                "{ticks:?}"
+            );
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! read together as a chunk, and the cells of a chunk are shuffled: a cell's neighbours in a batch come from as many blocks as
 //! a chunk has. Nothing is carried from one chunk to the next, so a place in the order is three numbers ([`Place`]) and a
 //! loader that starts there gives exactly the cells that would have come. Chunks are dealt to ranks in turn. The next
-//! chunks are read while this one is used.
+//! chunks are read while this one is used, the blocks of a chunk on every core.
 //!
 //! Depends on `store` and the vocabulary's placement. Knows nothing of models.
 
@@ -15,30 +15,33 @@ use arrow::array::AsArray;
 use arrow::datatypes::UInt32Type;
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::cells;
-use cellql_schemas::expr::Profiles;
+use cellql_schemas::expr::{Profile, Profiles};
 use cellql_schemas::vocabulary::Placement;
-use lance::Dataset;
-use rand::SeedableRng;
+use futures::{StreamExt, TryStreamExt};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use super::seed::seeded;
 use super::split::Split;
 use crate::error::{Error, Result};
-use crate::store::{Store, take_runs};
+use crate::store::{RowReader, Store, runs};
 
 /// Columns that are read.
 const COLUMNS: [&str; 2] = [cells::DATASET_ID, cells::EXPR];
 /// Rows that are read and dropped, where that saves a read.
 const GAP: u64 = 16;
-/// Chunks that wait to be used.
-const AHEAD: usize = 2;
+/// Chunks that wait to be used, beside the one that is read.
+const AHEAD: usize = 1;
+/// Rows that one task reads at most.
+const PIECE: u64 = 256;
+/// Tasks at a time: enough for every core to have one while others wait for a disk.
+const TASKS: usize = 16;
 
 /// How cells are mixed, and which part of them this loader gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mixing {
     /// Cells read together, as they lie on disk.
     pub block: usize,
@@ -54,7 +57,7 @@ pub struct Mixing {
 
 impl Default for Mixing {
     fn default() -> Self {
-        Self { block: 32, blocks: 128, seed: 0, rank: 0, ranks: 1 }
+        Self { block: 64, blocks: 256, seed: 0, rank: 0, ranks: 1 }
     }
 }
 
@@ -96,10 +99,8 @@ pub struct Loader {
 
 /// What a chunk needs to be read.
 struct Source {
-    table: Arc<Dataset>,
+    reader: RowReader,
     rows: RoaringTreemap,
-    /// Rows that are there, those to be read among them.
-    known: RoaringTreemap,
     placement: Placement,
     mixing: Mixing,
 }
@@ -119,9 +120,8 @@ impl Loader {
         if mixing.block == 0 || mixing.blocks == 0 || mixing.rank >= mixing.ranks {
             return Err(Error::Request(format!("cells cannot be mixed so: {mixing:?}")));
         }
-        let table = store.table(cells::TABLE).await?;
-        let (rows, known) = (split.train.clone(), &split.train | &split.held);
-        let source = Source { table, rows, known, placement, mixing };
+        let reader = store.row_reader(cells::TABLE, &COLUMNS).await?;
+        let source = Source { reader, rows: split.train.clone(), placement, mixing };
         let chunks = source.chunks();
         if source.rows.is_empty() || (chunks as usize) < mixing.ranks {
             let (cells, ranks) = (source.rows.len(), mixing.ranks);
@@ -177,15 +177,51 @@ pub async fn read_cells(store: &Store, rows: &[u64], placement: &Placement) -> R
 fn to_cells(batch: &RecordBatch, rows: impl Iterator<Item = Option<u64>>, placement: &Placement) -> Result<Vec<Cell>> {
     let ids = batch.column(0).as_primitive::<UInt32Type>();
     let profiles = Profiles::new(batch.column(1)).map_err(Error::store("reading cells to learn from"))?;
+    let mut order = ByPosition::new(placement);
     let cell = |(i, row): (usize, Option<u64>)| {
-        let (row, profile) = (row?, profiles.get(i)?);
-        let placed = profile.gene_ids.iter().zip(profile.values);
-        let placed = placed.filter_map(|(gene, value)| Some((placement.position(*gene)?, *value)));
-        let mut counts: Vec<(u32, f32)> = placed.collect();
-        counts.sort_unstable_by_key(|(position, _)| *position);
-        Some(Cell { row, dataset_id: ids.value(i), counts })
+        Some(Cell { row: row?, dataset_id: ids.value(i), counts: order.counts(&profiles.get(i)?) })
     };
     Ok(rows.enumerate().filter_map(cell).collect())
+}
+
+/// Puts the genes of a cell at their positions and takes them off in order: faster than to sort them, cell after cell.
+struct ByPosition<'a> {
+    placement: &'a Placement,
+    values: Vec<f32>,
+    /// A bit for each position that has a value.
+    taken: Vec<u64>,
+}
+
+impl<'a> ByPosition<'a> {
+    fn new(placement: &'a Placement) -> Self {
+        let positions = placement.len();
+        Self { placement, values: vec![0.0; positions], taken: vec![0; positions.div_ceil(64)] }
+    }
+
+    fn counts(&mut self, profile: &Profile) -> Vec<(u32, f32)> {
+        let mut placed = 0;
+        for (gene, value) in profile.gene_ids.iter().zip(profile.values) {
+            if let Some(at) = self.placement.position(*gene).map(|at| at as usize) {
+                self.values[at] = *value;
+                self.taken[at / 64] |= 1 << (at % 64);
+                placed += 1;
+            }
+        }
+        let mut counts = Vec::with_capacity(placed);
+        for (first, bits) in (0u32..).step_by(64).zip(&mut self.taken) {
+            let mut bits = std::mem::take(bits);
+            while bits != 0 {
+                let at = first + bits.trailing_zeros();
+                counts.push((at, self.values[at as usize]));
+                bits &= bits - 1;
+            }
+        }
+        counts
+    }
+}
+
+fn pieces(run: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    run.clone().step_by(PIECE as usize).map(move |first| first..run.end.min(first + PIECE))
 }
 
 impl Source {
@@ -209,7 +245,7 @@ impl Source {
             } else if place.chunk % ranks as u64 != rank as u64 {
                 place = Place { chunk: place.chunk + 1, cell: 0, ..place };
             } else {
-                let chunk = source.chunk(&order, place).await;
+                let chunk = Arc::clone(&source).chunk(&order, place).await;
                 let failed = chunk.is_err();
                 if give.send(chunk).await.is_err() || failed {
                     return;
@@ -227,15 +263,12 @@ impl Source {
     }
 
     fn rng(&self, epoch: u64, chunk: u64) -> ChaCha8Rng {
-        let mut hash = blake3::Hasher::new();
-        [self.mixing.seed, epoch, chunk].iter().for_each(|number| {
-            hash.update(&number.to_le_bytes());
-        });
-        ChaCha8Rng::from_seed(*hash.finalize().as_bytes())
+        let numbers = [self.mixing.seed, epoch, chunk].map(u64::to_le_bytes);
+        seeded(&[&numbers[0], &numbers[1], &numbers[2]])
     }
 
     /// The cells of a chunk, shuffled, from a place of it on.
-    async fn chunk(&self, order: &[u64], place: Place) -> Result<Chunk> {
+    async fn chunk(self: Arc<Self>, order: &[u64], place: Place) -> Result<Chunk> {
         let Mixing { block, blocks, .. } = self.mixing;
         let first = place.chunk as usize * blocks;
         let mut rows: Vec<u64> = Vec::with_capacity(block * blocks);
@@ -250,26 +283,36 @@ impl Source {
             }
         }
         rows.sort_unstable();
+        let rng = &mut self.rng(place.epoch, place.chunk);
         let mut cells = self.read(&rows).await?;
-        cells.shuffle(&mut self.rng(place.epoch, place.chunk));
+        cells.shuffle(rng);
         cells.drain(..(place.cell as usize).min(cells.len()));
         Ok(Chunk { place, cells })
     }
 
-    /// The cells at ascending addresses.
-    async fn read(&self, rows: &[u64]) -> Result<Vec<Cell>> {
-        let mut runs: Vec<Range<u64>> = Vec::new();
-        for row in rows {
-            match runs.last_mut() {
-                Some(run) if row - run.end <= GAP && (run.end..*row).all(|between| self.known.contains(between)) => {
-                    run.end = row + 1;
-                }
-                _ => runs.push(*row..row + 1),
-            }
-        }
-        let mut wanted = rows.iter().copied().peekable();
-        let addresses: Vec<Option<u64>> = runs.iter().cloned().flatten().map(|row| wanted.next_if_eq(&row)).collect();
-        let batch = take_runs(&self.table, &COLUMNS, runs).await?;
-        to_cells(&batch, addresses.into_iter(), &self.placement)
+    /// The cells at ascending addresses. Each piece of a run is a task, so that unpacking uses every core.
+    async fn read(self: Arc<Self>, rows: &[u64]) -> Result<Vec<Cell>> {
+        let mut rest = rows;
+        let part = |run: Range<u64>| {
+            let (wanted, others) = rest.split_at(rest.partition_point(|row| *row < run.end));
+            rest = others;
+            let (source, wanted) = (Arc::clone(&self), wanted.to_vec());
+            tokio::spawn(async move { source.read_run(run, wanted).await })
+        };
+        let pieces = runs(rows.iter().copied(), GAP).into_iter().flat_map(pieces);
+        let parts = futures::stream::iter(pieces).map(part).buffered(TASKS);
+        let parts: Vec<Result<Vec<Cell>>> =
+            parts.try_collect().await.map_err(Error::store("reading cells to learn from"))?;
+        parts.into_iter().try_fold(Vec::with_capacity(rows.len()), |mut all, part| {
+            all.extend(part?);
+            Ok(all)
+        })
+    }
+
+    /// Those of a run that are wanted.
+    async fn read_run(&self, run: Range<u64>, wanted: Vec<u64>) -> Result<Vec<Cell>> {
+        let mut wanted = wanted.into_iter().peekable();
+        let addresses: Vec<Option<u64>> = run.clone().map(|row| wanted.next_if_eq(&row)).collect();
+        to_cells(&self.reader.run(run).await?, addresses.into_iter(), &self.placement)
     }
 }

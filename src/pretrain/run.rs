@@ -11,8 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cellql_schemas::vocabulary::Placement;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +21,7 @@ use super::measured::MeasuredGenes;
 use super::network::Loss;
 use super::optimiser::{Moments, norm};
 use super::parameters::Parameters;
+use super::seed::seeded;
 use super::settings::Settings;
 use super::split::{Split, split};
 use super::task::Example;
@@ -331,14 +330,6 @@ impl Run<'_> {
         };
         cells.par_iter().filter_map(example).collect()
     }
-}
-
-fn seeded(parts: &[&[u8]]) -> ChaCha8Rng {
-    let mut hash = blake3::Hasher::new();
-    parts.iter().for_each(|part| {
-        hash.update(part);
-    });
-    ChaCha8Rng::from_seed(*hash.finalize().as_bytes())
 }
 
 /// Lines of what was measured, each written at once.

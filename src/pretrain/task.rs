@@ -76,6 +76,16 @@ impl Example {
         let all = self.input.iter().enumerate().filter(|(_, value)| **value > 0.0).map(|(at, _)| at as u32);
         all.filter(|at| hidden.binary_search(at).is_err())
     }
+
+    /// What the encoder reads: positions and values of what is seen, then T and S.
+    pub fn tokens(&self) -> (Vec<u32>, Vec<f32>) {
+        let genes = self.input.len() as u32;
+        let mut positions: Vec<u32> = self.seen().collect();
+        let mut values: Vec<f32> = positions.iter().map(|at| self.input[*at as usize]).collect();
+        positions.extend([genes, genes + 1]);
+        values.extend([self.target_depth, self.source_depth]);
+        (positions, values)
+    }
 }
 
 impl Task {

@@ -16,7 +16,7 @@ mod version;
 
 pub use compact::Compacted;
 pub use content::ContentHash;
-pub use take::take_runs;
+pub use take::{RowReader, runs};
 pub use transaction::Transaction;
 pub use version::StoreVersion;
 

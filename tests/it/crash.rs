@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cellql::model::CheckpointKey;
 use cellql::query::Session;
@@ -36,6 +36,19 @@ fn killed_after(child: &mut Child, folder: &Path, wanted: usize) -> bool {
         }
         std::thread::yield_now();
     }
+}
+
+/// Runs a command and kills it after a while; false where it was done before, and well.
+pub fn is_killed_after(command: &mut Command, time: Duration) -> bool {
+    let mut child = command.spawn().unwrap();
+    std::thread::sleep(time);
+    if let Some(status) = child.try_wait().unwrap() {
+        assert!(status.success());
+        return false;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    true
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,14 +141,9 @@ async fn an_embedding_killed_twenty_times_is_an_undisturbed_one_row_for_row() {
     while kills < 20 {
         copied(&model, &path);
         loop {
-            let mut child = cellql(&job).spawn().unwrap();
-            std::thread::sleep(usual.mul_f64(random.random_range(0.05..0.9)));
-            if let Some(status) = child.try_wait().unwrap() {
-                assert!(status.success());
+            if !is_killed_after(&mut cellql(&job), usual.mul_f64(random.random_range(0.05..0.9))) {
                 break;
             }
-            child.kill().unwrap();
-            child.wait().unwrap();
             kills += 1;
             let session = Session::open(Store::open(uri).await.unwrap()).await.unwrap();
             let state =

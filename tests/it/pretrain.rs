@@ -10,9 +10,11 @@ use cellql::pretrain::loader::read_cells;
 use cellql::pretrain::run::{BAD_BATCH, METRICS, read_metrics};
 use cellql::pretrain::{Cell, HoldOut, Loader, Mixing, Place, Split, split};
 use cellql::store::Store;
+use cellql_schemas::expr::Profiles;
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
 use rand::{Rng, SeedableRng};
 
+use crate::crash::is_killed_after;
 use crate::stores::{any_cell, demo_file, empty, take_in};
 
 /// A list of some genes that the demo's cells express, and the file of it.
@@ -99,6 +101,39 @@ async fn every_epoch_gives_every_cell_once_in_another_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn cells_are_those_of_the_table_also_among_removed_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = demo(folder.path()).await;
+    let copy = folder.path().join("again.h5ad");
+    std::fs::write(&copy, [std::fs::read(demo_file()).unwrap(), vec![0]].concat()).unwrap();
+    let (store, _) = take_in(&store, &copy, any_cell()).await.unwrap();
+    // One file of both data sets, half of whose rows are then gone.
+    let (store, _) = store.compact(None).await.unwrap();
+    let (store, _) = cellql::ingest::remove(&store, "baron_pancreas").await.unwrap();
+    let placement = placement(&store).await;
+    let mut expected: Vec<Vec<(u32, u32)>> = Vec::new();
+    for batch in store.read("cells", &["expr"], None).await.unwrap() {
+        let profiles = Profiles::new(batch.column(0)).unwrap();
+        for profile in (0..batch.num_rows()).filter_map(|i| profiles.get(i)) {
+            let placed = profile.gene_ids.iter().zip(profile.values);
+            let placed = placed.filter_map(|(gene, value)| Some((placement.position(*gene)?, value.to_bits())));
+            let mut placed: Vec<(u32, u32)> = placed.collect();
+            placed.sort_unstable();
+            expected.push(placed);
+        }
+    }
+    assert_eq!(expected.len(), 320);
+    let split = divided(&store, 0.0, None).await;
+    let mixing = Mixing { block: 7, blocks: 5, seed: 3, ..Mixing::default() };
+    let cells = next(&mut loader(&store, &split, mixing, Place::default()).await, 320);
+    let mut read: Vec<Vec<(u32, u32)>> =
+        cells.iter().map(|cell| cell.counts.iter().map(|(at, value)| (*at, value.to_bits())).collect()).collect();
+    expected.sort_unstable();
+    read.sort_unstable();
+    assert!(read == expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_loader_goes_on_at_any_cell() {
     let folder = tempfile::tempdir().unwrap();
     let store = demo(folder.path()).await;
@@ -136,6 +171,28 @@ async fn ranks_share_the_cells() {
     assert!(refused.unwrap_err().to_string().contains("0 cells"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_of_other_sizes_learns_and_goes_on_under_another_name() {
+    let folder = tempfile::tempdir().unwrap();
+    demo(folder.path()).await;
+    let (store, (_, genes)) = (folder.path().join("store"), genes(folder.path()));
+    let sizes = folder.path().join("sizes.json");
+    let of = |text: &str| std::fs::write(&sizes, text).unwrap();
+    let first = || pretrain(&store, &genes, "first", &["--steps", "2", "--size", sizes.to_str().unwrap()]);
+    for wrong in ["{", r#"{"encoder": {"width": 8}}"#, r#"{"encoder": {"heads": 3}}"#] {
+        of(wrong);
+        assert_eq!(first().status().unwrap().code(), Some(1), "{wrong}");
+    }
+    of(r#"{"encoder": {"hidden_dim": 16, "heads": 2}, "decoder": {"hidden_dim": 16, "dim_head": 4}}"#);
+    assert!(first().status().unwrap().success());
+    let mut second = Command::new(env!("CARGO_BIN_EXE_cellql"));
+    second.arg("pretrain").arg(&store).args(["--name", "second", "--from", "first", "--steps", "1", "--batch", "8"]);
+    assert!(second.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    let (first, second) = (model(&store, "first").await, model(&store, "second").await);
+    assert_eq!((first.dim, second.dim, first.parameters), (64, 64, second.parameters));
+    assert_ne!(first.sha256, second.sha256);
+}
+
 /// `cellql pretrain` on one thread, a checkpoint after every step.
 fn pretrain(store: &Path, genes: &Path, name: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cellql"));
@@ -165,14 +222,10 @@ async fn a_run_that_is_killed_anywhere_ends_with_the_same_weights() {
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(8);
     let mut kills = 0;
     loop {
-        let mut child = pretrain(&store, &genes, "killed", &steps).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(random.random_range(300..1500)));
-        if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success());
+        let time = Duration::from_millis(random.random_range(300..1500));
+        if !is_killed_after(&mut pretrain(&store, &genes, "killed", &steps), time) {
             break;
         }
-        child.kill().unwrap();
-        child.wait().unwrap();
         kills += 1;
         assert!(kills < 100, "a run gets on between kills");
     }

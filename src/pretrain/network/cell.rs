@@ -5,7 +5,7 @@ use cellql_kernels::{
 };
 
 use super::super::task::Example;
-use super::decoder::{self, LayerGradient};
+use super::decoder::{self, Asked, LayerGradient, SharedQueries};
 use super::encoder::{self, EncoderGradient, blocks};
 use super::layers::NormGradient;
 use super::shared::{Shared, gather};
@@ -52,6 +52,8 @@ pub(super) struct Scratch {
 pub(super) struct Part {
     pub(super) gradient: Gradient,
     pub(super) shared_rows: Rows,
+    /// t of shared queries, `[positions, features]`; no rows where none are shared.
+    pub(super) shared_features: Rows,
     pub(super) shared_keys: KeyGradient,
     pub(super) loss: Loss,
     pub(super) scratch: Scratch,
@@ -63,22 +65,24 @@ struct Cell<'a> {
     /// Seen genes, then T and S.
     positions: Vec<u32>,
     values: Vec<f32>,
+    /// Positions of tokens, then hidden ones.
+    own: Vec<usize>,
+    /// All others.
+    zero: Vec<usize>,
 }
 
 impl<'a> Cell<'a> {
     fn new(example: &'a Example) -> Self {
-        let genes = example.input.len() as u32;
-        let mut positions: Vec<u32> = example.seen().collect();
-        let mut values: Vec<f32> = positions.iter().map(|p| example.input[*p as usize]).collect();
-        positions.extend([genes, genes + 1]);
-        values.extend([example.target_depth, example.source_depth]);
-        Self { example, positions, values }
+        let (positions, values) = example.tokens();
+        let own: Vec<usize> = positions.iter().chain(&example.hidden).map(|p| *p as usize).collect();
+        let mut is_own = vec![false; example.input.len() + 2];
+        own.iter().for_each(|p| is_own[*p] = true);
+        let zero = (0..is_own.len()).filter(|p| !is_own[*p]).collect();
+        Self { example, positions, values, own, zero }
     }
 
-    /// Tokens, then hidden positions.
     fn own(&self) -> impl ExactSizeIterator<Item = usize> {
-        let all: Vec<usize> = self.positions.iter().chain(&self.example.hidden).map(|p| *p as usize).collect();
-        all.into_iter()
+        self.own.iter().copied()
     }
 
     fn masked(&self) -> impl ExactSizeIterator<Item = usize> {
@@ -115,6 +119,10 @@ impl Network<'_> {
         Part {
             gradient,
             shared_rows: Rows::new(self.seq_len, self.width),
+            shared_features: match shared.features {
+                Some(_) => Rows::new(self.seq_len, self.layers[0].favor().width()),
+                None => Rows::default(),
+            },
             shared_keys: self.layers[0].favor().no_key_gradient(shared.sums.max),
             loss: Loss::default(),
             scratch: Scratch::default(),
@@ -185,24 +193,46 @@ impl Network<'_> {
         let sizes = (self.width, self.inner);
         let own_as_zero = gather(&shared.rows, cell.own(), self.width);
         let mut contexts = vec![self.first_context(cell, &own, &own_as_zero, shared, &mut scratch.decoder)];
-        scratch.entered.resize_with(self.layers.len(), || Rows::new(self.seq_len, self.width));
-        scratch.entered[0].clone_from(&shared.rows);
-        cell.own().enumerate().for_each(|(i, p)| scratch.entered[0].row_mut(p).copy_from_slice(own.row(i)));
+        let Scratch { entered, decoder, .. } = scratch;
+        entered.resize_with(self.layers.len(), || Rows::new(self.seq_len, self.width));
+        if shared.features.is_none() {
+            entered[0].gather(&shared.rows, 0..self.seq_len);
+            cell.own().enumerate().for_each(|(i, p)| entered[0].row_mut(p).copy_from_slice(own.row(i)));
+        }
         for n in 1..self.layers.len() {
-            let (before, after) = scratch.entered.split_at_mut(n);
-            let (x, out) = (&before[n - 1], &mut after[0]);
-            self.layers[n - 1].forward(x, self.seq_len, sizes, &contexts[n - 1], out, &mut scratch.decoder);
+            let (before, after) = entered.split_at_mut(n);
+            let (layer, out) = (&self.layers[n - 1], &mut after[0]);
+            for asked in self.asked(n - 1, cell, &own, &before[n - 1], shared) {
+                layer.forward(&asked, sizes, &contexts[n - 1], out, decoder);
+            }
             let mut sums = self.layers[n].favor().no_keys();
-            self.layers[n].add_keys(out, self.seq_len, self.inner, 1.0, &mut sums, None, &mut scratch.decoder);
+            self.layers[n].add_keys(out, self.seq_len, self.inner, 1.0, &mut sums, None, decoder);
             contexts.push(self.layers[n].favor().context(&sums, None));
         }
         let last = self.layers.len() - 1;
-        let asked = gather(&scratch.entered[last], cell.masked(), self.width);
+        let asked = gather(&entered[last], cell.masked(), self.width);
         let masked = cell.example.masked.len();
         let mut answered = Rows::new(masked.max(1), self.width);
-        let decoder = &mut scratch.decoder;
-        self.layers[last].forward(&asked, masked, sizes, &contexts[last], &mut answered, decoder);
+        let rows = Asked::rows(&asked, &self.all[..masked]);
+        self.layers[last].forward(&rows, sizes, &contexts[last], &mut answered, decoder);
         Forward { encoded_from, own_tokens, own, own_as_zero, contexts, asked, answered }
+    }
+
+    /// What asks a layer that is not the last: every position, and in the first layer the cell's own ones and the others, with
+    /// the features that those share.
+    fn asked<'a>(
+        &'a self,
+        layer: usize,
+        cell: &'a Cell,
+        own: &'a Rows,
+        entered: &'a Rows,
+        shared: &'a Shared,
+    ) -> Vec<Asked<'a>> {
+        if layer > 0 {
+            return vec![Asked::rows(entered, &self.all)];
+        }
+        let zero = Asked { from: &shared.rows, features: shared.features.as_ref(), at: &cell.zero, to: &cell.zero };
+        vec![zero, Asked { from: own, features: None, at: &self.all[..cell.own.len()], to: &cell.own }]
     }
 
     /// The first layer's sums: those of zeros, less what stands at the cell's own positions, and its own.
@@ -218,11 +248,8 @@ impl Network<'_> {
         let (mut sums, mut added) = (shared.sums.clone(), layer.favor().no_keys());
         layer.add_keys(own_as_zero, count, self.inner, -1.0, &mut sums, None, scratch);
         layer.add_keys(own, count, self.inner, 1.0, &mut added, None, scratch);
-        let mut is_own = vec![false; self.seq_len];
-        cell.own().for_each(|p| is_own[p] = true);
         // Keys that were taken off do not count towards the largest.
-        let zeros = shared.largest.iter().zip(&is_own).filter(|(_, own)| !**own).map(|(y, _)| *y);
-        let largest = zeros.fold(added.max, f32::max);
+        let largest = cell.zero.iter().map(|p| shared.largest[*p]).fold(added.max, f32::max);
         sums.add(&added);
         layer.favor().context(&sums, Some(largest))
     }
@@ -272,41 +299,49 @@ impl Network<'_> {
         part: &mut Part,
     ) -> Rows {
         let (sizes, all, last) = ((self.width, self.inner), self.seq_len, self.layers.len() - 1);
-        let Part { gradient, scratch, shared_keys, .. } = part;
+        let Part { gradient, scratch, shared_keys, shared_rows, shared_features, .. } = part;
         let Scratch { entered, d, decoder, .. } = scratch;
         d.resize(all, self.width);
         d.clear();
         let (contexts, masked) = (&forward.contexts, cell.example.masked.len());
         let layer = &self.layers[last];
         let mut sums = layer.favor().no_queries();
-        let of_layer = &mut gradient.layers[last];
-        layer.back(&forward.asked, masked, sizes, &contexts[last], d_answered, &mut sums, of_layer, decoder);
+        let (of_layer, asked) = (&mut gradient.layers[last], Asked::rows(&forward.asked, &self.all[..masked]));
+        layer.back(&asked, sizes, &contexts[last], d_answered, None, &mut sums, of_layer, decoder);
         cell.masked().enumerate().for_each(|(i, p)| d.row_mut(p).copy_from_slice(d_answered.row(i)));
         for n in (1..=last).rev() {
             let keys = self.layers[n].favor().key_gradient(&contexts[n], sums);
             self.layers[n].keys_back(&entered[n], all, sizes, 1.0, &keys, d, &mut gradient.layers[n], decoder);
             let (layer, of_layer) = (&self.layers[n - 1], &mut gradient.layers[n - 1]);
             sums = layer.favor().no_queries();
-            layer.back(&entered[n - 1], all, sizes, &contexts[n - 1], d, &mut sums, of_layer, decoder);
+            for asked in self.asked(n - 1, cell, &forward.own, &entered[n - 1], shared) {
+                let shared = asked
+                    .features
+                    .is_some()
+                    .then_some(SharedQueries { rows: &mut *shared_rows, features: &mut *shared_features });
+                layer.back(&asked, sizes, &contexts[n - 1], d, shared, &mut sums, of_layer, decoder);
+            }
+        }
+        if shared.features.is_none() {
+            cell.zero.iter().for_each(|p| add_scaled(shared_rows.row_mut(*p), d.row(*p), 1.0));
         }
         let keys = self.layers[0].favor().key_gradient(&contexts[0], sums);
         let as_zero = keys.against(shared.sums.max);
         shared_keys.add(&as_zero);
-        let count = cell.own().len();
+        let count = cell.own.len();
         let mut d_own = gather(d, cell.own(), self.width);
         let mut d_zero = Rows::new(count, self.width);
         let (layer, of_layer) = (&self.layers[0], &mut gradient.layers[0]);
         layer.keys_back(&forward.own, count, sizes, 1.0, &keys, &mut d_own, of_layer, decoder);
         layer.keys_back(&forward.own_as_zero, count, sizes, -1.0, &as_zero, &mut d_zero, of_layer, decoder);
-        cell.own().enumerate().for_each(|(i, p)| d.row_mut(p).copy_from_slice(d_zero.row(i)));
-        (0..all).for_each(|p| add_scaled(part.shared_rows.row_mut(p), part.scratch.d.row(p), 1.0));
+        cell.own().enumerate().for_each(|(i, p)| add_scaled(shared_rows.row_mut(p), d_zero.row(i), 1.0));
         self.own_back(cell, forward, &d_own, part)
     }
 
     /// From the gradient of the cell's own rows to those of its tokens: genes, what is hidden, and what was encoded.
     fn own_back(&self, cell: &Cell, forward: &Forward, d_own: &Rows, part: &mut Part) -> Rows {
         let (gradient, scratch) = (&mut part.gradient, &mut part.scratch);
-        let (tokens, own) = (cell.positions.len(), cell.own().collect::<Vec<usize>>());
+        let (tokens, own) = (cell.positions.len(), &cell.own);
         let (mut d_encoded, mut d_tokens) = (Rows::new(tokens, self.dim), Rows::new(BLOCK, self.dim));
         for (first, rows) in blocks(own.len()) {
             gradient.embed.add(d_own.part(first), forward.own_tokens.part(first), rows, &mut scratch.dense);

@@ -74,6 +74,8 @@ pub struct Network<'a> {
     width: usize,
     inner: usize,
     seq_len: usize,
+    /// Every position, in order.
+    all: Vec<usize>,
 }
 
 impl<'a> Network<'a> {
@@ -106,6 +108,7 @@ impl<'a> Network<'a> {
             width,
             inner: config.decoder.heads * config.decoder.dim_head,
             seq_len: config.seq_len,
+            all: (0..config.seq_len).collect(),
         })
     }
 
@@ -126,7 +129,7 @@ impl<'a> Network<'a> {
         let shared = self.share();
         // By tokens, dealt out so that threads end together.
         let mut order: Vec<&Example> = examples.iter().collect();
-        order.sort_by_key(|example| std::cmp::Reverse(example.seen().count()));
+        order.sort_by_cached_key(|example| std::cmp::Reverse(example.seen().count()));
         let threads = rayon::current_num_threads().min(examples.len()).max(1);
         let mut parts: Vec<Part> = (0..threads).into_par_iter().map(|_| self.part(&shared)).collect();
         parts.par_iter_mut().enumerate().for_each(|(n, part)| {

@@ -1,8 +1,12 @@
-//! What a gene seen as zero is to every cell of a batch: its row before the first decoder layer, and its key there.
+//! What a gene seen as zero is to every cell of a batch: its row before the first decoder layer, its key there, and the
+//! features of its query.
+//!
+//! Keys are summed once for a batch, and a cell takes off what stands at its own positions and adds those instead. On the way
+//! back what cells ask of the shared rows is summed first, and the rows go through once.
 
 use std::ops::Range;
 
-use cellql_kernels::{Activations, BLOCK, LearningSums, Rows, Then};
+use cellql_kernels::{Activations, BLOCK, LearningSums, Rows, Then, add_scaled};
 use rayon::prelude::*;
 
 use super::Network;
@@ -18,6 +22,8 @@ pub(super) struct Shared {
     pub(super) sums: LearningSums,
     /// Per position, over all heads.
     pub(super) largest: Vec<f32>,
+    /// Features of queries, `[positions, features]`; none where the first layer is the last, which asks few.
+    pub(super) features: Option<Rows>,
 }
 
 /// Positions in `parts` runs of nearly one length.
@@ -58,17 +64,28 @@ impl Network<'_> {
             let mut sums = layer.favor().no_keys();
             let scratch = &mut decoder::Scratch::default();
             layer.add_keys(&rows, at.len(), self.inner, 1.0, &mut sums, Some(&mut largest), scratch);
-            (rows, sums, largest)
+            let features = (self.layers.len() > 1).then(|| {
+                let mut features = Rows::new(at.len(), layer.favor().width());
+                layer.query_features(&rows, at.len(), self.inner, &mut features, scratch);
+                features
+            });
+            (rows, sums, largest, features)
         };
         let runs = runs(self.seq_len, PARTS);
-        let parts: Vec<(Rows, LearningSums, Vec<f32>)> = runs.clone().into_par_iter().map(part).collect();
+        let parts: Vec<_> = runs.clone().into_par_iter().map(part).collect();
         let mut shared = Shared {
             rows: Rows::new(self.seq_len, self.width),
             sums: self.layers[0].favor().no_keys(),
             largest: Vec::with_capacity(self.seq_len),
+            features: (self.layers.len() > 1).then(|| Rows::new(self.seq_len, self.layers[0].favor().width())),
         };
-        for (at, (rows, sums, largest)) in runs.into_iter().zip(parts) {
-            at.enumerate().for_each(|(i, p)| shared.rows.row_mut(p).copy_from_slice(rows.row(i)));
+        for (at, (rows, sums, largest, features)) in runs.into_iter().zip(parts) {
+            for (i, p) in at.enumerate() {
+                shared.rows.row_mut(p).copy_from_slice(rows.row(i));
+                if let (Some(to), Some(from)) = (&mut shared.features, &features) {
+                    to.row_mut(p).copy_from_slice(from.row(i));
+                }
+            }
             shared.sums.add(&sums);
             shared.largest.extend(largest);
         }
@@ -82,10 +99,14 @@ impl Network<'_> {
         for other in others.iter() {
             first.shared_keys.add(&other.shared_keys);
             for p in 0..self.seq_len {
-                cellql_kernels::add_scaled(first.shared_rows.row_mut(p), other.shared_rows.row(p), 1.0);
+                add_scaled(first.shared_rows.row_mut(p), other.shared_rows.row(p), 1.0);
+                if shared.features.is_some() {
+                    add_scaled(first.shared_features.row_mut(p), other.shared_features.row(p), 1.0);
+                }
             }
         }
         let (keys, all) = (first.shared_keys.clone(), std::mem::take(&mut first.shared_rows));
+        let features = std::mem::take(&mut first.shared_features);
         let runs = runs(self.seq_len, parts.len());
         parts.par_iter_mut().zip(runs).for_each(|(part, at)| {
             let rows = gather(&shared.rows, at.clone(), self.width);
@@ -102,6 +123,10 @@ impl Network<'_> {
                 &mut gradient.layers[0],
                 &mut part.scratch.decoder,
             );
+            if shared.features.is_some() {
+                let (layer, decoder) = (&mut gradient.layers[0], &mut part.scratch.decoder);
+                self.layers[0].shared_queries_back(&rows, &features, at.clone(), sizes, &mut d, layer, decoder);
+            }
             let tokens = self.zero_tokens(at.clone());
             let mut d_tokens = Rows::new(BLOCK, self.dim);
             for (first, rows) in blocks(at.len()) {
@@ -111,7 +136,7 @@ impl Network<'_> {
                 for i in 0..rows {
                     let d = d_tokens.row(i);
                     gradient.add_position(at.start + first + i, d);
-                    cellql_kernels::add_scaled(&mut gradient.zero, d, 1.0);
+                    add_scaled(&mut gradient.zero, d, 1.0);
                 }
             }
         });

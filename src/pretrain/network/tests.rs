@@ -6,7 +6,8 @@ use cellql_schemas::vocabulary::Vocabulary;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::super::learner::{Learner, OnDevice};
+use super::super::device::OnDevices;
+use super::super::learner::Learner;
 use super::super::parameters::Parameters;
 use super::super::settings::Numbers;
 use super::super::task::{Example, Task};
@@ -51,7 +52,8 @@ fn examples(cells: usize) -> Vec<Example> {
 /// The loss and its gradients by candle's automatic differentiation of the plain tensors.
 fn by_graph(parameters: &Parameters, examples: &[Example]) -> (Loss, Vec<f32>) {
     let mut flat = vec![0.0; parameters.values.len()];
-    let learner = OnDevice { device: Device::Cpu, numbers: Numbers::F32 };
+    // Two devices, so that shares of a batch are added too.
+    let learner = OnDevices::new(vec![Device::Cpu; 2], Numbers::F32).unwrap();
     (learner.learn(parameters, examples, &mut flat).unwrap(), flat)
 }
 
