@@ -17,6 +17,7 @@ mod backward;
 mod dense;
 mod favor;
 mod favor_learning;
+mod favor_rows;
 mod linear;
 mod memory;
 mod norm;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::output::Format;
+use super::sizes::Sizes;
 use super::training_args::{EvaluateArgs, PretrainArgs};
 use crate::index::Metric;
 use crate::jobs::Shard;
@@ -220,7 +221,7 @@ pub(super) enum ModelVerb {
         store: String,
         /// Size: 3M, 10M, 100M, or a JSON file like {"encoder": {"hidden_dim": 64}, "decoder": {"hidden_dim": 64}}
         #[arg(long)]
-        size: String,
+        size: Sizes,
         /// Seed of the weights
         #[arg(long, default_value_t = 0)]
         seed: u64,

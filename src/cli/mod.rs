@@ -14,6 +14,7 @@ mod output;
 mod pretrain;
 mod search;
 mod shell;
+mod sizes;
 mod sql;
 mod talk;
 mod training_args;

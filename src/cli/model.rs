@@ -10,11 +10,12 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use super::args::{ImportArgs, ModelVerb};
 use super::output;
+use super::sizes::Sizes;
 use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::ingest::file_sha256;
 use crate::model::registry::{self, Entry};
-use crate::model::{CheckpointKey, Config, Model, Provenance, Size, Weights, decode, encode, initialise};
+use crate::model::{CheckpointKey, Model, Provenance, Weights, decode, encode, initialise};
 use crate::model::{read_checkpoint, read_safetensors, write_checkpoint};
 use crate::query::Session;
 use crate::store::Store;
@@ -160,9 +161,9 @@ pub(super) async fn add_shipped(store: &Store, talk: &Talk) -> Result<Store> {
 }
 
 /// Adds an untrained model over the default vocabulary.
-async fn init(store: &Store, size: &str, seed: u64, name: &str, talk: &Talk) -> Result<Store> {
+async fn init(store: &Store, size: &Sizes, seed: u64, name: &str, talk: &Talk) -> Result<Store> {
     let vocabulary = Vocabulary::default_human();
-    let config = read_sizes(size, vocabulary.len())?;
+    let config = size.config(vocabulary.len())?;
     let weights = initialise(&config, vocabulary, seed)?;
     let (store, entry) = registry::add(store, name, &weights, &Provenance::Untrained { seed }).await?;
     tell(&entry, talk);
@@ -221,36 +222,6 @@ fn vocabulary(args: &ImportArgs) -> Result<Vocabulary> {
         return Err(Error::input(&args.file, "genes", problem));
     };
     read_vocabulary(path)
-}
-
-/// Sizes of a model of `genes` genes: the paper's, by their name, or those of a JSON file, where what it leaves out is as in the
-/// smallest.
-pub(super) fn read_sizes(sizes: &str, genes: usize) -> Result<Config> {
-    let path = Path::new(sizes);
-    let named = match sizes.parse::<Size>() {
-        Ok(size) => return Ok(Config::of_size(size, genes)),
-        Err(_) if path.is_file() => Size::M3,
-        Err(problem) => return Err(Error::Request(format!("{problem}, or a JSON file of sizes"))),
-    };
-    let wrong = |e: &dyn std::fmt::Display| Error::input(path, "sizes", e);
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
-    let given: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(&e))?;
-    let mut config = serde_json::to_value(Config::of_size(named, genes)).map_err(|e| wrong(&e))?;
-    put_over(&mut config, given).map_err(|unknown| wrong(&format!("there is no size '{unknown}'")))?;
-    config["seq_len"] = (genes + 2).into();
-    Config::from_json(config).map_err(|e| wrong(&e))
-}
-
-/// Puts values over those of the same names; gives a name that is not there.
-fn put_over(to: &mut serde_json::Value, from: serde_json::Value) -> std::result::Result<(), String> {
-    let serde_json::Value::Object(from) = from else {
-        *to = from;
-        return Ok(());
-    };
-    from.into_iter().try_for_each(|(name, value)| {
-        let known = to.get_mut(&name).ok_or(name)?;
-        put_over(known, value)
-    })
 }
 
 /// A list of genes, `gene_name<TAB>index`.

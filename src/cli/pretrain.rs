@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cellql_schemas::vocabulary::Vocabulary;
 
-use super::model::{read_sizes, read_vocabulary};
+use super::model::read_vocabulary;
 use super::output;
 use super::talk::Talk;
 use super::training_args::PretrainArgs;
@@ -83,7 +83,7 @@ async fn start(args: &PretrainArgs, settings: &Settings, store: &Store) -> Resul
         None => Vocabulary::default_human(),
         Some(path) => read_vocabulary(path)?,
     };
-    initialise(&read_sizes(&args.size, vocabulary.len())?, vocabulary, settings.seed)
+    initialise(&args.size.config(vocabulary.len())?, vocabulary, settings.seed)
 }
 
 fn folder(args: &PretrainArgs, name: &str, store: &Store) -> Result<PathBuf> {

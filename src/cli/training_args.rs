@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::output::Format;
+use super::sizes::Sizes;
 use crate::model::Device;
 use crate::pretrain::Schedule;
 
@@ -17,7 +18,7 @@ pub(super) struct PretrainArgs {
     pub(super) name: Option<String>,
     /// Size of the model: 3M, 10M, 100M, or a JSON file like {"encoder": {"hidden_dim": 64}, "decoder": {"hidden_dim": 64}}
     #[arg(long, conflicts_with = "from", default_value = "3M")]
-    pub(super) size: String,
+    pub(super) size: Sizes,
     /// The model's genes in order, gene_name<TAB>index (default: protein-coding and mitochondrial ones of HGNC)
     #[arg(long, conflicts_with = "from")]
     pub(super) genes: Option<PathBuf>,

@@ -117,7 +117,7 @@ impl OnDevices {
             rows.extend(row);
         }
         if let Some(flat) = flat {
-            for row in self.summed(&rows)? {
+            for row in self.summed(rows)? {
                 cellql_kernels::add_scaled(flat, &row, 1.0);
             }
         }
@@ -125,7 +125,7 @@ impl OnDevices {
     }
 
     /// Rows in memory whose sum is that of all devices' rows.
-    fn summed(&self, rows: &[Tensor]) -> candle_core::Result<Vec<Vec<f32>>> {
+    fn summed(&self, rows: Vec<Tensor>) -> candle_core::Result<Vec<Vec<f32>>> {
         #[cfg(feature = "nccl")]
         if let Some(communicators) = &self.communicators {
             return Ok(vec![communicators.sum(rows)?]);

@@ -1,8 +1,9 @@
 //! Sums of rows over the CUDA devices of this process by NCCL.
 //!
-//! Depends on candle's CUDA storage. Knows nothing of what the rows are.
+//! NCCL's communicators stay with the thread that made them; rows are sent to it. Depends on candle's CUDA storage. Knows nothing
+//! of what the rows are.
 
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::cuda_backend::cudarc::nccl::{Comm, ReduceOp, group_end, group_start};
@@ -10,10 +11,13 @@ use candle_core::{CudaDevice, Device, Storage, Tensor};
 
 use crate::error::{Error, Result};
 
-/// One communicator for each device of a run.
+/// One row of each device, and where their sum is to go.
+type Request = (Vec<Tensor>, Sender<candle_core::Result<Vec<f32>>>);
+
+/// The thread that joins the devices of a run; it ends with this.
 #[derive(Debug)]
 pub(super) struct Communicators {
-    comms: Vec<Comm>,
+    requests: Sender<Request>,
 }
 
 fn failed(e: impl std::fmt::Debug) -> candle_core::Error {
@@ -26,34 +30,61 @@ impl Communicators {
     /// # Errors
     /// The devices cannot reach each other.
     pub(super) fn of(devices: &[Device]) -> Result<Option<Self>> {
-        let all: Option<Vec<&CudaDevice>> =
-            devices.iter().map(|device| if let Device::Cuda(cuda) = device { Some(cuda) } else { None }).collect();
+        let all: Option<Vec<CudaDevice>> = devices
+            .iter()
+            .map(|device| if let Device::Cuda(cuda) = device { Some(cuda.clone()) } else { None })
+            .collect();
         let Some(all) = all.filter(|all| all.len() > 1) else { return Ok(None) };
-        let streams = all.iter().map(|device| Arc::clone(&device.cuda_stream())).collect();
-        let comms = Comm::from_devices(streams).map_err(failed).map_err(Error::model("training", "joining devices"))?;
-        Ok(Some(Self { comms }))
+        let (requests, asked) = channel();
+        let (tell, joined) = channel();
+        std::thread::spawn(move || {
+            let comms = Comm::from_devices(all.iter().map(CudaDevice::cuda_stream).collect()).map_err(failed);
+            let comms = comms.map_err(|e| tell.send(Err(e)));
+            if let Ok(comms) = comms
+                && tell.send(Ok(())).is_ok()
+            {
+                answer(&comms, &asked);
+            }
+        });
+        let joined = joined.recv().unwrap_or_else(|e| Err(failed(e)));
+        joined.map_err(Error::model("training", "joining devices"))?;
+        Ok(Some(Self { requests }))
     }
 
     /// The sum of one row of each device, given in the order of devices.
     ///
     /// # Errors
     /// A device is gone.
-    pub(super) fn sum(&self, rows: &[Tensor]) -> candle_core::Result<Vec<f32>> {
-        let mut sums = Vec::new();
-        group_start().map_err(failed)?;
-        for (comm, row) in self.comms.iter().zip(rows) {
-            let row = row.contiguous()?;
-            let (storage, _) = row.storage_and_layout();
-            let Storage::Cuda(storage) = &*storage else {
-                return Err(candle_core::Error::Msg("a row to be summed by NCCL is not on a CUDA device".into()));
-            };
-            let from: &CudaSlice<f32> = storage.as_cuda_slice()?;
-            let mut to = storage.device.alloc_zeros::<f32>(row.elem_count())?;
-            comm.all_reduce(from, &mut to, &ReduceOp::Sum).map_err(failed)?;
-            sums.push((to, storage.device.clone()));
-        }
-        group_end().map_err(failed)?;
-        let (sum, device) = sums.into_iter().next().ok_or_else(|| failed("no rows"))?;
-        device.clone_dtoh(&sum)
+    pub(super) fn sum(&self, rows: Vec<Tensor>) -> candle_core::Result<Vec<f32>> {
+        let (give, sum) = channel();
+        self.requests.send((rows, give)).map_err(failed)?;
+        sum.recv().unwrap_or_else(|e| Err(failed(e)))
     }
+}
+
+/// Sums what is asked until nobody can ask.
+fn answer(comms: &[Comm], asked: &Receiver<Request>) {
+    while let Ok((rows, give)) = asked.recv() {
+        // Who asked may have gone; the next request is another's.
+        let _ = give.send(sum(comms, &rows));
+    }
+}
+
+fn sum(comms: &[Comm], rows: &[Tensor]) -> candle_core::Result<Vec<f32>> {
+    let mut sums = Vec::new();
+    group_start().map_err(failed)?;
+    for (comm, row) in comms.iter().zip(rows) {
+        let row = row.contiguous()?;
+        let (storage, _) = row.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else {
+            return Err(failed("a row is not on a CUDA device"));
+        };
+        let from: &CudaSlice<f32> = storage.as_cuda_slice()?;
+        let mut to = storage.device.alloc_zeros::<f32>(row.elem_count())?;
+        comm.all_reduce(from, &mut to, &ReduceOp::Sum).map_err(failed)?;
+        sums.push((to, storage.device.clone()));
+    }
+    group_end().map_err(failed)?;
+    let (sum, device) = sums.into_iter().next().ok_or_else(|| failed("no rows"))?;
+    device.clone_dtoh(&sum)
 }
