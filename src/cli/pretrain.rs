@@ -106,6 +106,7 @@ fn learner(args: &PretrainArgs, settings: &Settings) -> Result<Box<dyn Learner>>
 }
 
 async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Store, talk: &Talk) -> Result<()> {
+    registry::check_name(name)?;
     let folder = folder(args, name, &store)?;
     let weights = start(args, settings, &store).await?;
     let (_, sha256) = encode(&weights)?;

@@ -77,6 +77,17 @@ pub async fn add_shipped(store: &Store) -> Result<(Store, Entry)> {
     put(store, shipped::NAME, bytes, &weights, &shipped::provenance()?).await
 }
 
+/// Refuses what cannot name a model; for those who make one before they add it.
+///
+/// # Errors
+/// [`Error::Request`] for anything but letters, digits, `_` and `-`.
+pub fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
+        return Err(Error::Request(format!("'{name}' cannot name a model: use letters, digits, '_' and '-'")));
+    }
+    Ok(())
+}
+
 async fn put(
     store: &Store,
     name: &str,
@@ -84,9 +95,7 @@ async fn put(
     weights: &Weights,
     provenance: &Provenance,
 ) -> Result<(Store, Entry)> {
-    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
-        return Err(Error::Request(format!("'{name}' cannot name a model: use letters, digits, '_' and '-'")));
-    }
+    check_name(name)?;
     // What cannot be loaded must not come in.
     Model::load(name, bytes.clone())?.check()?;
     let mut transaction = store.begin(&format!("adding model {name}")).await?;

@@ -183,6 +183,9 @@ async fn a_model_of_other_sizes_learns_and_goes_on_under_another_name() {
         of(wrong);
         assert_eq!(first().status().unwrap().code(), Some(1), "{wrong}");
     }
+    // A name that no model can have is refused before the work, not after it.
+    assert_eq!(pretrain(&store, &genes, "0.6M", &["--steps", "1"]).status().unwrap().code(), Some(1));
+    assert!(!store.join("runs/0.6M").exists());
     of(r#"{"encoder": {"hidden_dim": 16, "heads": 2}, "decoder": {"hidden_dim": 16, "dim_head": 4}}"#);
     assert!(first().status().unwrap().success());
     let mut second = Command::new(env!("CARGO_BIN_EXE_cellql"));
