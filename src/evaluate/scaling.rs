@@ -76,6 +76,7 @@ fn draw(
     chart
         .configure_mesh()
         .x_desc("floating-point operations")
+        .x_labels(6)
         .y_desc("mean squared error at masked genes")
         .x_label_formatter(&|v| format!("{v:.1e}"))
         .y_label_formatter(&|v| format!("{v:.3}"))
@@ -88,7 +89,12 @@ fn draw(
             .label(&line.name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK)
+        .draw()?;
     root.present()?;
     Ok(())
 }
