@@ -64,7 +64,7 @@ impl Dense {
 #[derive(Debug, Default)]
 pub struct DenseScratch {
     values: Aligned<f32>,
-    /// Pairs of rows of dy, and the same turned, so that what is summed over lies together.
+    /// Pairs of rows of dy, and for tiles the same turned, so that what is summed over lies together.
     lanes: Aligned<u32>,
     turned: Aligned<u32>,
     value_lanes: Aligned<u32>,
@@ -102,7 +102,9 @@ impl DenseGradient {
         if self.form == Form::Bf16 {
             let lanes = lanes.at_least(pairs * outputs);
             pair_rows(dy, rows, outputs, lanes, outputs);
-            turn(lanes, (pairs, outputs), turned.at_least(outputs * apart), apart);
+            if self.isa.has_tiles() {
+                turn(lanes, (pairs, outputs), turned.at_least(outputs * apart), apart);
+            }
         }
         for (panel, sums) in self.panels.chunks_exact_mut(outputs * PANEL).enumerate() {
             let first = panel * PANEL;
@@ -110,7 +112,10 @@ impl DenseGradient {
             if self.form == Form::Bf16 {
                 let to = value_lanes.at_least(pairs * PANEL);
                 pair_rows((&x.0[first..], x.1), rows, columns, to, PANEL);
-                let a = Operand { data: &turned[..outputs * apart], row: apart, step: 1 };
+                let a = match self.isa.has_tiles() {
+                    true => Operand { data: &turned[..outputs * apart], row: apart, step: 1 },
+                    false => Operand { data: &lanes[..pairs * outputs], row: 1, step: outputs },
+                };
                 multiply_bf16(self.isa, outputs, pairs, a, to, sums, PANEL, true);
             } else {
                 let to = values.at_least(rows * PANEL);

@@ -85,6 +85,11 @@ impl Rows {
         at.into_iter().enumerate().for_each(|(i, p)| self.row_mut(i).copy_from_slice(from.row(p)));
     }
 
+    /// Copies the first rows of another of the same width, one to each place.
+    pub fn scatter(&mut self, from: &Self, to: impl IntoIterator<Item = usize>) {
+        to.into_iter().enumerate().for_each(|(i, p)| self.row_mut(p).copy_from_slice(from.row(i)));
+    }
+
     /// Distance between rows.
     pub fn stride(&self) -> usize {
         stride(self.width)

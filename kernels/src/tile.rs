@@ -77,6 +77,11 @@ impl Isa {
         matches!(self.bf16, Level::Avx512 | Level::Amx)
     }
 
+    /// Whether products of bf16 run on tiles, which read both operands by rows.
+    pub(crate) fn has_tiles(self) -> bool {
+        self.bf16 == Level::Amx
+    }
+
     /// What the matrix products of each form run on, for people.
     pub fn describe(self, form: Form) -> &'static str {
         let level = match form {

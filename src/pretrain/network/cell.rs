@@ -197,7 +197,7 @@ impl Network<'_> {
         entered.resize_with(self.layers.len(), || Rows::new(self.seq_len, self.width));
         if shared.features.is_none() {
             entered[0].gather(&shared.rows, 0..self.seq_len);
-            cell.own().enumerate().for_each(|(i, p)| entered[0].row_mut(p).copy_from_slice(own.row(i)));
+            entered[0].scatter(&own, cell.own());
         }
         for n in 1..self.layers.len() {
             let (before, after) = entered.split_at_mut(n);
@@ -308,7 +308,7 @@ impl Network<'_> {
         let mut sums = layer.favor().no_queries();
         let (of_layer, asked) = (&mut gradient.layers[last], Asked::rows(&forward.asked, &self.all[..masked]));
         layer.back(&asked, sizes, &contexts[last], d_answered, None, &mut sums, of_layer, decoder);
-        cell.masked().enumerate().for_each(|(i, p)| d.row_mut(p).copy_from_slice(d_answered.row(i)));
+        d.scatter(d_answered, cell.masked());
         for n in (1..=last).rev() {
             let keys = self.layers[n].favor().key_gradient(&contexts[n], sums);
             self.layers[n].keys_back(&entered[n], all, sizes, 1.0, &keys, d, &mut gradient.layers[n], decoder);

@@ -180,7 +180,7 @@ impl Layer {
             let h = scratch.h.part(0);
             self.query.dense.forward(h, rows, Then::Bias, scratch.q.part_mut(0), &mut scratch.activations);
             self.favor.query_features(scratch.q.part(0), rows, &mut scratch.e);
-            (0..rows).for_each(|i| out.row_mut(first + i).copy_from_slice(scratch.e.row(i)));
+            out.scatter(&scratch.e, first..first + rows);
         }
     }
 
@@ -236,7 +236,7 @@ impl Layer {
             (0..at.len()).for_each(|i| gelu(hidden.row_mut(i)));
             let add = Then::Add { data: y.from(0), row: y.stride() };
             self.w2.dense.forward(hidden.part(0), at.len(), add, answer.part_mut(0), activations);
-            to.iter().enumerate().for_each(|(i, to)| out.row_mut(*to).copy_from_slice(answer.row(i)));
+            out.scatter(answer, to.iter().copied());
         }
     }
 
@@ -266,7 +266,7 @@ impl Layer {
                 }
             } else {
                 self.queries_back(at.len(), sizes, gradient, scratch);
-                to.iter().enumerate().for_each(|(i, to)| d.row_mut(*to).copy_from_slice(scratch.d_y.row(i)));
+                d.scatter(&scratch.d_y, to.iter().copied());
             }
         }
     }
@@ -360,7 +360,7 @@ impl Layer {
             self.norm.forward(block.part(0), rows, h);
             self.query.dense.forward(h.part(0), rows, Then::Bias, q.part_mut(0), activations);
             self.queries_back(rows, sizes, gradient, scratch);
-            (0..rows).for_each(|i| d.row_mut(first + i).copy_from_slice(scratch.d_y.row(i)));
+            d.scatter(&scratch.d_y, first..first + rows);
         }
     }
 

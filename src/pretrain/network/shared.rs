@@ -35,7 +35,7 @@ pub(super) fn runs(positions: usize, parts: usize) -> Vec<Range<usize>> {
 /// Rows at some positions.
 pub(super) fn gather(from: &Rows, at: impl ExactSizeIterator<Item = usize>, width: usize) -> Rows {
     let mut rows = Rows::new(at.len().max(1), width);
-    at.enumerate().for_each(|(i, p)| rows.row_mut(i).copy_from_slice(from.row(p)));
+    rows.gather(from, at);
     rows
 }
 
@@ -80,12 +80,10 @@ impl Network<'_> {
             features: (self.layers.len() > 1).then(|| Rows::new(self.seq_len, self.layers[0].favor().width())),
         };
         for (at, (rows, sums, largest, features)) in runs.into_iter().zip(parts) {
-            for (i, p) in at.enumerate() {
-                shared.rows.row_mut(p).copy_from_slice(rows.row(i));
-                if let (Some(to), Some(from)) = (&mut shared.features, &features) {
-                    to.row_mut(p).copy_from_slice(from.row(i));
-                }
+            if let (Some(to), Some(from)) = (&mut shared.features, &features) {
+                to.scatter(from, at.clone());
             }
+            shared.rows.scatter(&rows, at);
             shared.sums.add(&sums);
             shared.largest.extend(largest);
         }
