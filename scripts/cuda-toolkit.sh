@@ -1,7 +1,7 @@
 #!/bin/sh
 # scripts/cuda-toolkit.sh DIR [check|build]: a CUDA 13.0 prefix from PyPI wheels, for building candle with feature `cuda`.
 #   check: compiler and headers only, enough for `cargo check`/`clippy` (about 105 MB to download)
-#   build: also the libraries that a link needs (about 680 MB); the default
+#   build: also the libraries that a link needs, NCCL among them (about 1 GB); the default
 # Prints `export` lines on stdout and nothing else there: eval "$(./cuda-toolkit.sh DIR)"
 # An nvcc that is already on PATH is used as it is. No root, no GPU, no driver needed.
 set -eu
@@ -14,7 +14,8 @@ wheels="nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88
  nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85"
 case $mode in
   check) ;;
-  build) wheels="$wheels nvidia-cublas==13.1.0.3 nvidia-curand==10.4.0.35 nvidia-cuda-nvrtc==13.0.88" ;;
+  build) wheels="$wheels nvidia-cublas==13.1.0.3 nvidia-curand==10.4.0.35 nvidia-cuda-nvrtc==13.0.88
+ nvidia-nccl-cu13==2.28.9" ;;
   *) die "unknown mode '$mode': check or build" ;;
 esac
 case $1 in *\'*) die "no quote in DIR, please: $1" ;; esac
@@ -35,6 +36,7 @@ elif [ "$(cat "$dir/.wheels" 2>/dev/null)" != "$wheels" ]; then
   python3 -m pip --disable-pip-version-check install --quiet --no-deps --only-binary=:all: \
     --root-user-action=ignore --upgrade --target "$dir" $wheels >&2 || die "pip could not install the wheels"
   ln -s lib "$home/lib64"
+  [ ! -d "$dir/nvidia/nccl/lib" ] || ln -s "$dir"/nvidia/nccl/lib/libnccl.so.* "$home/lib/"
   # The wheels carry libNAME.so.N only; the linker looks for libNAME.so.
   for so in "$home"/lib/lib*.so.*; do
     name=${so##*/}

@@ -1,23 +1,27 @@
-//! Attention of one cell's tokens with gradients, in f32: what [`crate::Attention`] computes, and the way back.
+//! Attention of one cell's tokens with gradients: what [`crate::Attention`] computes, in f32 or bf16, and the way back.
 //!
-//! Queries go a block at a time against every key, so memory is a block of scores and never K × K; the way back computes the
-//! scores again. With P = softmax(QKᵀ/√d) and O = PV: dV = PᵀdO, dP = dOVᵀ, dS = P∘(dP − Σ P∘dP), dQ = dS·K/√d,
-//! dK = dSᵀ·Q/√d. Limit: FLOPs.
+//! Scores stand turned, a row a key and a column a query, 32 queries by 128 keys at a time: every step of a softmax then
+//! goes down columns, 32 of them side by side; a row is at once what sums over queries read and, with its neighbour, what
+//! sums over keys read; and no K × K matrix is kept. The way there goes with a running maximum and sum (Milakov &
+//! Gimelshein 2018) and keeps the logarithm of each query's sum, with which the way back has the weights in one pass (Dao
+//! et al. 2022).
+//!
+//! With P = softmax(QKᵀ/√d) and O = PV: dV = PᵀdO, dP = dOVᵀ, dS = P∘(dP − Σ dO∘O), dQ = dS·K/√d, dK = dSᵀ·Q/√d. In bf16
+//! the seven products read bf16 and sum in f32. Limit: FLOPs, and in bf16 the exponentials.
 
-use super::backward::softmax_back;
-use super::dense::panel_of;
-use super::memory::{Aligned, stride};
-use super::softmax::softmax;
-use super::tile::{Isa, Operand, PANEL, multiply_f32_of};
-
-/// Queries of a block.
-const QUERIES: usize = 112;
+use super::attention_operands::{Group, KEYS, QUERIES, Shape, Side, from, scaled, unpanel};
+use super::memory::Aligned;
+use super::numeric::exp2_nonpositive;
+use super::tile::{Form, Isa, PANEL};
+use crate::simd::{dispatch, dot};
 
 /// Attention of one encoder layer that learns. Queries, keys and values of a token lie side by side, `[tokens, 3·heads·dim]`.
 #[derive(Debug, Clone, Copy)]
 pub struct LearningAttention {
     /// Instructions to use.
     pub isa: Isa,
+    /// Numbers of products: f32 or bf16.
+    pub form: Form,
     /// Heads.
     pub heads: usize,
     /// Numbers of a head.
@@ -27,195 +31,282 @@ pub struct LearningAttention {
 /// Memory of one thread.
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
-    keys: Aligned<f32>,
-    keys_turned: Aligned<f32>,
-    values: Aligned<f32>,
-    values_turned: Aligned<f32>,
+    numbers: Aligned<f32>,
+    lanes: Aligned<u32>,
+    keys: Side,
+    values: Side,
+    queries: Group,
+    d_out: Group,
     weights: Aligned<f32>,
     gradients: Aligned<f32>,
-    panel: Aligned<f32>,
+    weight_rows: Aligned<u32>,
+    gradient_rows: Aligned<u32>,
+    pairs: Aligned<u32>,
+    /// Sums over keys, turned: `[dim, QUERIES]`.
     sums: Aligned<f32>,
+    running: Vec<Column>,
     d_keys: Aligned<f32>,
     d_values: Aligned<f32>,
 }
 
+/// What is known of 32 queries: running maximum and sum on the way there; logarithm of the sum and Σ dO∘O on the way back.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Column([f32; PANEL], [f32; PANEL]);
+
 impl LearningAttention {
-    /// Attention of `tokens` tokens into `out`, `[tokens, heads·dim]`; rows are `.1` apart.
+    /// Attention of `tokens` tokens into `out`, `[tokens, heads·dim]`, and into `log_sums`, `[heads, tokens]`, the logarithm to
+    /// base 2 of each query's sum of exponentials; rows are `.1` apart.
     pub fn forward(
         &self,
         qkv: (&[f32], usize),
         tokens: usize,
         out: (&mut [f32], usize),
+        log_sums: &mut [f32],
         scratch: &mut AttentionScratch,
     ) {
-        let AttentionScratch { keys_turned, values, weights, sums, .. } = scratch;
-        let (dim, apart, scale) = (self.dim, row_of(tokens), 1.0 / (self.dim as f32).sqrt());
-        for head in 0..self.heads {
-            let [queries, keys, head_values] = self.parts(qkv, head);
-            turned_panels(keys, tokens, dim, scale, keys_turned);
-            panels(head_values, tokens, dim, values);
-            for first in (0..tokens).step_by(QUERIES) {
-                let rows = QUERIES.min(tokens - first);
-                self.weights((&queries.0[first * qkv.1..], qkv.1), rows, tokens, keys_turned, weights);
-                let a = Operand { data: &weights[..], row: apart, step: 1 };
-                product(self.isa, a, (rows, tokens, dim), values, sums, |i, at, sums| {
-                    out.0[(first + i) * out.1 + head * dim + at..][..sums.len()].copy_from_slice(sums);
-                });
+        let AttentionScratch { numbers, lanes, keys, values, queries, weights, pairs, sums, running, .. } = scratch;
+        let (shape, dim) = (self.shape(tokens), self.dim);
+        let numbers = numbers.at_least(tokens * dim);
+        for (head, log_sums) in log_sums.chunks_exact_mut(tokens).take(self.heads).enumerate() {
+            let [head_queries, head_keys, head_values] = self.parts(qkv, head);
+            shape.side(scaled(head_keys, dim, self.scale(), numbers), false, lanes, keys);
+            shape.side(scaled(head_values, dim, 1.0, numbers), true, lanes, values);
+            let numbers = scaled(head_queries, dim, 1.0, numbers);
+            for (first, count) in shape.steps(QUERIES) {
+                shape.group(&numbers[first * dim..][..count * dim], count, false, lanes, queries);
+                running.clear();
+                running.resize(count.div_ceil(PANEL), Column([f32::NEG_INFINITY; PANEL], [0.0; PANEL]));
+                let sums = sums.at_least(dim * QUERIES);
+                sums.fill(0.0);
+                for block in shape.steps(KEYS) {
+                    for (panel, column) in running.iter_mut().enumerate() {
+                        let weights = weights.at_least(block.1 * PANEL);
+                        shape.scores(&keys.rows, block, panel, queries, weights);
+                        let sums = &mut sums[panel * PANEL..];
+                        match self.form {
+                            Form::F32 => softmax_step_f32(weights, column, sums),
+                            _ => softmax_step_bf16(weights, column, sums),
+                        }
+                        shape.sum_over_keys(&values.turned, block, weights, pairs, sums);
+                    }
+                }
+                for i in 0..count {
+                    let Column(max, total) = &running[i / PANEL];
+                    let (max, total) = (max[i % PANEL], total[i % PANEL]);
+                    log_sums[first + i] = max + total.log2();
+                    let out = &mut out.0[(first + i) * out.1 + head * dim..][..dim];
+                    out.iter_mut().zip(sums.chunks_exact(QUERIES)).for_each(|(out, sums)| *out = sums[i] / total);
+                }
             }
         }
     }
 
-    /// The way back: from the gradient of what [`LearningAttention::forward`] gave to that of queries, keys and values.
+    /// The way back: from what [`LearningAttention::forward`] read and gave, and the gradient of what it gave, to that of
+    /// queries, keys and values.
+    #[allow(clippy::too_many_arguments, reason = "what went in, what came out, and the gradients of both")]
     pub fn back(
         &self,
         qkv: (&[f32], usize),
         tokens: usize,
+        out: (&[f32], usize),
+        log_sums: &[f32],
         d_out: (&[f32], usize),
         d_qkv: (&mut [f32], usize),
         scratch: &mut AttentionScratch,
     ) {
-        let AttentionScratch { keys, keys_turned, values_turned, weights, gradients, panel, sums, .. } = scratch;
-        let (d_keys, d_values) = (&mut scratch.d_keys, &mut scratch.d_values);
-        let (dim, width, apart) = (self.dim, self.heads * self.dim, row_of(tokens));
-        let scale = 1.0 / (dim as f32).sqrt();
+        let (shape, dim, width) = (self.shape(tokens), self.dim, self.heads * self.dim);
         for head in 0..self.heads {
-            let [queries, head_keys, head_values] = self.parts(qkv, head);
-            turned_panels(head_keys, tokens, dim, scale, keys_turned);
-            panels(head_keys, tokens, dim, keys);
-            turned_panels(head_values, tokens, dim, 1.0, values_turned);
-            for sums in [&mut *d_keys, &mut *d_values] {
-                sums.at_least(dim.next_multiple_of(PANEL) * tokens).fill(0.0);
+            self.prepare_back(self.parts(qkv, head), shape, scratch);
+            let log_sums = &log_sums[head * tokens..][..tokens];
+            for (first, count) in shape.steps(QUERIES) {
+                let queries = from(self.parts(qkv, head)[0], first, 0);
+                let [out, d_out] = [out, d_out].map(|rows| from(rows, first, head * dim));
+                let d_queries = (&mut d_qkv.0[first * d_qkv.1 + head * dim..], d_qkv.1);
+                self.group_back(shape, count, queries, out, d_out, &log_sums[first..], d_queries, scratch);
             }
-            for first in (0..tokens).step_by(QUERIES) {
-                let rows = QUERIES.min(tokens - first);
-                let queries = (&queries.0[first * qkv.1..], qkv.1);
-                let d_out = (&d_out.0[first * d_out.1 + head * dim..], d_out.1);
-                self.weights(queries, rows, tokens, keys_turned, weights);
-                add_turned(self.isa, (weights, apart), d_out, (tokens, rows, dim), panel, d_values);
-                let d = gradients.at_least(rows * apart);
-                let a = Operand { data: d_out.0, row: d_out.1, step: 1 };
-                product_in_place(self.isa, a, (rows, dim, tokens), values_turned, d);
-                for (weights, d) in weights.chunks(apart).zip(d.chunks_mut(apart)).take(rows) {
-                    softmax_back(&weights[..tokens], &mut d[..tokens]);
-                }
-                add_turned(self.isa, (d, apart), queries, (tokens, rows, dim), panel, d_keys);
-                let a = Operand { data: &*d, row: apart, step: 1 };
-                product(self.isa, a, (rows, tokens, dim), keys, sums, |i, at, sums| {
-                    let to = &mut d_qkv.0[(first + i) * d_qkv.1 + head * dim + at..][..sums.len()];
-                    to.iter_mut().zip(sums).for_each(|(to, sum)| *to = sum * scale);
-                });
-            }
+            let scale = 1.0 / (dim as f32).sqrt();
+            let AttentionScratch { d_keys, d_values, .. } = &*scratch;
             unpanel(d_keys, (tokens, dim), scale, (&mut d_qkv.0[width + head * dim..], d_qkv.1));
             unpanel(d_values, (tokens, dim), 1.0, (&mut d_qkv.0[2 * width + head * dim..], d_qkv.1));
         }
+    }
+
+    /// Operands of a head's keys and values, and sums of zero for their gradients.
+    fn prepare_back(&self, parts: [(&[f32], usize); 3], shape: Shape, scratch: &mut AttentionScratch) {
+        let AttentionScratch { numbers, lanes, keys, values, d_keys, d_values, .. } = scratch;
+        let [_, head_keys, head_values] = parts;
+        let numbers = numbers.at_least(shape.tokens * self.dim);
+        shape.side(scaled(head_keys, self.dim, self.scale(), numbers), true, lanes, keys);
+        shape.side(scaled(head_values, self.dim, 1.0, numbers), false, lanes, values);
+        for sums in [d_keys, d_values] {
+            sums.at_least(self.dim.next_multiple_of(PANEL) * shape.tokens).fill(0.0);
+        }
+    }
+
+    /// The way back of a group of queries: their gradient, and what they add to those of keys and values.
+    #[allow(clippy::too_many_arguments, reason = "what went in, what came out, and the gradients of both")]
+    fn group_back(
+        &self,
+        shape: Shape,
+        count: usize,
+        group_queries: (&[f32], usize),
+        out: (&[f32], usize),
+        group_d_out: (&[f32], usize),
+        log_sums: &[f32],
+        d_queries: (&mut [f32], usize),
+        scratch: &mut AttentionScratch,
+    ) {
+        let AttentionScratch {
+            numbers,
+            lanes,
+            keys,
+            values,
+            queries,
+            d_out,
+            weights,
+            gradients,
+            weight_rows,
+            gradient_rows,
+            pairs,
+            sums,
+            running,
+            d_keys,
+            d_values,
+        } = scratch;
+        let dim = self.dim;
+        let numbers = numbers.at_least(count * dim);
+        shape.group(scaled(group_queries, dim, 1.0, numbers), count, true, lanes, queries);
+        shape.group(scaled(group_d_out, dim, 1.0, numbers), count, true, lanes, d_out);
+        running.clear();
+        running.resize(count.div_ceil(PANEL), Column([0.0; PANEL], [0.0; PANEL]));
+        for i in 0..count {
+            let Column(log_sum, along) = &mut running[i / PANEL];
+            log_sum[i % PANEL] = log_sums[i];
+            along[i % PANEL] = dot(&out.0[i * out.1..][..dim], &numbers[i * dim..][..dim]);
+        }
+        let sums = sums.at_least(dim * QUERIES);
+        sums.fill(0.0);
+        let size = KEYS * shape.group_row();
+        let (weight_rows, gradient_rows) = (weight_rows.at_least(size), gradient_rows.at_least(size));
+        let size = dim.next_multiple_of(PANEL) * shape.tokens;
+        let (d_keys, d_values) = (d_keys.at_least(size), d_values.at_least(size));
+        for block in shape.steps(KEYS) {
+            for (panel, column) in running.iter().enumerate() {
+                let weights = weights.at_least(block.1 * PANEL);
+                let gradients = gradients.at_least(block.1 * PANEL);
+                shape.scores(&keys.rows, block, panel, queries, weights);
+                shape.scores(&values.rows, block, panel, d_out, gradients);
+                match self.form {
+                    Form::F32 => weights_back_f32(weights, gradients, column),
+                    _ => weights_back_bf16(weights, gradients, column),
+                }
+                shape.put_rows(weights, panel, weight_rows);
+                shape.put_rows(gradients, panel, gradient_rows);
+                shape.sum_over_keys(&keys.turned, block, gradients, pairs, &mut sums[panel * PANEL..]);
+            }
+            shape.sum_over_queries(weight_rows, block, count, d_out, d_values);
+            shape.sum_over_queries(gradient_rows, block, count, queries, d_keys);
+        }
+        // Keys were scaled by log2 e / √d.
+        for i in 0..count {
+            let to = &mut d_queries.0[i * d_queries.1..][..dim];
+            to.iter_mut().zip(sums.chunks_exact(QUERIES)).for_each(|(to, s)| *to = s[i] * std::f32::consts::LN_2);
+        }
+    }
+
+    fn shape(&self, tokens: usize) -> Shape {
+        Shape { isa: self.isa, form: self.form, tokens, dim: self.dim }
+    }
+
+    /// What keys are scaled by, so that scores are powers of two.
+    fn scale(&self) -> f32 {
+        std::f32::consts::LOG2_E / (self.dim as f32).sqrt()
     }
 
     /// Queries, keys and values of a head.
     fn parts<'a>(&self, qkv: (&'a [f32], usize), head: usize) -> [(&'a [f32], usize); 3] {
         [0, 1, 2].map(|part| (&qkv.0[(part * self.heads + head) * self.dim..], qkv.1))
     }
-
-    /// softmax(q·kᵀ/√d), `[rows, row_of(tokens)]`; the keys are scaled already.
-    fn weights(
-        &self,
-        queries: (&[f32], usize),
-        rows: usize,
-        tokens: usize,
-        keys_turned: &[f32],
-        weights: &mut Aligned<f32>,
-    ) {
-        let weights = weights.at_least(rows * row_of(tokens));
-        let a = Operand { data: queries.0, row: queries.1, step: 1 };
-        product_in_place(self.isa, a, (rows, self.dim, tokens), keys_turned, weights);
-        weights.chunks_mut(row_of(tokens)).for_each(|row| softmax(&mut row[..tokens]));
-    }
 }
 
-/// Distance between rows of scores: room for whole panels, and an odd number of cache lines.
-fn row_of(tokens: usize) -> usize {
-    stride(tokens.next_multiple_of(PANEL))
-}
-
-/// Panels `[rows, 32]` of `[rows, columns]`, one per 32 columns.
-fn panels(x: (&[f32], usize), rows: usize, columns: usize, out: &mut Aligned<f32>) {
-    let out = out.at_least(columns.next_multiple_of(PANEL) * rows);
-    for (n, panel) in out.chunks_exact_mut(rows * PANEL).enumerate() {
-        panel_of((&x.0[n * PANEL..], x.1), PANEL.min(columns - n * PANEL), panel);
-    }
-}
-
-/// Panels `[columns, 32]` of the transpose, scaled, one per 32 rows.
-fn turned_panels(x: (&[f32], usize), rows: usize, columns: usize, scale: f32, out: &mut Aligned<f32>) {
-    let out = out.at_least(rows.next_multiple_of(PANEL) * columns);
-    for (n, panel) in out.chunks_exact_mut(columns * PANEL).enumerate() {
+/// Turns scores of a block, in powers of two, into weights against each query's running maximum, and scales what was summed
+/// before, rows `QUERIES` apart.
+#[inline(always)]
+fn softmax_step_body<const FUSED: bool, const DEGREE: usize>(
+    scores: &mut [f32],
+    column: &mut Column,
+    sums: &mut [f32],
+) {
+    let (rows, _) = scores.as_chunks_mut::<PANEL>();
+    let mut top = column.0;
+    for row in rows.iter() {
         for i in 0..PANEL {
-            let row = n * PANEL + i;
-            for j in 0..columns {
-                panel[j * PANEL + i] = if row < rows { scale * x.0[row * x.1 + j] } else { 0.0 };
-            }
+            top[i] = if row[i] > top[i] { row[i] } else { top[i] };
+        }
+    }
+    let mut total = [0f32; PANEL];
+    for row in rows.iter_mut() {
+        for i in 0..PANEL {
+            row[i] = exp2_nonpositive::<FUSED, DEGREE>(row[i] - top[i]);
+            total[i] += row[i];
+        }
+    }
+    let mut keep = [0f32; PANEL];
+    for i in 0..PANEL {
+        keep[i] = exp2_nonpositive::<FUSED, 6>(column.0[i] - top[i]);
+        column.1[i] = column.1[i] * keep[i] + total[i];
+    }
+    column.0 = top;
+    for sums in sums.chunks_mut(QUERIES) {
+        sums.iter_mut().zip(&keep).for_each(|(sum, keep)| *sum *= keep);
+    }
+}
+
+/// Turns scores into weights, and gradients of weights into those of scores.
+#[inline(always)]
+fn weights_back_body<const FUSED: bool, const DEGREE: usize>(scores: &mut [f32], d: &mut [f32], column: &Column) {
+    let (rows, _) = scores.as_chunks_mut::<PANEL>();
+    let (d_rows, _) = d.as_chunks_mut::<PANEL>();
+    for (row, d) in rows.iter_mut().zip(d_rows) {
+        for i in 0..PANEL {
+            row[i] = exp2_nonpositive::<FUSED, DEGREE>(row[i] - column.0[i]);
+            d[i] = row[i] * (d[i] - column.1[i]);
         }
     }
 }
 
-/// `a·b` for `(rows, inner, columns)`, b in panels; `put` takes a row, a first column and some sums.
-fn product(
-    isa: Isa,
-    a: Operand<f32>,
-    (rows, inner, columns): (usize, usize, usize),
-    b: &[f32],
-    sums: &mut Aligned<f32>,
-    mut put: impl FnMut(usize, usize, &[f32]),
-) {
-    for (n, panel) in b.chunks_exact(inner * PANEL).take(columns.div_ceil(PANEL)).enumerate() {
-        let sums = sums.at_least(rows * PANEL);
-        let some = PANEL.min(columns - n * PANEL);
-        multiply_f32_of(isa, rows, inner, some, a, panel, sums, PANEL, false);
-        for (i, sums) in sums.chunks_exact(PANEL).enumerate() {
-            put(i, n * PANEL, &sums[..some]);
-        }
-    }
+#[inline(always)]
+fn step_f32<const FUSED: bool>(scores: &mut [f32], column: &mut Column, sums: &mut [f32]) {
+    softmax_step_body::<FUSED, 6>(scores, column, sums);
 }
 
-/// `a·b` for `(rows, inner, columns)`, b in panels, into rows that are [`row_of`] the columns apart.
-fn product_in_place(
-    isa: Isa,
-    a: Operand<f32>,
-    (rows, inner, columns): (usize, usize, usize),
-    b: &[f32],
-    out: &mut [f32],
-) {
-    for (n, panel) in b.chunks_exact(inner * PANEL).take(columns.div_ceil(PANEL)).enumerate() {
-        multiply_f32_of(isa, rows, inner, PANEL, a, panel, &mut out[n * PANEL..], row_of(columns), false);
-    }
+#[inline(always)]
+fn step_bf16<const FUSED: bool>(scores: &mut [f32], column: &mut Column, sums: &mut [f32]) {
+    softmax_step_body::<FUSED, 4>(scores, column, sums);
 }
 
-/// Adds `aᵀ·b`, `[outer, columns]`, to panels `[outer, 32]`; a is `[rows, outer]`, b `[rows, columns]`.
-fn add_turned(
-    isa: Isa,
-    a: (&[f32], usize),
-    b: (&[f32], usize),
-    (outer, rows, columns): (usize, usize, usize),
-    panel: &mut Aligned<f32>,
-    to: &mut [f32],
-) {
-    for (n, to) in to.chunks_exact_mut(outer * PANEL).take(columns.div_ceil(PANEL)).enumerate() {
-        let panel = panel.at_least(rows * PANEL);
-        let some = PANEL.min(columns - n * PANEL);
-        panel_of((&b.0[n * PANEL..], b.1), some, panel);
-        let a = Operand { data: a.0, row: 1, step: a.1 };
-        multiply_f32_of(isa, outer, rows, some, a, panel, to, PANEL, true);
-    }
+#[inline(always)]
+fn back_f32<const FUSED: bool>(scores: &mut [f32], d: &mut [f32], column: &Column) {
+    weights_back_body::<FUSED, 6>(scores, d, column);
 }
 
-/// Panels back to rows, scaled.
-fn unpanel(from: &[f32], (rows, columns): (usize, usize), scale: f32, to: (&mut [f32], usize)) {
-    for (n, panel) in from.chunks_exact(rows * PANEL).take(columns.div_ceil(PANEL)).enumerate() {
-        let some = PANEL.min(columns - n * PANEL);
-        for (i, from) in panel.chunks_exact(PANEL).enumerate() {
-            let to = &mut to.0[i * to.1 + n * PANEL..][..some];
-            to.iter_mut().zip(from).for_each(|(to, from)| *to = from * scale);
-        }
-    }
+#[inline(always)]
+fn back_bf16<const FUSED: bool>(scores: &mut [f32], d: &mut [f32], column: &Column) {
+    weights_back_body::<FUSED, 4>(scores, d, column);
+}
+
+dispatch! {
+    fn softmax_step_f32(scores: &mut [f32], column: &mut Column, sums: &mut [f32]) = fused step_f32
+}
+dispatch! {
+    fn softmax_step_bf16(scores: &mut [f32], column: &mut Column, sums: &mut [f32]) = fused step_bf16
+}
+dispatch! {
+    fn weights_back_f32(scores: &mut [f32], d: &mut [f32], column: &Column) = fused back_f32
+}
+dispatch! {
+    fn weights_back_bf16(scores: &mut [f32], d: &mut [f32], column: &Column) = fused back_bf16
 }
 
 #[cfg(test)]
@@ -231,51 +322,75 @@ mod tests {
         out
     }
 
-    fn forward(attention: LearningAttention, qkv: &Rows, tokens: usize) -> Rows {
+    /// What attention gives, and the logarithms of its sums.
+    fn forward(attention: LearningAttention, qkv: &Rows, tokens: usize) -> (Rows, Vec<f32>) {
         let mut out = Rows::new(tokens, attention.heads * attention.dim);
-        let apart = out.stride();
-        attention.forward(
-            (qkv.from(0), qkv.stride()),
-            tokens,
-            (out.all_mut(), apart),
-            &mut AttentionScratch::default(),
-        );
-        out
+        let mut log_sums = vec![0.0; attention.heads * tokens];
+        attention.forward(qkv.part(0), tokens, out.part_mut(0), &mut log_sums, &mut AttentionScratch::default());
+        (out, log_sums)
+    }
+
+    fn back(attention: LearningAttention, qkv: &Rows, tokens: usize, d_out: &Rows) -> Rows {
+        let (out, log_sums) = forward(attention, qkv, tokens);
+        let mut d_qkv = Rows::new(tokens, 3 * attention.heads * attention.dim);
+        let mut scratch = AttentionScratch::default();
+        let (part, d_part) = (out.part(0), d_out.part(0));
+        attention.back(qkv.part(0), tokens, part, &log_sums, d_part, d_qkv.part_mut(0), &mut scratch);
+        d_qkv
+    }
+
+    /// The largest difference of two rows, and the largest number of the second.
+    fn apart(a: &Rows, b: &Rows, rows: usize) -> (f32, f32) {
+        let each = (0..rows).flat_map(|i| a.row(i).iter().zip(b.row(i)));
+        each.fold((0.0, 0.0), |(d, most), (a, b)| (d.max((a - b).abs()), most.max(b.abs())))
     }
 
     #[test]
     fn it_is_the_attention_of_inference() {
-        for (tokens, heads, dim) in [(1, 2, 5), (130, 3, 40)] {
-            let attention = LearningAttention { isa: Isa::best(), heads, dim };
-            let qkv = random(tokens, 3 * heads * dim, 1);
-            let ours = forward(attention, &qkv, tokens);
-            let mut out = vec![0.0; tokens * heads * dim];
-            Attention { isa: Isa::best(), form: Form::F32, heads, dim }.run(&qkv, &[0, tokens], &mut out);
-            for i in 0..tokens {
-                for j in 0..heads * dim {
-                    let other = out[(j / dim * tokens + i) * dim + j % dim];
-                    assert!((ours.row(i)[j] - other).abs() < 1e-5);
+        for (tokens, heads, dim) in [(1, 2, 5), (130, 3, 40), (300, 2, 16)] {
+            for (form, tolerance) in [(Form::F32, 1e-5), (Form::Bf16, 2e-2)] {
+                let attention = LearningAttention { isa: Isa::best(), form, heads, dim };
+                let qkv = random(tokens, 3 * heads * dim, 1);
+                let (ours, log_sums) = forward(attention, &qkv, tokens);
+                let mut out = vec![0.0; tokens * heads * dim];
+                Attention { isa: Isa::best(), form: Form::F32, heads, dim }.run(&qkv, &[0, tokens], &mut out);
+                for i in 0..tokens {
+                    for j in 0..heads * dim {
+                        let other = out[(j / dim * tokens + i) * dim + j % dim];
+                        assert!((ours.row(i)[j] - other).abs() < tolerance);
+                    }
                 }
+                // The sum of the first query's exponentials by its definition.
+                let score = |k: usize| dot(&qkv.row(0)[..dim], &qkv.row(k)[heads * dim..][..dim]) / (dim as f32).sqrt();
+                let exact = (0..tokens).map(|k| f64::from(score(k)).exp()).sum::<f64>().log2();
+                assert!((f64::from(log_sums[0]) - exact).abs() < f64::from(tolerance));
+            }
+        }
+    }
+
+    #[test]
+    fn every_form_and_instruction_gives_the_same_gradients() {
+        for (tokens, heads, dim) in [(1, 1, 3), (33, 2, 16), (300, 2, 32), (129, 1, 40)] {
+            let (qkv, d_out) = (random(tokens, 3 * heads * dim, 1), random(tokens, heads * dim, 2));
+            let of = |isa, form| back(LearningAttention { isa, form, heads, dim }, &qkv, tokens, &d_out);
+            let exact = of(Isa::PLAIN, Form::F32);
+            for (isa, form, tolerance) in
+                [(Isa::best(), Form::F32, 1e-5), (Isa::PLAIN, Form::Bf16, 2e-2), (Isa::best(), Form::Bf16, 2e-2)]
+            {
+                let (worst, most) = apart(&of(isa, form), &exact, tokens);
+                assert!(worst < tolerance * most, "{tokens} {dim} {form:?}: {worst} of {most}");
             }
         }
     }
 
     #[test]
     fn gradients_agree_with_differences() {
-        let (tokens, heads, dim) = (115, 2, 6);
-        let attention = LearningAttention { isa: Isa::best(), heads, dim };
+        let (tokens, heads, dim) = (150, 2, 6);
+        let attention = LearningAttention { isa: Isa::best(), form: Form::F32, heads, dim };
         let (qkv, d_out) = (random(tokens, 3 * heads * dim, 1), random(tokens, heads * dim, 2));
-        let mut d_qkv = Rows::new(tokens, 3 * heads * dim);
-        let apart = d_qkv.stride();
-        attention.back(
-            (qkv.from(0), qkv.stride()),
-            tokens,
-            (d_out.from(0), d_out.stride()),
-            (d_qkv.all_mut(), apart),
-            &mut AttentionScratch::default(),
-        );
+        let d_qkv = back(attention, &qkv, tokens, &d_out);
         let loss = |qkv: &Rows| -> f64 {
-            let out = forward(attention, qkv, tokens);
+            let (out, _) = forward(attention, qkv, tokens);
             let of_row = |i: usize| out.row(i).iter().zip(d_out.row(i)).map(|(o, d)| f64::from(*o) * f64::from(*d));
             (0..tokens).flat_map(of_row).sum()
         };

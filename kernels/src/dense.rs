@@ -5,10 +5,10 @@
 //! three products read bf16 and sum in f32. Limit: FLOPs.
 
 use super::backward::add_scaled;
-use super::linear::{Activations, Linear, Then, bf16};
+use super::linear::{Activations, Linear, Then};
 use super::memory::{Aligned, stride};
+use super::operands::{pair_rows, panel_of, turn};
 use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32};
-use crate::simd::dispatch;
 
 /// A linear layer with its weights packed for both directions.
 #[derive(Debug)]
@@ -137,61 +137,6 @@ impl DenseGradient {
         }
         bias.iter_mut().zip(&self.bias).for_each(|(to, sum)| *to += sum);
     }
-}
-
-/// `columns` numbers of each row into a panel `[rows, 32]`, the rest zero.
-pub(crate) fn panel_of(x: (&[f32], usize), columns: usize, panel: &mut [f32]) {
-    for (i, to) in panel.chunks_exact_mut(PANEL).enumerate() {
-        let from = &x.0[i * x.1..][..columns];
-        to[..columns].copy_from_slice(from);
-        to[columns..].fill(0.0);
-    }
-}
-
-/// Rows two by two as pairs of bf16, `[pair, column]` with pairs `apart` lanes apart; what there is no row or column for is
-/// zero.
-fn pair_rows(x: (&[f32], usize), rows: usize, columns: usize, lanes: &mut [u32], apart: usize) {
-    for (pair, to) in lanes.chunks_exact_mut(apart).enumerate() {
-        let (to, rest) = to.split_at_mut(columns);
-        rest.fill(0);
-        let row = |i: usize| x.0.get(i * x.1..).and_then(|row| row.get(..columns)).filter(|_| i < rows);
-        match (row(2 * pair), row(2 * pair + 1)) {
-            (Some(low), Some(high)) => pair_lanes(low, high, to),
-            (Some(low), None) => to.iter_mut().zip(low).for_each(|(to, l)| *to = bf16(*l)),
-            _ => to.fill(0),
-        }
-    }
-}
-
-/// The transpose: `[rows, columns]` without gaps to `[columns, rows]`, rows of it `apart` lanes apart. By squares of sixteen,
-/// so that no line of the cache is fetched twice.
-#[inline(always)]
-fn turn_body(from: &[u32], (rows, columns): (usize, usize), to: &mut [u32], apart: usize) {
-    const SIDE: usize = 16;
-    for (top, left) in (0..rows).step_by(SIDE).flat_map(|top| (0..columns).step_by(SIDE).map(move |left| (top, left))) {
-        let mut square = [[0u32; SIDE]; SIDE];
-        let (high, wide) = (SIDE.min(rows - top), SIDE.min(columns - left));
-        for (i, line) in square.iter_mut().enumerate().take(high) {
-            line[..wide].copy_from_slice(&from[(top + i) * columns + left..][..wide]);
-        }
-        for j in 0..wide {
-            let out = &mut to[(left + j) * apart + top..][..high];
-            out.iter_mut().zip(&square).for_each(|(out, line)| *out = line[j]);
-        }
-    }
-}
-
-dispatch! {
-    fn turn(from: &[u32], sizes: (usize, usize), to: &mut [u32], apart: usize) = turn_body
-}
-
-#[inline(always)]
-fn pair_lanes_body(low: &[f32], high: &[f32], to: &mut [u32]) {
-    to.iter_mut().zip(low.iter().zip(high)).for_each(|(to, (l, h))| *to = bf16(*h) << 16 | bf16(*l));
-}
-
-dispatch! {
-    fn pair_lanes(low: &[f32], high: &[f32], to: &mut [u32]) = pair_lanes_body
 }
 
 #[cfg(test)]

@@ -12,13 +12,13 @@
 //! one m. Queries that many cells share have one e, and their t can be added.
 
 use super::backward::add_scaled;
-use super::dense::panel_of;
 use super::favor::EPS;
 use super::favor_rows::{
     denominators, features_back, key_features, largest, norms_back, query_features, quotients, quotients_back, sum_rows,
 };
 use super::linear::{Activations, BLOCK, Linear, Then};
 use super::memory::{Aligned, LANES, Rows};
+use super::operands::panel_of;
 use super::projection::{Projection, scaled};
 use super::tile::{Form, Isa, Operand, PANEL, multiply_f32_of};
 
@@ -284,19 +284,18 @@ impl LearningFavor {
         }
     }
 
-    /// Attention of queries with features `e` into `out`; `over` becomes 1/φ(q)·z, `[heads, rows]`, for the way back.
+    /// Attention of queries with features `e` into `out`, and 1/φ(q)·z into `over`, `[heads, rows]`, for the way back.
     pub fn attend(
         &self,
         e: (&[f32], usize),
         rows: usize,
         context: &LearningContext,
         out: (&mut [f32], usize),
-        over: &mut Vec<f32>,
+        over: &mut [f32],
         scratch: &mut LearningScratch,
     ) {
         let (dim, padded) = (self.dim, self.padded());
-        over.resize(self.heads * rows, 0.0);
-        for (head, over) in over.chunks_exact_mut(rows).enumerate() {
+        for (head, over) in over.chunks_exact_mut(rows).take(self.heads).enumerate() {
             let e = (&e.0[head * padded..], e.1);
             denominators(e, &context.totals[head * padded..][..padded], context.one_totals[head], over);
             let products = &context.products[head * self.size()..][..self.size()];
@@ -335,7 +334,7 @@ impl LearningFavor {
         let (dim, padded) = (self.dim, self.padded());
         t.resize(BLOCK, self.width());
         let (t, t_apart) = t.part_mut(0);
-        for (head, over) in over.chunks_exact(rows).enumerate() {
+        for (head, over) in over.chunks_exact(rows).take(self.heads).enumerate() {
             let (e, t) = ((&e.0[head * padded..], e.1), &mut t[head * padded..]);
             let mut along = [0f32; BLOCK];
             let along = &mut along[..rows];

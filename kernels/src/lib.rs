@@ -13,6 +13,7 @@
 mod amx;
 mod attention;
 mod attention_learning;
+mod attention_operands;
 mod backward;
 mod dense;
 mod favor;
@@ -22,6 +23,7 @@ mod linear;
 mod memory;
 mod norm;
 mod numeric;
+mod operands;
 mod projection;
 mod simd;
 mod softmax;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Barrier, Mutex, PoisonError};
 
 use cellql_kernels::Form;
 
-use super::network::{Loss, Network};
+use super::network::{Loss, Memory, Network};
 use super::parameters::Parameters;
 use super::settings::Numbers;
 use super::task::Example;
@@ -26,25 +26,32 @@ pub trait Learner: Send + Sync {
 }
 
 /// The CPU's kernels.
-#[derive(Debug, Clone, Copy)]
-pub struct OnKernels(pub Numbers);
+#[derive(Debug)]
+pub struct OnKernels {
+    form: Form,
+    recomputes: bool,
+    memory: Memory,
+}
 
 impl OnKernels {
-    fn form(self) -> Form {
-        match self.0 {
+    /// Products in some numbers; `recomputes` where memory is short ([`super::Settings::recompute`]).
+    pub fn new(numbers: Numbers, recomputes: bool) -> Self {
+        let form = match numbers {
             Numbers::F32 => Form::F32,
             Numbers::Bf16 => Form::Bf16,
-        }
+        };
+        Self { form, recomputes, memory: Memory::default() }
     }
 }
 
 impl Learner for OnKernels {
     fn learn(&self, parameters: &Parameters, examples: &[Example], flat: &mut [f32]) -> Result<Loss> {
-        Ok(Network::pack(parameters, self.form())?.learn(examples, flat))
+        let network = Network::pack(parameters, self.form)?.recomputing(self.recomputes);
+        Ok(network.learn(examples, flat, &self.memory))
     }
 
     fn loss(&self, parameters: &Parameters, examples: &[Example]) -> Result<Loss> {
-        Ok(Network::pack(parameters, self.form())?.loss(examples))
+        Ok(Network::pack(parameters, self.form)?.loss(examples))
     }
 }
 

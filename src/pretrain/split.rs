@@ -76,9 +76,12 @@ pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, w
     let mut split = Split { held, ..Split::default() };
     let mut twice: Vec<(u64, u64)> = Vec::new();
     let (mut learned, mut smallest) = (RoaringTreemap::new(), BinaryHeap::new());
-    let columns = [cells::CONTENT_HASH, cells::CELL_ID, cells::DUPLICATE_OF];
-    each(store, &eligible, &columns, |row, batch, i| {
-        let hash = content_hash(batch, i);
+    let columns = [cells::CELL_ID, cells::DUPLICATE_OF, cells::CONTENT_HASH];
+    // Hashes are most of what is read, and say nothing where no cell is held out.
+    let is_divided = hold_out.share > 0.0 || !split.held.is_empty();
+    let columns = if is_divided { &columns[..] } else { &columns[..2] };
+    each(store, &eligible, columns, |row, batch, i| {
+        let hash = if is_divided { content_hash(batch, i) } else { None };
         if hash.is_some_and(|hash| is_below(hash, hold_out.share) || hashes.contains(&hash)) {
             split.held.insert(row);
         }
@@ -90,8 +93,8 @@ pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, w
             return;
         }
         split.train.insert(row);
-        learned.insert(batch.column(1).as_primitive::<UInt64Type>().value(i));
-        let first = batch.column(2).as_primitive::<UInt64Type>();
+        learned.insert(batch.column(0).as_primitive::<UInt64Type>().value(i));
+        let first = batch.column(1).as_primitive::<UInt64Type>();
         if first.is_valid(i) {
             twice.push((row, first.value(i)));
         }
@@ -107,7 +110,8 @@ pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, w
 }
 
 fn content_hash(batch: &RecordBatch, row: usize) -> Option<ContentHash> {
-    ContentHash::from_hex(batch.column(0).as_string::<i32>().value(row))
+    let hashes = batch.column_by_name(cells::CONTENT_HASH)?;
+    ContentHash::from_hex(hashes.as_string::<i32>().value(row))
 }
 
 /// The condition of cells with counts, of data sets of single cells.

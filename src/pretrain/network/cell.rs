@@ -51,13 +51,23 @@ pub(super) struct Scratch {
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) gradient: Gradient,
-    pub(super) shared_rows: Rows,
-    /// t of shared queries, `[positions, features]`; no rows where none are shared.
-    pub(super) shared_features: Rows,
+    pub(super) shared: SharedGradient,
     pub(super) shared_keys: KeyGradient,
     pub(super) loss: Loss,
     pub(super) scratch: Scratch,
 }
+
+/// What cells ask of the rows they share.
+#[derive(Debug, Default)]
+pub(super) struct SharedGradient {
+    /// `[positions, width]`.
+    pub(super) rows: Rows,
+    /// t of shared queries, `[positions, features]`; not in use where none are shared.
+    pub(super) features: Rows,
+}
+
+/// What a thread leaves for the next step: memory that is given back to the system comes again page by page.
+pub(super) type Left = (Scratch, SharedGradient);
 
 /// A cell's tokens, and the positions of the decoder at which it differs from a cell that expresses nothing.
 struct Cell<'a> {
@@ -92,7 +102,6 @@ impl<'a> Cell<'a> {
 
 /// What the way back needs of the way there.
 struct Forward {
-    encoded_from: encoder::Kept,
     own_tokens: Rows,
     own: Rows,
     /// The shared rows at the cell's own positions.
@@ -104,8 +113,17 @@ struct Forward {
 }
 
 impl Network<'_> {
-    /// Zero gradients.
-    pub(super) fn part(&self, shared: &Shared) -> Part {
+    /// Zero gradients, in memory of a step before where there is some.
+    pub(super) fn part(&self, shared: &Shared, left: Option<Left>) -> Part {
+        let (mut scratch, mut asked) = left.unwrap_or_default();
+        asked.rows.resize(self.seq_len, self.width);
+        asked.rows.clear();
+        if shared.features.is_some() {
+            asked.features.resize(self.seq_len, self.layers[0].favor().width());
+            asked.features.clear();
+        }
+        scratch.encoder.keeps = !self.recomputes;
+        scratch.decoder.keeps = !self.recomputes;
         let gradient = Gradient {
             values: self.values.gradient(),
             encoder: self.encoder.gradient(),
@@ -118,14 +136,10 @@ impl Network<'_> {
         };
         Part {
             gradient,
-            shared_rows: Rows::new(self.seq_len, self.width),
-            shared_features: match shared.features {
-                Some(_) => Rows::new(self.seq_len, self.layers[0].favor().width()),
-                None => Rows::default(),
-            },
+            shared: asked,
             shared_keys: self.layers[0].favor().no_key_gradient(shared.sums.max),
             loss: Loss::default(),
-            scratch: Scratch::default(),
+            scratch,
         }
     }
 
@@ -145,7 +159,7 @@ impl Network<'_> {
         part.loss.masked += example.masked.len() as u64;
         let mut d = self.loss_back(&cell, &forward, part);
         let d_encoded = self.decode_back(&cell, &forward, &mut d, shared, part);
-        self.encode_back(&cell, &forward, d_encoded, part);
+        self.encode_back(&cell, d_encoded, part);
     }
 
     fn forward(&self, cell: &Cell, shared: &Shared, scratch: &mut Scratch) -> Forward {
@@ -157,14 +171,14 @@ impl Network<'_> {
         for (i, p) in cell.positions.iter().enumerate() {
             add_scaled(x.row_mut(i), self.position(*p as usize), 1.0);
         }
-        let (encoded, encoded_from) = self.encoder.forward(x, tokens, &mut scratch.encoder);
+        let encoded = self.encoder.forward(x, tokens, &mut scratch.encoder);
         let own_tokens = self.own_tokens(cell, &encoded);
         let mut own = Rows::new(own_tokens.1, self.width);
         for (first, rows) in blocks(own_tokens.1) {
             let x = own_tokens.0.part(first);
             self.embed.dense.forward(x, rows, Then::Bias, own.part_mut(first), &mut scratch.activations);
         }
-        self.decode(cell, encoded_from, own_tokens.0, own, shared, scratch)
+        self.decode(cell, own_tokens.0, own, shared, scratch)
     }
 
     /// Tokens of the decoder that differ from zero's, and how many.
@@ -181,16 +195,7 @@ impl Network<'_> {
     }
 
     /// Every decoder layer; the last one for masked positions alone.
-    fn decode(
-        &self,
-        cell: &Cell,
-        encoded_from: encoder::Kept,
-        own_tokens: Rows,
-        own: Rows,
-        shared: &Shared,
-        scratch: &mut Scratch,
-    ) -> Forward {
-        let sizes = (self.width, self.inner);
+    fn decode(&self, cell: &Cell, own_tokens: Rows, own: Rows, shared: &Shared, scratch: &mut Scratch) -> Forward {
         let own_as_zero = gather(&shared.rows, cell.own(), self.width);
         let mut contexts = vec![self.first_context(cell, &own, &own_as_zero, shared, &mut scratch.decoder)];
         let Scratch { entered, decoder, .. } = scratch;
@@ -203,10 +208,10 @@ impl Network<'_> {
             let (before, after) = entered.split_at_mut(n);
             let (layer, out) = (&self.layers[n - 1], &mut after[0]);
             for asked in self.asked(n - 1, cell, &own, &before[n - 1], shared) {
-                layer.forward(&asked, sizes, &contexts[n - 1], out, decoder);
+                layer.forward(&asked, self.seq_len, &contexts[n - 1], out, decoder);
             }
             let mut sums = self.layers[n].favor().no_keys();
-            self.layers[n].add_keys(out, self.seq_len, self.inner, 1.0, &mut sums, None, decoder);
+            self.layers[n].add_keys(out, self.seq_len, 1.0, &mut sums, None, decoder);
             contexts.push(self.layers[n].favor().context(&sums, None));
         }
         let last = self.layers.len() - 1;
@@ -214,8 +219,8 @@ impl Network<'_> {
         let masked = cell.example.masked.len();
         let mut answered = Rows::new(masked.max(1), self.width);
         let rows = Asked::rows(&asked, &self.all[..masked]);
-        self.layers[last].forward(&rows, sizes, &contexts[last], &mut answered, decoder);
-        Forward { encoded_from, own_tokens, own, own_as_zero, contexts, asked, answered }
+        self.layers[last].forward(&rows, masked, &contexts[last], &mut answered, decoder);
+        Forward { own_tokens, own, own_as_zero, contexts, asked, answered }
     }
 
     /// What asks a layer that is not the last: every position, and in the first layer the cell's own ones and the others, with
@@ -231,8 +236,10 @@ impl Network<'_> {
         if layer > 0 {
             return vec![Asked::rows(entered, &self.all)];
         }
-        let zero = Asked { from: &shared.rows, features: shared.features.as_ref(), at: &cell.zero, to: &cell.zero };
-        vec![zero, Asked { from: own, features: None, at: &self.all[..cell.own.len()], to: &cell.own }]
+        let zero =
+            Asked { from: &shared.rows, features: shared.features.as_ref(), at: &cell.zero, to: &cell.zero, after: 0 };
+        let at = &self.all[..cell.own.len()];
+        vec![zero, Asked { from: own, features: None, at, to: &cell.own, after: cell.zero.len() }]
     }
 
     /// The first layer's sums: those of zeros, less what stands at the cell's own positions, and its own.
@@ -246,8 +253,8 @@ impl Network<'_> {
     ) -> LearningContext {
         let (layer, count) = (&self.layers[0], cell.own().len());
         let (mut sums, mut added) = (shared.sums.clone(), layer.favor().no_keys());
-        layer.add_keys(own_as_zero, count, self.inner, -1.0, &mut sums, None, scratch);
-        layer.add_keys(own, count, self.inner, 1.0, &mut added, None, scratch);
+        layer.add_keys(own_as_zero, count, -1.0, &mut sums, None, scratch);
+        layer.add_keys(own, count, 1.0, &mut added, None, scratch);
         // Keys that were taken off do not count towards the largest.
         let largest = cell.zero.iter().map(|p| shared.largest[*p]).fold(added.max, f32::max);
         sums.add(&added);
@@ -298,8 +305,8 @@ impl Network<'_> {
         shared: &Shared,
         part: &mut Part,
     ) -> Rows {
-        let (sizes, all, last) = ((self.width, self.inner), self.seq_len, self.layers.len() - 1);
-        let Part { gradient, scratch, shared_keys, shared_rows, shared_features, .. } = part;
+        let (all, last) = (self.seq_len, self.layers.len() - 1);
+        let Part { gradient, scratch, shared_keys, shared: asked_of_shared, .. } = part;
         let Scratch { entered, d, decoder, .. } = scratch;
         d.resize(all, self.width);
         d.clear();
@@ -307,23 +314,23 @@ impl Network<'_> {
         let layer = &self.layers[last];
         let mut sums = layer.favor().no_queries();
         let (of_layer, asked) = (&mut gradient.layers[last], Asked::rows(&forward.asked, &self.all[..masked]));
-        layer.back(&asked, sizes, &contexts[last], d_answered, None, &mut sums, of_layer, decoder);
+        layer.back(&asked, &contexts[last], d_answered, None, &mut sums, of_layer, decoder);
         d.scatter(d_answered, cell.masked());
         for n in (1..=last).rev() {
             let keys = self.layers[n].favor().key_gradient(&contexts[n], sums);
-            self.layers[n].keys_back(&entered[n], all, sizes, 1.0, &keys, d, &mut gradient.layers[n], decoder);
+            self.layers[n].keys_back(&entered[n], all, 1.0, &keys, d, &mut gradient.layers[n], decoder);
             let (layer, of_layer) = (&self.layers[n - 1], &mut gradient.layers[n - 1]);
             sums = layer.favor().no_queries();
             for asked in self.asked(n - 1, cell, &forward.own, &entered[n - 1], shared) {
-                let shared = asked
-                    .features
-                    .is_some()
-                    .then_some(SharedQueries { rows: &mut *shared_rows, features: &mut *shared_features });
-                layer.back(&asked, sizes, &contexts[n - 1], d, shared, &mut sums, of_layer, decoder);
+                let shared = asked.features.is_some().then_some(SharedQueries {
+                    rows: &mut asked_of_shared.rows,
+                    features: &mut asked_of_shared.features,
+                });
+                layer.back(&asked, &contexts[n - 1], d, shared, &mut sums, of_layer, decoder);
             }
         }
         if shared.features.is_none() {
-            cell.zero.iter().for_each(|p| add_scaled(shared_rows.row_mut(*p), d.row(*p), 1.0));
+            cell.zero.iter().for_each(|p| add_scaled(asked_of_shared.rows.row_mut(*p), d.row(*p), 1.0));
         }
         let keys = self.layers[0].favor().key_gradient(&contexts[0], sums);
         let as_zero = keys.against(shared.sums.max);
@@ -332,9 +339,9 @@ impl Network<'_> {
         let mut d_own = gather(d, cell.own(), self.width);
         let mut d_zero = Rows::new(count, self.width);
         let (layer, of_layer) = (&self.layers[0], &mut gradient.layers[0]);
-        layer.keys_back(&forward.own, count, sizes, 1.0, &keys, &mut d_own, of_layer, decoder);
-        layer.keys_back(&forward.own_as_zero, count, sizes, -1.0, &as_zero, &mut d_zero, of_layer, decoder);
-        cell.own().enumerate().for_each(|(i, p)| add_scaled(shared_rows.row_mut(p), d_zero.row(i), 1.0));
+        layer.keys_back(&forward.own, count, 1.0, &keys, &mut d_own, of_layer, decoder);
+        layer.keys_back(&forward.own_as_zero, count, -1.0, &as_zero, &mut d_zero, of_layer, decoder);
+        cell.own().enumerate().for_each(|(i, p)| add_scaled(asked_of_shared.rows.row_mut(p), d_zero.row(i), 1.0));
         self.own_back(cell, forward, &d_own, part)
     }
 
@@ -359,10 +366,10 @@ impl Network<'_> {
         d_encoded
     }
 
-    fn encode_back(&self, cell: &Cell, forward: &Forward, mut d: Rows, part: &mut Part) {
+    fn encode_back(&self, cell: &Cell, mut d: Rows, part: &mut Part) {
         let (gradient, scratch) = (&mut part.gradient, &mut part.scratch);
         let tokens = cell.positions.len();
-        self.encoder.back(&forward.encoded_from, tokens, &mut d, &mut gradient.encoder, &mut scratch.encoder);
+        self.encoder.back(tokens, &mut d, &mut gradient.encoder, &mut scratch.encoder);
         for (i, p) in cell.positions.iter().enumerate() {
             gradient.add_position(*p as usize, d.row(i));
         }

@@ -1,7 +1,8 @@
 //! The encoder, there and back, for one cell: post-norm transformer layers over its tokens.
 //!
-//! Only what enters each layer and what attention gave is kept; on the way back a layer computes the rest again. So a cell
-//! takes `2·depth + 1` rows a token, and one layer's own numbers at a time.
+//! A thread keeps what the way back reads: of each layer what entered, queries, keys and values, what attention gave, and the
+//! feed-forward's numbers, some `11·depth + 1` times `[tokens, dim]`. Where memory is short, only what entered and what
+//! attention gave, `2·depth + 1`, and a layer computes the rest again on its way back.
 
 use cellql_kernels::{
     Activations, AttentionScratch, BLOCK, DenseGradient, DenseScratch, Form, Isa, LearningAttention, Rows, Then,
@@ -48,30 +49,75 @@ pub(super) struct EncoderGradient {
 }
 
 /// What the way back needs of the way there.
-#[derive(Debug)]
-pub(super) struct Kept {
+#[derive(Debug, Default)]
+struct Kept {
     /// What entered each layer, and the last norm: `[tokens, dim]` each.
     entered: Vec<Rows>,
-    /// What attention gave in each layer.
-    attended: Vec<Rows>,
+    /// What attention gave in each layer, and the logarithms of its sums, `[heads, tokens]`.
+    attended: Vec<(Rows, Vec<f32>)>,
+    /// Queries, keys and values, `[tokens, 3·dim]`, of each layer or of the one that was computed last.
+    qkv: Vec<Rows>,
+    /// What stands between attention and the next layer, of each layer or of the block that was computed last.
+    fed: Vec<Fed>,
+}
+
+/// What a layer computes of what attention gave: the sums before each norm, `[…, dim]`, and hidden numbers, `[…, 4·dim]`.
+#[derive(Debug, Default)]
+struct Fed {
+    before1: Rows,
+    hidden: Rows,
+    before2: Rows,
 }
 
 /// Memory of one thread.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    qkv: Rows,
+    /// Whether what could be computed again is kept.
+    pub(super) keeps: bool,
+    kept: Kept,
     d_qkv: Rows,
     d_attended: Rows,
-    before1: Rows,
     y: Rows,
-    hidden: Rows,
-    before2: Rows,
     d_before2: Rows,
     d_hidden: Rows,
     d_y: Rows,
     activations: Activations,
     dense: DenseScratch,
     attention: AttentionScratch,
+}
+
+impl Scratch {
+    /// Where a layer's numbers stand.
+    fn slot(&self, layer: usize) -> usize {
+        if self.keeps { layer } else { 0 }
+    }
+
+    /// Where those of a block's first row stand.
+    fn place(&self, first: usize) -> usize {
+        if self.keeps { first } else { 0 }
+    }
+
+    /// Room for a cell's tokens in some layers.
+    fn make_room(&mut self, (layers, tokens, dim, heads): (usize, usize, usize, usize)) {
+        let rows = if self.keeps { tokens } else { BLOCK };
+        let slots = self.slot(layers - 1) + 1;
+        let Kept { entered, attended, qkv, fed } = &mut self.kept;
+        entered.resize_with(layers + 1, Rows::default);
+        entered.iter_mut().skip(1).for_each(|entered| entered.resize(tokens, dim));
+        attended.resize_with(layers, Default::default);
+        for (attended, log_sums) in attended {
+            attended.resize(tokens, dim);
+            log_sums.resize(heads * tokens, 0.0);
+        }
+        qkv.resize_with(slots, Rows::default);
+        qkv.iter_mut().for_each(|qkv| qkv.resize(tokens, 3 * dim));
+        fed.resize_with(slots, Fed::default);
+        for Fed { before1, hidden, before2 } in fed {
+            before1.resize(rows, dim);
+            hidden.resize(rows, 4 * dim);
+            before2.resize(rows, dim);
+        }
+    }
 }
 
 /// Blocks of some rows: the first row and how many.
@@ -98,7 +144,7 @@ impl Encoder {
         Ok(Self {
             layers: (0..parameters.config().encoder.depth).map(layer).collect::<Result<_>>()?,
             norm: Norm::pack(parameters, "encoder.norm", dim)?,
-            attention: LearningAttention { isa: Isa::best(), heads, dim: dim / heads },
+            attention: LearningAttention { isa: Isa::best(), form, heads, dim: dim / heads },
             dim,
         })
     }
@@ -115,83 +161,81 @@ impl Encoder {
         EncoderGradient { layers: self.layers.iter().map(layer).collect(), norm: self.norm.gradient() }
     }
 
-    /// Encodes the tokens of a cell, `[tokens, dim]`; also what the way back needs.
-    pub(super) fn forward(&self, x: Rows, tokens: usize, scratch: &mut Scratch) -> (Rows, Kept) {
-        let (mut entered, mut attended) = (vec![x], Vec::new());
+    /// Encodes the tokens of a cell, `[tokens, dim]`; what the way back needs stays in `scratch`.
+    pub(super) fn forward(&self, x: Rows, tokens: usize, scratch: &mut Scratch) -> Rows {
+        scratch.make_room((self.layers.len(), tokens, self.dim, self.attention.heads));
+        scratch.kept.entered[0] = x;
         for (n, layer) in self.layers.iter().enumerate() {
-            let x = &entered[n];
-            self.queries(layer, x, tokens, scratch);
-            let mut mixed = Rows::new(tokens, self.dim);
-            self.attention.forward(scratch.qkv.part(0), tokens, mixed.part_mut(0), &mut scratch.attention);
-            let mut out = Rows::new(tokens, self.dim);
+            self.queries(n, tokens, scratch);
+            let slot = scratch.slot(n);
+            let Scratch { kept, attention, .. } = &mut *scratch;
+            let (attended, log_sums) = &mut kept.attended[n];
+            self.attention.forward(kept.qkv[slot].part(0), tokens, attended.part_mut(0), log_sums, attention);
             for (first, rows) in blocks(tokens) {
-                self.feed(layer, x, &mixed, first, rows, scratch);
-                layer.norm2.forward(scratch.before2.part(0), rows, &mut scratch.d_y);
-                (0..rows).for_each(|i| out.row_mut(first + i).copy_from_slice(scratch.d_y.row(i)));
+                self.feed(n, first, rows, scratch);
+                let place = scratch.place(first);
+                let Scratch { kept, d_y: out, .. } = &mut *scratch;
+                layer.norm2.forward(kept.fed[slot].before2.part(place), rows, out);
+                kept.entered[n + 1].scatter(out, first..first + rows);
             }
-            entered.push(out);
-            attended.push(mixed);
         }
         let mut encoded = Rows::new(tokens, self.dim);
         for (first, rows) in blocks(tokens) {
-            self.norm.forward(entered[self.layers.len()].part(first), rows, &mut scratch.y);
-            (0..rows).for_each(|i| encoded.row_mut(first + i).copy_from_slice(scratch.y.row(i)));
+            self.norm.forward(scratch.kept.entered[self.layers.len()].part(first), rows, &mut scratch.y);
+            encoded.scatter(&scratch.y, first..first + rows);
         }
-        (encoded, Kept { entered, attended })
+        encoded
     }
 
     /// Queries, keys and values of every token.
-    fn queries(&self, layer: &Layer, x: &Rows, tokens: usize, scratch: &mut Scratch) {
-        let Scratch { qkv, activations, .. } = scratch;
-        qkv.resize(tokens, 3 * self.dim);
+    fn queries(&self, n: usize, tokens: usize, scratch: &mut Scratch) {
+        let slot = scratch.slot(n);
+        let Scratch { kept: Kept { entered, qkv, .. }, activations, .. } = scratch;
         for (first, rows) in blocks(tokens) {
-            layer.in_proj.dense.forward(x.part(first), rows, Then::Bias, qkv.part_mut(first), activations);
+            let (x, out) = (entered[n].part(first), qkv[slot].part_mut(first));
+            self.layers[n].in_proj.dense.forward(x, rows, Then::Bias, out, activations);
         }
     }
 
-    /// A block after attention: sums before each norm, and what stands between.
-    fn feed(&self, layer: &Layer, x: &Rows, attended: &Rows, first: usize, rows: usize, scratch: &mut Scratch) {
-        let Scratch { before1, y, hidden, before2, activations, .. } = scratch;
-        before1.resize(BLOCK, self.dim);
-        hidden.resize(BLOCK, 4 * self.dim);
-        before2.resize(BLOCK, self.dim);
-        let residual = x.part(first);
+    /// A block after attention: sums before each norm, and what stands between; what left the first norm into `scratch.y`.
+    fn feed(&self, n: usize, first: usize, rows: usize, scratch: &mut Scratch) {
+        let (layer, slot, place) = (&self.layers[n], scratch.slot(n), scratch.place(first));
+        let Scratch { kept: Kept { entered, attended, fed, .. }, y, activations, .. } = scratch;
+        let Fed { before1, hidden, before2 } = &mut fed[slot];
+        let residual = entered[n].part(first);
         let add = Then::Add { data: residual.0, row: residual.1 };
-        layer.out_proj.dense.forward(attended.part(first), rows, add, before1.part_mut(0), activations);
-        layer.norm1.forward(before1.part(0), rows, y);
-        layer.linear1.dense.forward(y.part(0), rows, Then::Relu, hidden.part_mut(0), activations);
+        let attended = attended[n].0.part(first);
+        layer.out_proj.dense.forward(attended, rows, add, before1.part_mut(place), activations);
+        layer.norm1.forward(before1.part(place), rows, y);
+        layer.linear1.dense.forward(y.part(0), rows, Then::Relu, hidden.part_mut(place), activations);
         let add = Then::Add { data: y.from(0), row: y.stride() };
-        layer.linear2.dense.forward(hidden.part(0), rows, add, before2.part_mut(0), activations);
+        layer.linear2.dense.forward(hidden.part(place), rows, add, before2.part_mut(place), activations);
     }
 
-    /// From the gradient of the encoded tokens to that of the tokens, in place.
-    pub(super) fn back(
-        &self,
-        kept: &Kept,
-        tokens: usize,
-        d: &mut Rows,
-        gradient: &mut EncoderGradient,
-        scratch: &mut Scratch,
-    ) {
+    /// From the gradient of the encoded tokens to that of the tokens, in place. `scratch` is as [`Encoder::forward`] left it.
+    pub(super) fn back(&self, tokens: usize, d: &mut Rows, gradient: &mut EncoderGradient, scratch: &mut Scratch) {
         let before = Rows::clone(d);
         d.clear();
-        let Kept { entered, attended } = kept;
-        let last = &entered[self.layers.len()];
+        let last = &scratch.kept.entered[self.layers.len()];
         self.norm.back(last.part(0), before.part(0), tokens, d.part_mut(0), &mut gradient.norm);
         for (n, layer) in self.layers.iter().enumerate().rev() {
-            self.queries(layer, &entered[n], tokens, scratch);
+            if !scratch.keeps {
+                self.queries(n, tokens, scratch);
+            }
             let gradient = &mut gradient.layers[n];
             scratch.d_attended.resize(tokens, self.dim);
             scratch.d_qkv.resize(tokens, 3 * self.dim);
             for (first, rows) in blocks(tokens) {
-                self.feed(layer, &entered[n], &attended[n], first, rows, scratch);
-                self.feed_back(layer, &attended[n], first, rows, d, gradient, scratch);
+                self.feed_back(n, first, rows, d, gradient, scratch);
             }
-            let Scratch { qkv, d_qkv, d_attended, y: around, attention, activations, dense, .. } = scratch;
-            self.attention.back(qkv.part(0), tokens, d_attended.part(0), d_qkv.part_mut(0), attention);
+            let slot = scratch.slot(n);
+            let Scratch { kept, d_qkv, d_attended, y: around, attention, activations, dense, .. } = scratch;
+            let (qkv, (attended, log_sums)) = (kept.qkv[slot].part(0), &kept.attended[n]);
+            let (out, d_out) = (attended.part(0), d_attended.part(0));
+            self.attention.back(qkv, tokens, out, log_sums, d_out, d_qkv.part_mut(0), attention);
             for (first, rows) in blocks(tokens) {
-                gradient.in_proj.add(d_qkv.part(first), entered[n].part(first), rows, dense);
-                (0..rows).for_each(|i| around.row_mut(i).copy_from_slice(d.row(first + i)));
+                gradient.in_proj.add(d_qkv.part(first), kept.entered[n].part(first), rows, dense);
+                around.gather(d, first..first + rows);
                 let add = Then::Add { data: around.from(0), row: around.stride() };
                 layer.in_proj.dense.back(d_qkv.part(first), rows, add, d.part_mut(first), activations);
             }
@@ -199,36 +243,40 @@ impl Encoder {
     }
 
     /// The way back of [`Encoder::feed`] and the norm after it: `d` becomes the gradient that goes around attention.
-    #[allow(clippy::too_many_arguments, reason = "a layer's inputs and the gradients of each")]
     fn feed_back(
         &self,
-        layer: &Layer,
-        attended: &Rows,
+        n: usize,
         first: usize,
         rows: usize,
         d: &mut Rows,
         gradient: &mut LayerGradient,
         scratch: &mut Scratch,
     ) {
-        let Scratch { d_attended, before1, y, hidden, before2, d_before2, d_hidden, d_y, activations, dense, .. } =
-            scratch;
+        let (layer, slot, place) = (&self.layers[n], scratch.slot(n), scratch.place(first));
+        match scratch.keeps {
+            true => layer.norm1.forward(scratch.kept.fed[slot].before1.part(place), rows, &mut scratch.y),
+            false => self.feed(n, first, rows, scratch),
+        }
+        let Scratch { kept, d_attended, y, d_before2, d_hidden, d_y, activations, dense, .. } = scratch;
+        let Fed { before1, hidden, before2 } = &kept.fed[slot];
         for (rows, width) in [(&mut *d_before2, self.dim), (&mut *d_hidden, 4 * self.dim), (&mut *d_y, self.dim)] {
             rows.resize(BLOCK, width);
         }
         d_before2.clear();
-        layer.norm2.back(before2.part(0), d.part(first), rows, d_before2.part_mut(0), &mut gradient.norm2);
-        gradient.linear2.add(d_before2.part(0), hidden.part(0), rows, dense);
+        layer.norm2.back(before2.part(place), d.part(first), rows, d_before2.part_mut(0), &mut gradient.norm2);
+        gradient.linear2.add(d_before2.part(0), hidden.part(place), rows, dense);
         layer.linear2.dense.back(d_before2.part(0), rows, Then::Bias, d_hidden.part_mut(0), activations);
         for i in 0..rows {
-            let through = d_hidden.row_mut(i).iter_mut().zip(hidden.row(i));
+            let through = d_hidden.row_mut(i).iter_mut().zip(hidden.row(place + i));
             through.for_each(|(d, h)| *d = if *h > 0.0 { *d } else { 0.0 });
         }
         gradient.linear1.add(d_hidden.part(0), y.part(0), rows, dense);
         let add = Then::Add { data: d_before2.from(0), row: d_before2.stride() };
         layer.linear1.dense.back(d_hidden.part(0), rows, add, d_y.part_mut(0), activations);
         (first..first + rows).for_each(|i| d.row_mut(i).fill(0.0));
-        layer.norm1.back(before1.part(0), d_y.part(0), rows, d.part_mut(first), &mut gradient.norm1);
-        gradient.out_proj.add(d.part(first), attended.part(first), rows, dense);
+        layer.norm1.back(before1.part(place), d_y.part(0), rows, d.part_mut(first), &mut gradient.norm1);
+        let attended = kept.attended[n].0.part(first);
+        gradient.out_proj.add(d.part(first), attended, rows, dense);
         layer.out_proj.dense.back(d.part(first), rows, Then::Bias, d_attended.part_mut(first), activations);
     }
 

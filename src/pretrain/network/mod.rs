@@ -1,7 +1,8 @@
 //! The model as it learns on the CPU: the loss of a batch and the gradient of every weight, written out by hand.
 //!
 //! A cell goes through alone, and cells are shared out over threads; inside a cell, blocks of positions go through a layer
-//! while they are in the cache, and are computed again on the way back instead of being kept. Weights are packed once for a
+//! while they are in the cache. What the way back reads is kept, or computed again where memory is short
+//! ([`Network::recomputing`]); gradients are the same to the bit. Weights are packed once for a
 //! step, in f32 or bf16, from weights in f32. `model::graph` is the same model in plain tensors, and tests hold the gradients
 //! of the two to each other, and both to finite differences.
 //!
@@ -17,6 +18,7 @@ mod tests;
 mod values;
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use cellql_kernels::{Form, Rows};
 use rayon::prelude::*;
@@ -24,7 +26,7 @@ use rayon::prelude::*;
 use super::parameters::Parameters;
 use super::task::Example;
 use crate::error::Result;
-use cell::{Part, Scratch};
+use cell::{Left, Part, Scratch};
 use decoder::Layer;
 use encoder::Encoder;
 use layers::{Linear, Norm};
@@ -52,6 +54,21 @@ impl Loss {
     }
 }
 
+/// Memory of threads, for one step after another: taken from the system and given back each time, it would cost a tenth of a
+/// step.
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<Vec<Left>>);
+
+impl Memory {
+    fn take(&self) -> Option<Left> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn leave(&self, left: Left) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(left);
+    }
+}
+
 /// A model, packed for a step.
 #[derive(Debug)]
 pub struct Network<'a> {
@@ -72,10 +89,10 @@ pub struct Network<'a> {
     zero: Vec<f32>,
     dim: usize,
     width: usize,
-    inner: usize,
     seq_len: usize,
     /// Every position, in order.
     all: Vec<usize>,
+    recomputes: bool,
 }
 
 impl<'a> Network<'a> {
@@ -106,10 +123,16 @@ impl<'a> Network<'a> {
             values,
             dim,
             width,
-            inner: config.decoder.heads * config.decoder.dim_head,
             seq_len: config.seq_len,
             all: (0..config.seq_len).collect(),
+            recomputes: false,
         })
+    }
+
+    /// Computes again on the way back what would be kept of the way there.
+    #[must_use]
+    pub fn recomputing(self, recomputes: bool) -> Self {
+        Self { recomputes, ..self }
     }
 
     fn position(&self, position: usize) -> &[f32] {
@@ -125,18 +148,20 @@ impl<'a> Network<'a> {
 
     /// The loss of some cells, and the gradient of its sum of squares, added to `flat` in the parameters' order. With one
     /// number of threads the sums have one order.
-    pub fn learn(&self, examples: &[Example], flat: &mut [f32]) -> Loss {
+    pub fn learn(&self, examples: &[Example], flat: &mut [f32], memory: &Memory) -> Loss {
         let shared = self.share();
         // By tokens, dealt out so that threads end together.
         let mut order: Vec<&Example> = examples.iter().collect();
         order.sort_by_cached_key(|example| std::cmp::Reverse(example.seen().count()));
         let threads = rayon::current_num_threads().min(examples.len()).max(1);
-        let mut parts: Vec<Part> = (0..threads).into_par_iter().map(|_| self.part(&shared)).collect();
+        let mut parts: Vec<Part> = (0..threads).into_par_iter().map(|_| self.part(&shared, memory.take())).collect();
         parts.par_iter_mut().enumerate().for_each(|(n, part)| {
             order.iter().skip(n).step_by(threads).for_each(|example| self.learn_one(example, &shared, part));
         });
         self.share_back(&shared, &mut parts);
-        parts.iter_mut().map(|part| self.add_to(part, flat)).fold(Loss::default(), Loss::and)
+        let loss = parts.iter_mut().map(|part| self.add_to(part, flat)).fold(Loss::default(), Loss::and);
+        parts.into_iter().for_each(|part| memory.leave((part.scratch, part.shared)));
+        loss
     }
 
     fn learn_one(&self, example: &Example, shared: &shared::Shared, part: &mut Part) {

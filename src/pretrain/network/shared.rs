@@ -63,10 +63,10 @@ impl Network<'_> {
             let (layer, mut largest) = (&self.layers[0], Vec::new());
             let mut sums = layer.favor().no_keys();
             let scratch = &mut decoder::Scratch::default();
-            layer.add_keys(&rows, at.len(), self.inner, 1.0, &mut sums, Some(&mut largest), scratch);
+            layer.add_keys(&rows, at.len(), 1.0, &mut sums, Some(&mut largest), scratch);
             let features = (self.layers.len() > 1).then(|| {
                 let mut features = Rows::new(at.len(), layer.favor().width());
-                layer.query_features(&rows, at.len(), self.inner, &mut features, scratch);
+                layer.query_features(&rows, at.len(), &mut features, scratch);
                 features
             });
             (rows, sums, largest, features)
@@ -97,24 +97,21 @@ impl Network<'_> {
         for other in others.iter() {
             first.shared_keys.add(&other.shared_keys);
             for p in 0..self.seq_len {
-                add_scaled(first.shared_rows.row_mut(p), other.shared_rows.row(p), 1.0);
+                add_scaled(first.shared.rows.row_mut(p), other.shared.rows.row(p), 1.0);
                 if shared.features.is_some() {
-                    add_scaled(first.shared_features.row_mut(p), other.shared_features.row(p), 1.0);
+                    add_scaled(first.shared.features.row_mut(p), other.shared.features.row(p), 1.0);
                 }
             }
         }
-        let (keys, all) = (first.shared_keys.clone(), std::mem::take(&mut first.shared_rows));
-        let features = std::mem::take(&mut first.shared_features);
+        let (keys, asked) = (first.shared_keys.clone(), std::mem::take(&mut first.shared));
         let runs = runs(self.seq_len, parts.len());
         parts.par_iter_mut().zip(runs).for_each(|(part, at)| {
             let rows = gather(&shared.rows, at.clone(), self.width);
-            let mut d = gather(&all, at.clone(), self.width);
-            let sizes = (self.width, self.inner);
+            let mut d = gather(&asked.rows, at.clone(), self.width);
             let gradient = &mut part.gradient;
             self.layers[0].keys_back(
                 &rows,
                 at.len(),
-                sizes,
                 1.0,
                 &keys,
                 &mut d,
@@ -123,7 +120,7 @@ impl Network<'_> {
             );
             if shared.features.is_some() {
                 let (layer, decoder) = (&mut gradient.layers[0], &mut part.scratch.decoder);
-                self.layers[0].shared_queries_back(&rows, &features, at.clone(), sizes, &mut d, layer, decoder);
+                self.layers[0].shared_queries_back(&rows, &asked.features, at.clone(), &mut d, layer, decoder);
             }
             let tokens = self.zero_tokens(at.clone());
             let mut d_tokens = Rows::new(BLOCK, self.dim);

@@ -11,7 +11,7 @@ use super::super::learner::Learner;
 use super::super::parameters::Parameters;
 use super::super::settings::Numbers;
 use super::super::task::{Example, Task};
-use super::{Loss, Network};
+use super::{Loss, Memory, Network};
 use crate::model::{Config, DecoderConfig, EncoderConfig, Size, Weights, initialise};
 
 const GENES: usize = 300;
@@ -60,7 +60,7 @@ fn by_graph(parameters: &Parameters, examples: &[Example]) -> (Loss, Vec<f32>) {
 fn by_hand(weights: &Weights, form: Form, examples: &[Example]) -> (Loss, Parameters, Vec<f32>) {
     let parameters = Parameters::of(weights).unwrap();
     let mut flat = vec![0.0; parameters.values.len()];
-    let loss = Network::pack(&parameters, form).unwrap().learn(examples, &mut flat);
+    let loss = Network::pack(&parameters, form).unwrap().learn(examples, &mut flat, &Memory::default());
     (loss, parameters, flat)
 }
 
@@ -151,6 +151,23 @@ fn a_batch_is_the_sum_of_its_cells_and_of_any_number_of_threads() {
     let (first, second) =
         one.install(|| (by_hand(&weights, Form::F32, &cells).2, by_hand(&weights, Form::F32, &cells).2));
     assert_eq!(first, second, "bitwise on one thread");
+}
+
+#[test]
+fn what_is_computed_again_is_what_was_kept() {
+    for (depth, form) in [(1, Form::F32), (3, Form::F32), (3, Form::Bf16)] {
+        let (weights, cells) = (small(depth), examples(3));
+        let (parameters, memory) = (Parameters::of(&weights).unwrap(), Memory::default());
+        let learn = |recomputes: bool| {
+            let mut flat = vec![0.0; parameters.values.len()];
+            let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            let network = Network::pack(&parameters, form).unwrap().recomputing(recomputes);
+            (one.install(|| network.learn(&cells, &mut flat, &memory)), flat)
+        };
+        let first = learn(true);
+        assert_eq!(learn(false), first);
+        assert_eq!(learn(true), first, "what a step left behind changes nothing");
+    }
 }
 
 #[test]
