@@ -191,7 +191,7 @@ def warm(path):
 def run(name, args, cells, seed):
     settings = json.dumps(args.settings[name])
     if name == "cellql":
-        command = [args.cellql, "pretrain", args.place / FORMATS[name], "--dry-run"]
+        command = [args.cellql, "pretrain", args.place / FORMATS[name], "--dry-run", "--hold-out", 0]
         command += ["--batch", args.batch, "--cells", cells, "--seed", seed]
     else:
         python = args.annbatch if name.startswith("annbatch") else sys.executable

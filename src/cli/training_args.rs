@@ -55,7 +55,7 @@ pub(super) struct PretrainArgs {
     /// Numbers products are computed with: f32 or bf16
     #[arg(long)]
     pub(super) precision: Option<String>,
-    /// Compute activations again on the way back instead of keeping them: a third of the memory, a fifth more time
+    /// Compute activations again on the way back instead of keeping them: less memory, a tenth to a fifth more time
     #[arg(long)]
     pub(super) recompute: bool,
     /// Seed of weights, orders and masks
