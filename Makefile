@@ -51,7 +51,7 @@ bench:
 
 # The program with models on CUDA devices, in a folder of its own, for it needs a driver to start. Without a CUDA toolkit on
 # PATH one comes from PyPI. CUDA_MODE=check only type-checks (a sixth of the download, no link). CUDA_FEATURES=nccl adds gradients of
-# several devices by NCCL, whose library the linker must find.
+# several devices by NCCL; its library comes from PyPI too, but with a toolkit on PATH it must be there already.
 CUDA_MODE ?= build
 CUDA_FEATURES ?= cuda
 cuda:

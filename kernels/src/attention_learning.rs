@@ -384,6 +384,31 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_in_memory_is_never_read() {
+        let (qkv, d_out) = (random(33, 15, 1), random(33, 5, 2));
+        for form in [Form::F32, Form::Bf16] {
+            let run = |scratch: &mut AttentionScratch| {
+                let attention = LearningAttention { isa: Isa::best(), form, heads: 1, dim: 5 };
+                let (mut out, mut d_qkv, mut log_sums) = (Rows::new(33, 5), Rows::new(33, 15), vec![0.0; 33]);
+                attention.forward(qkv.part(0), 33, out.part_mut(0), &mut log_sums, scratch);
+                let (part, d_part) = (out.part(0), d_out.part(0));
+                attention.back(qkv.part(0), 33, part, &log_sums, d_part, d_qkv.part_mut(0), scratch);
+                (0..33).map(|i| (out.row(i).to_vec(), d_qkv.row(i).to_vec())).collect::<Vec<_>>()
+            };
+            // A larger cell of another shape, all of whose numbers are none.
+            let mut used = AttentionScratch::default();
+            let attention = LearningAttention { isa: Isa::best(), form, heads: 2, dim: 40 };
+            let mut nothing = Rows::new(300, 240);
+            nothing.all_mut().fill(f32::NAN);
+            let (mut out, mut d_qkv, mut log_sums) = (nothing.clone(), nothing.clone(), vec![0.0; 600]);
+            attention.forward(nothing.part(0), 300, out.part_mut(0), &mut log_sums, &mut used);
+            let part = nothing.part(0);
+            attention.back(part, 300, part, &log_sums, part, d_qkv.part_mut(0), &mut used);
+            assert_eq!(run(&mut used), run(&mut AttentionScratch::default()), "{form:?}");
+        }
+    }
+
+    #[test]
     fn gradients_agree_with_differences() {
         let (tokens, heads, dim) = (150, 2, 6);
         let attention = LearningAttention { isa: Isa::best(), form: Form::F32, heads, dim };

@@ -9,6 +9,8 @@ use super::tile::{Form, Isa, Operand, PANEL};
 pub(crate) const QUERIES: usize = 4 * PANEL;
 /// Keys of a block: a panel of scores and one of their gradients stay in the first-level cache.
 pub(crate) const KEYS: usize = 128;
+// Lanes of bf16 come in sixteens: a block of other lengths would not begin with one.
+const _: () = assert!(KEYS.is_multiple_of(PANEL) && QUERIES.is_multiple_of(PANEL));
 
 /// Keys or values of a head, as left operands.
 #[derive(Debug, Default)]

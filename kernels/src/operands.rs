@@ -8,7 +8,7 @@ use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32_of};
 use crate::simd::dispatch;
 
 /// `c = a·b` or `c += a·b` in f32 or bf16, for `rows` rows and one panel, of which `columns` are wanted; row `i` of C starts at
-/// `c[i · c_row]`, and has room for 32 numbers, or for 16 where no more are wanted.
+/// `c[i · c_row]`, and has room for 32 numbers, in f32 for 16 where no more are wanted.
 #[allow(clippy::too_many_arguments, reason = "the shape of a matrix product")]
 pub(crate) fn multiply(
     isa: Isa,

@@ -68,7 +68,6 @@ fn settings(args: &PretrainArgs) -> Result<Settings> {
             _ => return Err(Error::Request(format!("unknown precision '{precision}': training takes f32 or bf16"))),
         };
     }
-    settings.recompute |= args.recompute;
     settings.check()?;
     Ok(settings)
 }
@@ -100,7 +99,8 @@ fn learner(args: &PretrainArgs, settings: &Settings) -> Result<Box<dyn Learner>>
     let opened = args.device.iter().map(|device| device.open()).collect::<Result<Vec<_>>>()?;
     let others: Vec<_> = opened.iter().flatten().cloned().collect();
     match (others.len(), opened.len()) {
-        (0, 1) => Ok(Box::new(OnKernels::new(settings.precision, settings.recompute))),
+        (0, 1) => Ok(Box::new(OnKernels::new(settings.precision, args.recompute))),
+        (1.., _) if args.recompute => Err(Error::Request("--recompute is for the CPU; leave it out on devices".into())),
         (devices, all) if devices == all => Ok(Box::new(OnDevices::new(others, settings.precision)?)),
         _ => Err(Error::Request("--device: cpu uses every core already; give it alone, or devices of CUDA".into())),
     }

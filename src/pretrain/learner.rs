@@ -34,7 +34,8 @@ pub struct OnKernels {
 }
 
 impl OnKernels {
-    /// Products in some numbers; `recomputes` where memory is short ([`super::Settings::recompute`]).
+    /// Products in some numbers. `recomputes` computes activations again on the way back instead of keeping them: less memory,
+    /// more time, the same gradients, so a run may change it as it goes on.
     pub fn new(numbers: Numbers, recomputes: bool) -> Self {
         let form = match numbers {
             Numbers::F32 => Form::F32,

@@ -32,9 +32,6 @@ pub struct Settings {
     pub seed: u64,
     /// Numbers of products.
     pub precision: Numbers,
-    /// Whether the way back computes activations again instead of keeping them: less memory, more time, the same gradients.
-    /// On the CPU alone.
-    pub recompute: bool,
     /// SQL condition on `cells`: those to learn from.
     pub condition: Option<String>,
     /// Those not to.
@@ -64,7 +61,6 @@ impl Default for Settings {
             accumulate: 1,
             seed: 0,
             precision: Numbers::F32,
-            recompute: false,
             condition: None,
             hold_out: HoldOut::default(),
             block: mixing.block,

@@ -199,7 +199,11 @@ impl Network<'_> {
         let own_as_zero = gather(&shared.rows, cell.own(), self.width);
         let mut contexts = vec![self.first_context(cell, &own, &own_as_zero, shared, &mut scratch.decoder)];
         let Scratch { entered, decoder, .. } = scratch;
-        entered.resize_with(self.layers.len(), || Rows::new(self.seq_len, self.width));
+        entered.resize_with(self.layers.len(), Rows::default);
+        // What enters the first layer is made only where its rows are not shared.
+        for rows in entered.iter_mut().skip(usize::from(shared.features.is_some())) {
+            rows.resize(self.seq_len, self.width);
+        }
         if shared.features.is_none() {
             entered[0].gather(&shared.rows, 0..self.seq_len);
             entered[0].scatter(&own, cell.own());

@@ -2,8 +2,8 @@
 //!
 //! Of a cell is kept what enters each layer, `[positions, width]`, and what its attention and feed-forward computed, some
 //! eight times as much. Where memory is short only the first is, and a block of positions is computed again on its way
-//! back: then a thread's memory is `depth + 1` such arrays whatever the batch. The last layer asks only the masked positions for
-//! queries, since the loss is about nothing else; all are keys.
+//! back: then a cell takes `depth + 1` such arrays. Beside them a thread has the gradients of what cells share. The last layer
+//! asks only the masked positions for queries, since the loss is about nothing else; all are keys.
 //!
 //! Genes without expression, seen as zero, enter the first layer with vectors that no cell of the batch changes
 //! ([`super::shared`]): their keys are summed and the features of their queries made once for a batch.

@@ -135,5 +135,6 @@ impl Network<'_> {
                 }
             }
         });
+        parts[0].shared = asked;
     }
 }
