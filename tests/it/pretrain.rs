@@ -225,7 +225,8 @@ async fn a_run_that_is_killed_anywhere_ends_with_the_same_weights() {
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(8);
     let mut kills = 0;
     loop {
-        let time = Duration::from_millis(random.random_range(300..1500));
+        // Longer from kill to kill: beside other tests a run may take seconds to begin.
+        let time = Duration::from_millis(random.random_range(300..1500) + 30 * kills);
         // What a run keeps in memory may change as it goes on.
         let mut command = pretrain(&store, &genes, "killed", &steps);
         if !is_killed_after(command.args((kills % 2 == 1).then_some("--recompute")), time) {
