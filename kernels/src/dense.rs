@@ -7,8 +7,8 @@
 use super::backward::add_scaled;
 use super::linear::{Activations, Linear, Then};
 use super::memory::{Aligned, stride};
-use super::operands::{pair_rows, panel_of, turn};
-use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32};
+use super::operands::{across, multiply, turn};
+use super::tile::{Form, Isa, Operand, PANEL};
 
 /// A linear layer with its weights packed for both directions.
 #[derive(Debug)]
@@ -63,7 +63,6 @@ impl Dense {
 /// Memory of one thread.
 #[derive(Debug, Default)]
 pub struct DenseScratch {
-    values: Aligned<f32>,
     /// Pairs of rows of dy, and for tiles the same turned, so that what is summed over lies together.
     lanes: Aligned<u32>,
     turned: Aligned<u32>,
@@ -95,34 +94,30 @@ impl DenseGradient {
         for dy in dy.0.chunks(dy.1).take(rows) {
             add_scaled(&mut self.bias, &dy[..outputs], 1.0);
         }
-        let DenseScratch { values, lanes, turned, value_lanes } = scratch;
-        // Rows are what is summed over, so two of them are a lane.
-        let pairs = Form::Bf16.lanes(rows);
-        let apart = stride(pairs);
-        if self.form == Form::Bf16 {
-            let lanes = lanes.at_least(pairs * outputs);
-            pair_rows(dy, rows, outputs, lanes, outputs);
-            if self.isa.has_tiles() {
-                turn(lanes, (pairs, outputs), turned.at_least(outputs * apart), apart);
+        let DenseScratch { lanes, turned, value_lanes } = scratch;
+        // Rows are what is summed over: in bf16 two of them are a lane.
+        let summed = self.form.lanes(rows);
+        let apart = stride(summed);
+        let a = match self.form {
+            Form::F32 => Operand { data: bytemuck::cast_slice(dy.0), row: 1, step: dy.1 },
+            _ => {
+                let lanes = lanes.at_least(summed * outputs);
+                across(self.form, dy, (rows, outputs), lanes, outputs);
+                if self.isa.has_tiles() {
+                    let turned = turned.at_least(outputs * apart);
+                    turn(lanes, (summed, outputs), turned, apart);
+                    Operand { data: &*turned, row: apart, step: 1 }
+                } else {
+                    Operand { data: &*lanes, row: 1, step: outputs }
+                }
             }
-        }
+        };
         for (panel, sums) in self.panels.chunks_exact_mut(outputs * PANEL).enumerate() {
             let first = panel * PANEL;
             let columns = PANEL.min(self.inputs - first);
-            if self.form == Form::Bf16 {
-                let to = value_lanes.at_least(pairs * PANEL);
-                pair_rows((&x.0[first..], x.1), rows, columns, to, PANEL);
-                let a = match self.isa.has_tiles() {
-                    true => Operand { data: &turned[..outputs * apart], row: apart, step: 1 },
-                    false => Operand { data: &lanes[..pairs * outputs], row: 1, step: outputs },
-                };
-                multiply_bf16(self.isa, outputs, pairs, a, to, sums, PANEL, true);
-            } else {
-                let to = values.at_least(rows * PANEL);
-                panel_of((&x.0[first..], x.1), columns, to);
-                let a = Operand { data: dy.0, row: 1, step: dy.1 };
-                multiply_f32(self.isa, outputs, rows, a, to, sums, PANEL, true);
-            }
+            let to = value_lanes.at_least(summed * PANEL);
+            across(self.form, (&x.0[first..], x.1), (rows, columns), to, PANEL);
+            multiply(self.isa, self.form, (outputs, summed, PANEL), a, to, sums, PANEL, true);
         }
     }
 

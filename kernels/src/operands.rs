@@ -76,7 +76,7 @@ pub(crate) fn panel_of(x: (&[f32], usize), columns: usize, panel: &mut [f32]) {
 
 /// Rows two by two as pairs of bf16, `[pair, column]` with pairs `apart` lanes apart; what there is no row or column for is
 /// zero.
-pub(crate) fn pair_rows(x: (&[f32], usize), rows: usize, columns: usize, lanes: &mut [u32], apart: usize) {
+fn pair_rows(x: (&[f32], usize), rows: usize, columns: usize, lanes: &mut [u32], apart: usize) {
     for (pair, to) in lanes.chunks_exact_mut(apart).enumerate() {
         let (to, rest) = to.split_at_mut(columns);
         rest.fill(0);
