@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""One training step of the scFoundation / xTrimoGene model in PyTorch on CPU: what cellql's training is compared with.
+"""One training step of the scFoundation / xTrimoGene model in PyTorch: what cellql's training is compared with.
 
     train_torch.py --size 3M --batch 8 --steps 5 --warmup 2 --threads 2 --precision f32 --cells raw-Baron_human.h5ad
     train_torch.py --check --weights MODEL.safetensors --examples EXAMPLES.npz --out GRADIENTS.safetensors
 
 Timed: forward, backward, gradient clipping to 1, AdamW, zero_grad(set_to_none), on one batch, step after step; the
-median of `--steps` after `--warmup` steps. Examples of the pretraining task and their index tensors are made before.
+median of `--steps` after `--warmup` steps; with `--device cuda` on a GPU, each step to its end. Examples of the pretraining task and their index tensors are made before.
 Weights are random. Cells are the first `--batch` rows of a permutation drawn from `--seed`. Columns are taken as
 positions of the vocabulary: those past `--genes` are dropped, missing ones are zero, so the decoder has as many
 positions as ours.
@@ -219,7 +219,8 @@ def measure(args):
     torch.manual_seed(args.seed)
     examples = [example(counts, rng) for counts in read(args.cells, args.genes, args.batch, rng)]
     batch = collate(torch.float32, *(np.stack(part) for part in zip(*examples)))
-    model = Model(args.genes, 100, *SIZES[args.size], args.sparse)
+    batch = SimpleNamespace(**{name: part.to(args.device) for name, part in vars(batch).items()})
+    model = Model(args.genes, 100, *SIZES[args.size], args.sparse).to(args.device)
     weights = list(model.parameters())
     try:
         optimizer = torch.optim.AdamW(weights, 1e-4, weight_decay=0.0, fused=True)
@@ -228,7 +229,7 @@ def measure(args):
     run, seconds, losses = torch.compile(model) if args.compile else model, [], []
     for _ in range(args.warmup + args.steps):
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16"):
             loss = run(batch)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -236,7 +237,8 @@ def measure(args):
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         seconds.append(time.perf_counter() - start)
-    names, seconds = ("size", "batch", "precision", "sparse", "compile", "malloc", "threads"), seconds[args.warmup :]
+    names = "size", "batch", "precision", "sparse", "compile", "malloc", "threads", "device"
+    seconds = seconds[args.warmup :]
     print(json.dumps({name: getattr(args, name) for name in names} | {
         "seconds_per_step": statistics.median(seconds), "all": seconds, "loss": [losses[0], losses[-1]],
         "cells_per_second": args.batch / statistics.median(seconds), "tokens": int((~batch.padding).sum()),
@@ -255,6 +257,7 @@ def main():
         add(f"--{name}", action="store_true")
     add("--size", choices=SIZES, default="3M")
     add("--precision", choices=("f32", "bf16", "f64"), default="f32")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--malloc", choices=("keep", "default"), default="keep")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -16,6 +16,7 @@ mod attention_learning;
 mod attention_operands;
 mod backward;
 mod dense;
+pub mod device;
 mod favor;
 mod favor_learning;
 mod favor_rows;

@@ -40,7 +40,9 @@ impl Device {
                 "this program was built without CUDA; build it with `make cuda`, or leave out --device".into(),
             ));
         }
-        let opened = candle_core::Device::new_cuda(number);
+        // With a stream of its own: that of `new_cuda` is another in every thread, and what one thread began another would not
+        // wait for.
+        let opened = candle_core::Device::new_cuda_with_stream(number);
         opened.map(Some).map_err(|e| Error::Request(format!("CUDA device {number} cannot be used: {e}")))
     }
 }

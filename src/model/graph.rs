@@ -4,6 +4,7 @@
 //! Only operations whose gradients candle keeps are used (its fused norms and softmax drop them silently). The largest
 //! values that keep exponentials in range are constants of the gradient, as in the authors' code. Attention takes cells of
 //! like length together, padded to the longest of them, and a block of queries at a time, so no K × K matrix is held.
+//! On a CUDA device both kinds of attention, norms, GELU and rows by name are functions of [`super::fused`] instead.
 //!
 //! In bf16, products are bf16; value embedding, norms, softmax and random features are computed in f32, where bf16's eight
 //! bits would be too few.
@@ -12,6 +13,7 @@ use std::collections::HashMap;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
+use super::fused::{Cells, Fused};
 use super::{Config, Tokens};
 
 /// torch's default for layer norms.
@@ -35,6 +37,17 @@ pub struct Graph {
     device: Device,
     dtype: DType,
     bucket: usize,
+    /// On a device.
+    fused: Option<Fused>,
+}
+
+/// A cell as the decoder reads it.
+#[derive(Debug, Clone)]
+pub struct Whole {
+    /// A value for every position, T and S included.
+    pub values: Vec<f32>,
+    /// What the encoder read: at their positions its results stand in place of values.
+    pub tokens: Tokens,
 }
 
 impl Graph {
@@ -43,6 +56,21 @@ impl Graph {
     /// # Errors
     /// The device has no room.
     pub fn new(config: Config, tensors: &HashMap<String, Tensor>, device: &Device, dtype: DType) -> Result<Self> {
+        let fused = device.is_cuda().then(|| Fused::new(device, &config, tensors)).transpose()?;
+        Self::over(config, tensors, device, dtype, fused)
+    }
+
+    /// The same with functions of the device that are there already, or with none.
+    ///
+    /// # Errors
+    /// As [`Graph::new`].
+    pub fn over(
+        config: Config,
+        tensors: &HashMap<String, Tensor>,
+        device: &Device,
+        dtype: DType,
+        fused: Option<Fused>,
+    ) -> Result<Self> {
         let moved = |(name, tensor): (&String, &Tensor)| -> Result<(String, Tensor)> {
             let exact = name.contains("norm") || name.starts_with("token_emb") || name.ends_with("projection_matrix");
             let dtype = if exact { DType::F32 } else { dtype };
@@ -50,7 +78,7 @@ impl Graph {
         };
         let tensors = tensors.iter().map(moved).collect::<Result<_>>()?;
         let bucket = if device.is_cpu() { 1 } else { BUCKET };
-        Ok(Self { config, tensors, device: device.clone(), dtype, bucket })
+        Ok(Self { config, tensors, device: device.clone(), dtype, bucket, fused })
     }
 
     /// Pads cells whose lengths differ by less than this together.
@@ -78,11 +106,19 @@ impl Graph {
     }
 
     fn linear_named(&self, x: &Tensor, weight: &str, bias: &str) -> Result<Tensor> {
-        x.matmul(&self.tensor(weight)?.t()?)?.broadcast_add(self.tensor(bias)?)
+        let (weight, bias) = (self.tensor(weight)?, self.tensor(bias)?);
+        match &self.fused {
+            Some(fused) => fused.linear(x, weight, bias),
+            None => x.matmul(&weight.t()?)?.broadcast_add(bias),
+        }
     }
 
     fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
         let x = &x.to_dtype(DType::F32)?;
+        if let Some(fused) = &self.fused {
+            let [weight, bias] = [self.tensor(&format!("{name}.weight"))?, self.tensor(&format!("{name}.bias"))?];
+            return fused.norm(x, weight, bias)?.to_dtype(self.dtype);
+        }
         let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
         let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
         let scaled = centred.broadcast_div(&deviation)?.broadcast_mul(self.tensor(&format!("{name}.weight"))?)?;
@@ -108,9 +144,19 @@ impl Graph {
         Ok(out)
     }
 
-    fn genes(&self, positions: &[u32]) -> Result<Tensor> {
-        let positions = Tensor::from_slice(positions, positions.len(), &self.device)?;
-        self.tensor("pos_emb.weight")?.index_select(&positions, 0)
+    /// Rows of `x` by name.
+    fn rows(&self, x: &Tensor, names: &[u32]) -> Result<Tensor> {
+        match &self.fused {
+            Some(fused) => fused.rows(&x.to_dtype(DType::F32)?, names)?.to_dtype(x.dtype()),
+            None => x.index_select(&Tensor::new(names, &self.device)?, 0),
+        }
+    }
+
+    fn gelu(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.fused {
+            Some(fused) => fused.gelu(&x.to_dtype(DType::F32)?)?.to_dtype(self.dtype),
+            None => x.gelu_erf(),
+        }
     }
 
     /// Encodes the tokens of some cells, packed end to end: `[tokens, dim]`. `starts` says where cells begin and is one
@@ -119,18 +165,29 @@ impl Graph {
     /// # Errors
     /// A weight is missing or misshapen, or the device has no room.
     pub fn encode(&self, positions: &[u32], values: &[f32], starts: &[usize]) -> Result<Tensor> {
-        let mut x = (self.values(values)?.to_dtype(self.dtype)? + self.genes(positions)?)?;
+        let mut x =
+            (self.values(values)?.to_dtype(self.dtype)? + self.rows(self.tensor("pos_emb.weight")?, positions)?)?;
+        let cells = self.fused.as_ref().map(|_| self.cells(starts)).transpose()?;
         for layer in 0..self.config.encoder.depth {
             let at = format!("encoder.transformer_encoder.{layer}");
             let (weight, bias) = (format!("{at}.self_attn.in_proj_weight"), format!("{at}.self_attn.in_proj_bias"));
             let qkv = self.linear_named(&x, &weight, &bias)?;
-            let mixed = self.attention(&qkv, starts)?;
+            let mixed = match (&self.fused, &cells) {
+                (Some(fused), Some(cells)) => {
+                    fused.attention(&qkv.to_dtype(DType::F32)?, cells)?.to_dtype(self.dtype)?
+                }
+                _ => self.attention(&qkv, starts)?,
+            };
             let mixed = self.linear(&mixed, &format!("{at}.self_attn.out_proj"))?;
             x = self.norm(&(x + mixed)?, &format!("{at}.norm1"))?;
             let fed = self.linear(&self.linear(&x, &format!("{at}.linear1"))?.relu()?, &format!("{at}.linear2"))?;
             x = self.norm(&(x + fed)?, &format!("{at}.norm2"))?;
         }
         self.norm(&x, "encoder.norm")
+    }
+
+    fn cells(&self, starts: &[usize]) -> Result<Cells> {
+        Cells::new(starts.iter().map(|start| *start as u32).collect(), &self.device)
     }
 
     /// `[tokens, 3·dim]` to `[tokens, dim]`, each cell by itself.
@@ -191,28 +248,65 @@ impl Graph {
         }
     }
 
-    /// Context embeddings of every position of a cell, T and S included: `[positions, width]`. `encoded` is `[tokens, dim]`;
-    /// `values` holds a value for every position, and those of `tokens` are replaced by what the encoder made of them.
+    /// Context embeddings of cells: of all their positions, T and S included, `[cells · positions, width]`, or of the `wanted` rows
+    /// of those, in ascending order. `encoded` is `[tokens, dim]`, of all cells' tokens end to end.
     ///
     /// # Errors
     /// As [`Graph::encode`].
-    pub fn decode(&self, values: &[f32], tokens: &Tokens, encoded: &Tensor) -> Result<Tensor> {
-        let every: Vec<u32> = (0..values.len() as u32).collect();
-        let at = Tensor::from_slice(&tokens.positions, tokens.len(), &self.device)?;
-        let encoded = encoded.to_dtype(DType::F32)?;
-        let x = self.values(values)?;
-        // What stood there is taken off exactly, and the encoder's put in its place.
-        let x = x.index_add(&at, &(encoded - x.index_select(&at, 0)?)?, 0)?;
-        let x = (x.to_dtype(self.dtype)? + self.genes(&every)?)?;
+    pub fn decode(&self, cells: &[Whole], encoded: &Tensor, wanted: Option<&[u32]>) -> Result<Tensor> {
+        let n = self.positions();
+        let x = self.entered(cells, encoded)?.reshape((cells.len(), n, ()))?;
+        let genes = self.tensor("pos_emb.weight")?.narrow(0, 0, n)?;
+        let x = x.to_dtype(self.dtype)?.broadcast_add(&genes)?.reshape((cells.len() * n, ()))?;
         let mut x = self.linear(&x, "decoder_embed")?;
         for layer in 0..self.config.decoder.depth {
             let at = format!("decoder.performer.net.layers.{layer}");
-            let attended = self.favor(&self.norm(&x, &format!("{at}.0.norm"))?, &at)?;
-            x = (x + attended)?;
+            // Nothing asks what else the last layer would give.
+            let wanted = wanted.filter(|_| layer + 1 == self.config.decoder.depth);
+            let keys = self.norm(&x, &format!("{at}.0.norm"))?;
+            let (queries, of) = match wanted {
+                None => (keys.clone(), x),
+                Some(wanted) => (self.rows(&keys, wanted)?, self.rows(&x, wanted)?),
+            };
+            let starts = |rows: &[u32]| -> Vec<usize> {
+                (0..=cells.len()).map(|cell| rows.partition_point(|row| (*row as usize) < cell * n)).collect()
+            };
+            let all: Vec<usize> = (0..=cells.len()).map(|cell| cell * n).collect();
+            x = (of + self.favor([&queries, &keys], &at, [&wanted.map_or_else(|| all.clone(), starts), &all])?)?;
             let h = self.linear(&self.norm(&x, &format!("{at}.1.norm"))?, &format!("{at}.1.fn.fn.w1"))?;
-            x = (x + self.linear(&h.gelu_erf()?, &format!("{at}.1.fn.fn.w2"))?)?;
+            x = (x + self.linear(&self.gelu(&h)?, &format!("{at}.1.fn.fn.w2"))?)?;
         }
         self.norm(&self.norm(&x, "decoder.norm")?, "norm")
+    }
+
+    /// What enters the decoder, `[cells · positions, dim]`, f32: at tokens what the encoder made of them, elsewhere embedded values,
+    /// each value embedded once.
+    fn entered(&self, cells: &[Whole], encoded: &Tensor) -> Result<Tensor> {
+        let (mut values, mut number_of) = (Vec::new(), HashMap::new());
+        // Tokens are numbered from the end, until it is known how many values there are.
+        let (mut rows, mut token) = (Vec::with_capacity(cells.len() * self.positions()), 0u32);
+        for Whole { values: of_cell, tokens } in cells {
+            let first = rows.len();
+            let mut before = (f32::NAN, 0);
+            rows.extend(of_cell.iter().map(|value| {
+                // Mostly zeros, one after another.
+                if *value != before.0 {
+                    let number = *number_of.entry(value.to_bits()).or_insert_with(|| {
+                        values.push(*value);
+                        values.len() as u32 - 1
+                    });
+                    before = (*value, number);
+                }
+                before.1
+            }));
+            for position in &tokens.positions {
+                rows[first + *position as usize] = u32::MAX - token;
+                token += 1;
+            }
+        }
+        let count = values.len() as u32;
+        rows.iter_mut().filter(|row| **row > u32::MAX - token).for_each(|row| *row = count + (u32::MAX - *row));
+        self.rows(&Tensor::cat(&[self.values(&values)?, encoded.to_dtype(DType::F32)?], 0)?, &rows)
     }
 
     /// Predicted log-normalised expression, `[positions]`, of what [`Graph::decode`] gave.
@@ -223,28 +317,40 @@ impl Graph {
         self.linear(contexts, "to_final")?.squeeze(D::Minus1)
     }
 
-    fn favor(&self, h: &Tensor, at: &str) -> Result<Tensor> {
-        let decoder = &self.config.decoder;
-        let (n, heads, dim) = (h.dim(0)?, decoder.heads, decoder.dim_head);
-        let part = |name: &str| {
-            let x = self.linear(h, &format!("{at}.0.fn.{name}"))?;
-            x.reshape((n, heads, dim))?.transpose(0, 1)?.contiguous()
+    /// Attention of the decoder, from normed rows that ask to normed rows that are asked, each cell's to its own; `starts` of both.
+    fn favor(&self, [queries, keys]: [&Tensor; 2], at: &str, starts: [&[usize]; 2]) -> Result<Tensor> {
+        let part = |h: &Tensor, name: &str| self.linear(h, &format!("{at}.0.fn.{name}"))?.to_dtype(DType::F32);
+        let (q, k, v) = (part(queries, "to_q")?, part(keys, "to_k")?, part(keys, "to_v")?);
+        let matrix = self.tensor(&format!("{at}.0.fn.fast_attention.projection_matrix"))?;
+        let attended = match &self.fused {
+            Some(fused) => fused.favor([&q, &k, &v], matrix, &self.cells(starts[0])?, &self.cells(starts[1])?)?,
+            None => {
+                let of = |x: &Tensor, starts: &[usize]| x.narrow(0, starts[0], starts[1] - starts[0]);
+                let cells = starts[0].windows(2).zip(starts[1].windows(2));
+                let of_cell = |(q_at, k_at): (&[usize], &[usize])| -> Result<Tensor> {
+                    self.favor_of_cell([&of(&q, q_at)?, &of(&k, k_at)?, &of(&v, k_at)?], matrix)
+                };
+                Tensor::cat(&cells.map(of_cell).collect::<Result<Vec<_>>>()?, 0)?
+            }
         };
-        let matrix = self.tensor(&format!("{at}.0.fn.fast_attention.projection_matrix"))?.t()?;
+        self.linear(&attended.to_dtype(self.dtype)?, &format!("{at}.0.fn.to_out"))
+    }
+
+    fn favor_of_cell(&self, [q, k, v]: [&Tensor; 3], matrix: &Tensor) -> Result<Tensor> {
+        let (heads, dim) = (self.config.decoder.heads, self.config.decoder.dim_head);
+        let by_head = |x: &Tensor| x.reshape((x.dim(0)?, heads, dim))?.transpose(0, 1)?.contiguous();
         let features = |x: &Tensor, is_query: bool| -> Result<Tensor> {
-            let scaled = (x.to_dtype(DType::F32)? * (dim as f64).powf(-0.25))?;
-            let y = scaled.reshape((heads * n, dim))?.matmul(&matrix)?.reshape((heads, n, ()))?;
+            let scaled = (by_head(x)? * (dim as f64).powf(-0.25))?;
+            let y = scaled.reshape(((), dim))?.matmul(&matrix.t()?)?.reshape((heads, x.dim(0)?, ()))?;
             let norm = (scaled.sqr()?.sum_keepdim(D::Minus1)? * 0.5)?;
             let largest = y.detach().max_keepdim(D::Minus1)?;
             let largest = if is_query { largest } else { largest.max_keepdim(1)?.max_keepdim(0)? };
             y.broadcast_sub(&norm)?.broadcast_sub(&largest)?.exp()? + FEATURE_EPS
         };
-        let (q, k) = (features(&part("to_q")?, true)?, features(&part("to_k")?, false)?);
-        let v = part("to_v")?.to_dtype(DType::F32)?;
+        let (rows, q, k, v) = (q.dim(0)?, features(q, true)?, features(k, false)?, by_head(v)?);
         let sums = k.t()?.contiguous()?.matmul(&v)?;
         let totals = k.sum_keepdim(1)?.t()?.contiguous()?;
-        let attended = q.matmul(&sums)?.broadcast_div(&q.matmul(&totals)?)?.to_dtype(self.dtype)?;
-        self.linear(&attended.transpose(0, 1)?.reshape((n, heads * dim))?, &format!("{at}.0.fn.to_out"))
+        q.matmul(&sums)?.broadcast_div(&q.matmul(&totals)?)?.transpose(0, 1)?.reshape((rows, heads * dim))
     }
 }
 

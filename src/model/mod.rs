@@ -17,9 +17,11 @@ mod embedding;
 mod encoder;
 mod export;
 mod file;
+mod fused;
 mod graph;
 mod init;
 mod input;
+mod known;
 mod pickle;
 mod pool;
 pub mod registry;
@@ -33,7 +35,8 @@ pub use config::{Config, Decoder as DecoderConfig, Encoder as EncoderConfig, Siz
 pub use device::Device;
 pub use export::write_checkpoint;
 pub use file::{Provenance, Weights, decode, encode};
-pub use graph::Graph;
+pub use fused::Fused;
+pub use graph::{Graph, Whole};
 pub use init::initialise;
 pub use input::{NotEmbeddable, Sample, Tokens};
 
@@ -352,7 +355,7 @@ mod tests {
             let encoded = plain.narrow(0, range.start, range.len()).unwrap();
             let mut values = vec![0f32; 92];
             cell.positions.iter().zip(&cell.values).for_each(|(p, v)| values[*p as usize] = *v);
-            let contexts = graph.decode(&values, cell, &encoded).unwrap();
+            let contexts = graph.decode(&[Whole { values, tokens: cell.clone() }], &encoded, None).unwrap();
             let predicted = graph.predict(&contexts).unwrap().to_vec1::<f32>().unwrap();
             let enhanced = decoder.enhance(&model.embedding, cell, fast.from(range.start), fast.stride());
             assert!(worst(&enhanced, &predicted[..90]) < 1e-5);
@@ -439,7 +442,7 @@ mod tests {
             let mut values = vec![0f32; 92];
             cell.positions.iter().zip(&cell.values).for_each(|(p, v)| values[*p as usize] = *v);
             (values[1], values[2]) = (102.0, 103.0);
-            let contexts = graph.decode(&values, cell, &encoded).unwrap();
+            let contexts = graph.decode(&[Whole { values, tokens: cell.clone() }], &encoded, None).unwrap();
             loss = (loss + graph.predict(&contexts).unwrap().sqr().unwrap().mean_all().unwrap()).unwrap();
         }
         let gradients = loss.backward().unwrap();

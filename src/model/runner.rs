@@ -8,6 +8,7 @@ use super::batch::Packed;
 use super::decoder::Decoder;
 use super::embedding::Embedding;
 use super::encoder::Encoder;
+use super::graph::Whole;
 use super::{Graph, Tokens};
 use cellql_kernels::Rows;
 
@@ -63,13 +64,18 @@ impl Runner for Arc<Graph> {
     }
 
     fn contexts(&self, tokens: &Tokens, encoded: &Rows, first: usize, wanted: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let wanted = Tensor::from_slice(wanted, wanted.len(), self.device())?;
-        let contexts = decoded(self, tokens, encoded, first)?.index_select(&wanted, 0)?;
+        // The graph gives them in ascending order, each once.
+        let mut ascending = wanted.to_vec();
+        ascending.sort_unstable();
+        ascending.dedup();
+        let contexts = decoded(self, tokens, encoded, first, Some(&ascending))?;
+        let places: Vec<u32> = wanted.iter().map(|w| ascending.partition_point(|a| a < w) as u32).collect();
+        let contexts = contexts.index_select(&Tensor::new(places, self.device())?, 0)?;
         contexts.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
     }
 
     fn enhance(&self, tokens: &Tokens, encoded: &Rows, first: usize) -> candle_core::Result<Vec<f32>> {
-        let contexts = decoded(self, tokens, encoded, first)?;
+        let contexts = decoded(self, tokens, encoded, first, None)?;
         let mut predicted = self.predict(&contexts)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         // T and S stand last and are no genes.
         predicted.truncate(predicted.len() - 2);
@@ -77,12 +83,18 @@ impl Runner for Arc<Graph> {
     }
 }
 
-/// Contexts of every position of a cell.
-fn decoded(graph: &Graph, tokens: &Tokens, encoded: &Rows, first: usize) -> candle_core::Result<Tensor> {
+/// Contexts of the positions of a cell, or of those that are wanted.
+fn decoded(
+    graph: &Graph,
+    tokens: &Tokens,
+    encoded: &Rows,
+    first: usize,
+    wanted: Option<&[u32]>,
+) -> candle_core::Result<Tensor> {
     let dim = encoded.row(first).len();
     let of_cell: Vec<f32> = (first..first + tokens.len()).flat_map(|i| encoded.row(i)).copied().collect();
     let of_cell = Tensor::from_vec(of_cell, (tokens.len(), dim), graph.device())?;
     let mut values = vec![0f32; graph.positions()];
     tokens.positions.iter().zip(&tokens.values).for_each(|(p, v)| values[*p as usize] = *v);
-    graph.decode(&values, tokens, &of_cell)
+    graph.decode(&[Whole { values, tokens: tokens.clone() }], &of_cell, wanted)
 }

@@ -1,9 +1,11 @@
-//! Gradients by plain tensors and candle's automatic differentiation, a cell at a time, on one device or several.
+//! Gradients by tensors and candle's automatic differentiation, some cells at a time, on one device or several.
 //!
 //! Several devices of a machine hold the same weights and take turns at the cells of a batch; their gradients are added on
 //! the devices by NCCL (feature `nccl`), else in memory, in the order of devices.
 //!
 //! Depends on `model` for the tensors. Knows nothing of stores.
+
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -15,13 +17,21 @@ use super::parameters::Parameters;
 use super::settings::Numbers;
 use super::task::Example;
 use crate::error::{Error, Result};
-use crate::model::{Graph, Tokens};
+use crate::model::{Fused, Graph, Tokens, Whole};
+
+/// Numbers in rows of the decoder, over all its layers, of the cells learned from at once: 32 cells of 3M, 16 of 10M, 2 of 100M.
+/// For the way back some 170 bytes are kept of each (counted, not measured).
+const AT_ONCE: usize = 160_000_000;
 
 /// Learns on devices. In bf16 products are bf16; the weights that gradients are of stay f32.
 #[derive(Debug)]
 pub struct OnDevices {
     devices: Vec<Device>,
     numbers: Numbers,
+    /// Functions of each device, made with its first batch.
+    functions: Vec<OnceLock<Fused>>,
+    /// Takes them on the CPU too.
+    fused: bool,
     #[cfg(feature = "nccl")]
     communicators: Option<Communicators>,
 }
@@ -37,10 +47,18 @@ impl OnDevices {
         }
         Ok(Self {
             #[cfg(feature = "nccl")]
-            communicators: Communicators::of(&devices)?,
+            communicators: if devices.len() > 1 { Communicators::of(&devices)? } else { None },
+            functions: devices.iter().map(|_| OnceLock::new()).collect(),
+            fused: devices.iter().any(Device::is_cuda),
             devices,
             numbers,
         })
+    }
+
+    /// With the functions of a CUDA device, also on the CPU.
+    #[cfg(test)]
+    pub(super) fn with_fused(self) -> Self {
+        Self { fused: true, ..self }
     }
 
     fn dtype(&self) -> DType {
@@ -51,16 +69,24 @@ impl OnDevices {
     }
 
     /// The model over variables, and the variables in the parameters' order.
-    fn graph(&self, device: &Device, parameters: &Parameters) -> candle_core::Result<(Graph, Vec<Var>)> {
-        let weights = parameters.to_weights().map_err(|e| candle_core::Error::Msg(e.to_string()))?;
-        let (mut tensors, mut vars) = (weights.tensors, Vec::new());
+    fn graph(&self, number: usize, parameters: &Parameters) -> candle_core::Result<(Graph, Vec<Var>)> {
+        let (device, mut tensors, mut vars) = (&self.devices[number], parameters.buffers().clone(), Vec::new());
         for slot in parameters.slots() {
             let values = Tensor::from_slice(&parameters.values[slot.at.clone()], slot.shape.as_slice(), device)?;
             let var = Var::from_tensor(&values)?;
             tensors.insert(slot.name.clone(), var.as_tensor().clone());
             vars.push(var);
         }
-        Ok((Graph::new(weights.config, &tensors, device, self.dtype())?, vars))
+        let config = parameters.config();
+        let fused = match (self.fused, self.functions[number].get()) {
+            (false, _) => None,
+            (true, Some(fused)) => Some(fused.clone()),
+            (true, None) => {
+                let fused = Fused::new(device, config, &tensors)?;
+                Some(self.functions[number].get_or_init(|| fused).clone())
+            }
+        };
+        Ok((Graph::over(config.clone(), &tensors, device, self.dtype(), fused)?, vars))
     }
 
     /// Loss and, where asked for, gradient of the cells that one device takes, the gradient as one row on the device.
@@ -72,24 +98,27 @@ impl OnDevices {
         with_gradient: bool,
     ) -> candle_core::Result<(Loss, Option<Tensor>)> {
         let device = &self.devices[number];
-        let (graph, vars) = self.graph(device, parameters)?;
+        let (graph, vars) = self.graph(number, parameters)?;
         let (mut loss, mut row) = (Loss::default(), None);
-        for example in examples.iter().skip(number).step_by(self.devices.len()) {
-            if example.masked.is_empty() {
-                continue;
-            }
-            let squares = squares(&graph, device, parameters, example)?;
-            let one = Loss { squares: squares.to_scalar::<f32>()?.into(), masked: example.masked.len() as u64 };
-            loss = loss.and(one);
+        let mine =
+            examples.iter().skip(number).step_by(self.devices.len()).filter(|example| !example.masked.is_empty());
+        let (mine, config) = (mine.collect::<Vec<_>>(), parameters.config());
+        let decoder = &config.decoder;
+        let numbers_of_cell = config.seq_len * decoder.hidden_dim * decoder.depth;
+        for cells in mine.chunks((AT_ONCE / numbers_of_cell).max(1)) {
+            let squares = squares(&graph, device, parameters, cells)?;
             if with_gradient {
                 let gradients = squares.backward()?;
                 let of = |var: &Var| match gradients.get(var) {
                     Some(gradient) => gradient.to_dtype(DType::F32)?.flatten_all(),
                     None => Tensor::zeros(var.elem_count(), DType::F32, device),
                 };
-                let of_cell = Tensor::cat(&vars.iter().map(of).collect::<candle_core::Result<Vec<_>>>()?, 0)?;
-                row = Some(row.map_or_else(|| Ok(of_cell.clone()), |row: Tensor| row + &of_cell)?);
+                let of_cells = Tensor::cat(&vars.iter().map(of).collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+                row = Some(row.map_or_else(|| Ok(of_cells.clone()), |row: Tensor| row + &of_cells)?);
             }
+            // Asked for last: until then nothing here waits for the device.
+            let masked = cells.iter().map(|example| example.masked.len() as u64).sum();
+            loss = loss.and(Loss { squares: squares.to_scalar::<f32>()?.into(), masked });
         }
         let none = || Tensor::zeros(parameters.values.len(), DType::F32, device);
         Ok((loss, if with_gradient { Some(row.map_or_else(none, Ok)?) } else { None }))
@@ -134,18 +163,41 @@ impl OnDevices {
     }
 }
 
-/// The sum of squared errors of a cell.
-fn squares(graph: &Graph, device: &Device, parameters: &Parameters, example: &Example) -> candle_core::Result<Tensor> {
-    let (positions, values) = example.tokens();
-    let encoded = graph.encode(&positions, &values, &[0, positions.len()])?;
-    let depths = [example.target_depth, example.source_depth];
-    let mut all: Vec<f32> = example.input.iter().copied().chain(depths).collect();
-    example.hidden.iter().for_each(|p| all[*p as usize] = parameters.config().mask_token_id as f32);
-    let contexts = graph.decode(&all, &Tokens { positions, values }, &encoded)?;
-    let masked = Tensor::new(example.masked.as_slice(), device)?;
-    let target: Vec<f32> = example.masked.iter().map(|p| example.target[*p as usize]).collect();
-    let predicted = graph.predict(&contexts.index_select(&masked, 0)?)?.to_dtype(DType::F32)?;
+/// The sum of squared errors of some cells.
+fn squares(
+    graph: &Graph,
+    device: &Device,
+    parameters: &Parameters,
+    examples: &[&Example],
+) -> candle_core::Result<Tensor> {
+    let mask = parameters.config().mask_token_id as f32;
+    let whole = |example: &&Example| {
+        let (positions, values) = example.tokens();
+        let depths = [example.target_depth, example.source_depth];
+        let mut all: Vec<f32> = example.input.iter().copied().chain(depths).collect();
+        example.hidden.iter().for_each(|p| all[*p as usize] = mask);
+        Whole { values: all, tokens: Tokens { positions, values } }
+    };
+    let cells: Vec<Whole> = examples.iter().map(whole).collect();
+    let (mut positions, mut values, mut starts) = (Vec::new(), Vec::new(), vec![0]);
+    let (mut wanted, mut target) = (Vec::new(), Vec::new());
+    for (cell, example) in cells.iter().zip(examples) {
+        let first = wanted_from(starts.len() - 1, parameters);
+        positions.extend_from_slice(&cell.tokens.positions);
+        values.extend_from_slice(&cell.tokens.values);
+        starts.push(positions.len());
+        wanted.extend(example.masked.iter().map(|p| first + p));
+        target.extend(example.masked.iter().map(|p| example.target[*p as usize]));
+    }
+    let encoded = graph.encode(&positions, &values, &starts)?;
+    let contexts = graph.decode(&cells, &encoded, Some(&wanted))?;
+    let predicted = graph.predict(&contexts)?.to_dtype(DType::F32)?;
     (predicted - Tensor::new(target, device)?)?.sqr()?.sum_all()
+}
+
+/// The first of a cell's rows in the decoder.
+fn wanted_from(cell: usize, parameters: &Parameters) -> u32 {
+    (cell * parameters.config().seq_len) as u32
 }
 
 impl Learner for OnDevices {

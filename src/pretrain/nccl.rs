@@ -25,7 +25,7 @@ fn failed(e: impl std::fmt::Debug) -> candle_core::Error {
 }
 
 impl Communicators {
-    /// Of some devices; none where there is one device, or one that is not CUDA's.
+    /// Of some devices; none where one is not CUDA's.
     ///
     /// # Errors
     /// The devices cannot reach each other.
@@ -34,7 +34,7 @@ impl Communicators {
             .iter()
             .map(|device| if let Device::Cuda(cuda) = device { Some(cuda.clone()) } else { None })
             .collect();
-        let Some(all) = all.filter(|all| all.len() > 1) else { return Ok(None) };
+        let Some(all) = all else { return Ok(None) };
         let (requests, asked) = channel();
         let (tell, joined) = channel();
         std::thread::spawn(move || {
@@ -87,4 +87,25 @@ fn sum(comms: &[Comm], rows: &[Tensor]) -> candle_core::Result<Vec<f32>> {
     group_end().map_err(failed)?;
     let (sum, device) = sums.into_iter().next().ok_or_else(|| failed("no rows"))?;
     device.clone_dtoh(&sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As many devices as there are: of one alone the sum is its own row, but joining, the thread and the copies are seen.
+    #[test]
+    fn rows_of_all_devices_are_summed() {
+        let devices: Vec<Device> = (0..8).map_while(|number| Device::new_cuda_with_stream(number).ok()).collect();
+        if devices.is_empty() {
+            println!("skipped: no CUDA device");
+            return;
+        }
+        let communicators = Communicators::of(&devices).unwrap().unwrap();
+        for step in 1..4 {
+            let row = |device: &Device| Tensor::new(&[1f32, 2.0, 3.0 * step as f32], device).unwrap();
+            let sum = communicators.sum(devices.iter().map(row).collect()).unwrap();
+            assert_eq!(sum, [1.0, 2.0, 3.0 * step as f32].map(|one| one * devices.len() as f32));
+        }
+    }
 }

@@ -79,6 +79,11 @@ impl Parameters {
         Ok(Weights { config: self.config.clone(), vocabulary: self.vocabulary.clone(), tensors })
     }
 
+    /// Tensors that are not learned.
+    pub fn buffers(&self) -> &HashMap<String, Tensor> {
+        &self.buffers
+    }
+
     /// Sizes.
     pub fn config(&self) -> &Config {
         &self.config

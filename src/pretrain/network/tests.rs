@@ -50,10 +50,11 @@ fn examples(cells: usize) -> Vec<Example> {
 }
 
 /// The loss and its gradients by candle's automatic differentiation of the plain tensors.
-fn by_graph(parameters: &Parameters, examples: &[Example]) -> (Loss, Vec<f32>) {
+fn by_graph(parameters: &Parameters, examples: &[Example], fused: bool) -> (Loss, Vec<f32>) {
     let mut flat = vec![0.0; parameters.values.len()];
     // Two devices, so that shares of a batch are added too.
     let learner = OnDevices::new(vec![Device::Cpu; 2], Numbers::F32).unwrap();
+    let learner = if fused { learner.with_fused() } else { learner };
     (learner.learn(parameters, examples, &mut flat).unwrap(), flat)
 }
 
@@ -69,11 +70,11 @@ fn length(values: &[f32]) -> f64 {
 }
 
 #[test]
-fn gradients_are_those_of_the_plain_tensors() {
-    for depth in [1, 2, 3] {
+fn gradients_are_those_of_tensors_plain_and_fused() {
+    for (depth, fused) in [(1, false), (2, false), (3, false), (1, true), (3, true)] {
         let (weights, cells) = (small(depth), examples(5));
         let (loss, parameters, flat) = by_hand(&weights, Form::F32, &cells);
-        let (exact_loss, exact) = by_graph(&parameters, &cells);
+        let (exact_loss, exact) = by_graph(&parameters, &cells, fused);
         assert!((loss.squares - exact_loss.squares).abs() < 1e-4 * loss.squares, "{loss:?} {exact_loss:?}");
         assert_eq!(loss.masked, cells.iter().map(|e| e.masked.len() as u64).sum::<u64>());
         for slot in parameters.slots() {
@@ -88,7 +89,7 @@ fn gradients_are_those_of_the_plain_tensors() {
             let off = length(&apart) / length(theirs);
             // Nothing depends on the keys' bias in exact arithmetic: softmax and its approximation cancel it.
             let tolerance = if length(theirs) < 1e-3 * length(&flat) { 0.02 } else { 1e-3 };
-            assert!(off < tolerance, "{name}, depth {depth}: off by {off:.1e}, {} long", length(theirs));
+            assert!(off < tolerance, "{name}, depth {depth}, fused {fused}: off by {off:.1e}, {} long", length(theirs));
         }
     }
 }
