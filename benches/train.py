@@ -2,13 +2,14 @@
 """Times steps of training beside PyTorch, on the same cells, batch, precision and threads, by turns in one run.
 
     benches/train.py --cellql PROGRAM --source raw-Baron_human.h5ad [--only 3M] [--rounds 3] [--steps 4] [--threads 2]
+                     [--device cuda]
 
 The cells: as many of Baron's human pancreas cells as a batch has, drawn at random from a seed, with the file's first 19,264
 genes. Ours is `cellql pretrain` over a store of exactly these cells, so every step goes through all of them; a step's time is
 its own `cells_per_second` in metrics.jsonl: reading, thinning and masking, gradients, clipping, AdamW. PyTorch's is that of
 benches/train_torch.py, which makes its examples beforehand: forward, backward, clipping, AdamW. Its forms are `plain`, and
 `sparse`, where the last decoder layer asks only masked positions, as ours does. Both start from random weights and mask by
-the same rule, each with its own draws. A run drops one step and measures `--steps`; printed are medians over all steps of
+the same rule, each with its own draws. With `--device cuda` both learn on a GPU, from more cells a step. A run drops one step and measures `--steps`; printed are medians over all steps of
 all rounds with [smallest, largest], and the median over rounds of the ratio of a round's medians.
 """
 
@@ -25,7 +26,7 @@ import h5py
 import numpy as np
 
 GENES = 19_264
-BATCHES = {"3M": 8, "10M": 4}
+BATCHES = {"cpu": {"3M": 8, "10M": 4}, "cuda": {"3M": 32, "10M": 16}}
 
 
 def cells(source, count, seed):
@@ -72,18 +73,18 @@ def call(command, threads):
 def ours(args, folder, size, precision, run):
     name = f"{size}-{precision}-{run}"
     call([args.cellql, "--quiet", "pretrain", folder / "store", "--name", name, "--size", size, "--genes", folder / "genes.tsv",
-          "--batch", BATCHES[size], "--steps", args.steps + 1, "--precision", precision, "--hold-out", 0,
-          "--run", folder / name], args.threads)
+          "--batch", args.batches[size], "--steps", args.steps + 1, "--precision", precision, "--hold-out", 0,
+          "--run", folder / name, "--device", args.device], args.threads)
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     return [line["cells_per_second"] for line in lines[1:]], lines[0]["loss"]
 
 
 def torch(args, folder, size, precision, form):
-    out = call([sys.executable, Path(__file__).with_name("train_torch.py"), "--size", size, "--batch", BATCHES[size],
-                "--steps", args.steps, "--warmup", 1, "--threads", args.threads, "--precision", precision,
+    out = call([sys.executable, Path(__file__).with_name("train_torch.py"), "--size", size, "--batch", args.batches[size],
+                "--device", args.device, "--steps", args.steps, "--warmup", 1, "--threads", args.threads, "--precision", precision,
                 "--cells", folder / "cells.h5ad", *(["--sparse"] if form == "sparse" else [])], args.threads)
     found = json.loads(out.splitlines()[-1])
-    return [BATCHES[size] / seconds for seconds in found["all"]], found["loss"][0]
+    return [args.batches[size] / seconds for seconds in found["all"]], found["loss"][0]
 
 
 def spread(values):
@@ -93,12 +94,12 @@ def spread(values):
 def bench(args, size):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        dense, names = cells(args.source, BATCHES[size], args.seed)
+        dense, names = cells(args.source, args.batches[size], args.seed)
         write(folder / "cells.h5ad", dense, names)
         (folder / "genes.tsv").write_text("gene_name\tindex\n" + "".join(f"{n}\t{i}\n" for i, n in enumerate(names)))
         call([args.cellql, "--quiet", "init", folder / "store", "--no-model"], args.threads)
         call([args.cellql, "--quiet", "ingest", folder / "store", folder / "cells.h5ad", "--min-genes", 0], args.threads)
-        print(f"{size}: {BATCHES[size]} cells, {(dense > 0).sum(1).mean():.0f} genes expressed in each, {args.threads} threads",
+        print(f"{size}: {args.batches[size]} cells, {(dense > 0).sum(1).mean():.0f} genes expressed in each, {args.threads} threads",
               flush=True)
         for precision in ["f32", "bf16"]:
             rounds = {"ours": [], "plain": [], "sparse": []}
@@ -119,13 +120,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cellql", required=True)
     parser.add_argument("--source", required=True)
-    parser.add_argument("--only", choices=sorted(BATCHES))
+    parser.add_argument("--only", choices=sorted(BATCHES["cpu"]))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=sorted(BATCHES), default="cpu")
     args = parser.parse_args()
-    for size in [args.only] if args.only else BATCHES:
+    args.batches = BATCHES[args.device]
+    for size in [args.only] if args.only else args.batches:
         bench(args, size)
 
 
