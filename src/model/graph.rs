@@ -2,8 +2,8 @@
 //! what the kernels of the CPU are held against.
 //!
 //! Only operations whose gradients candle keeps are used (its fused norms and softmax drop them silently). The largest
-//! values that keep exponentials in range are constants of the gradient, as in the authors' code. Attention takes cells of
-//! like length together, padded to the longest of them, and a block of queries at a time, so no K × K matrix is held.
+//! values that keep exponentials in range are constants of the gradient, as in the authors' code. Attention takes a cell
+//! and a block of queries at a time, so no K × K matrix is held.
 //! On a CUDA device both kinds of attention, norms, GELU and rows by name are functions of [`super::fused`] instead.
 //!
 //! In bf16, products are bf16; value embedding, norms, softmax and random features are computed in f32, where bf16's eight
@@ -24,10 +24,6 @@ const LEAK: f64 = 0.1;
 const FEATURE_EPS: f64 = 1e-4;
 /// Queries of a block.
 const QUERIES: usize = 512;
-/// Scores held at once.
-const SCORES: usize = 1 << 26;
-/// On a device, lengths that differ by less than this are padded to one: a kernel's launch costs as much as some rows.
-const BUCKET: usize = 128;
 
 /// A model as named tensors, without the prefix `model.`; trainable where they are variables.
 #[derive(Debug, Clone)]
@@ -36,7 +32,6 @@ pub struct Graph {
     tensors: HashMap<String, Tensor>,
     device: Device,
     dtype: DType,
-    bucket: usize,
     /// On a device.
     fused: Option<Fused>,
 }
@@ -77,14 +72,7 @@ impl Graph {
             Ok((name.clone(), tensor.to_device(device)?.to_dtype(dtype)?))
         };
         let tensors = tensors.iter().map(moved).collect::<Result<_>>()?;
-        let bucket = if device.is_cpu() { 1 } else { BUCKET };
-        Ok(Self { config, tensors, device: device.clone(), dtype, bucket, fused })
-    }
-
-    /// Pads cells whose lengths differ by less than this together.
-    #[cfg(test)]
-    pub(super) fn with_bucket(self, bucket: usize) -> Self {
-        Self { bucket, ..self }
+        Ok(Self { config, tensors, device: device.clone(), dtype, fused })
     }
 
     /// Positions of the decoder, T and S included.
@@ -192,60 +180,23 @@ impl Graph {
 
     /// `[tokens, 3·dim]` to `[tokens, dim]`, each cell by itself.
     fn attention(&self, qkv: &Tensor, starts: &[usize]) -> Result<Tensor> {
-        let parts = self.alike(starts).into_iter().map(|(first, last)| self.attend(qkv, &starts[first..=last]));
+        let parts = starts.windows(2).map(|cell| self.attend(&qkv.narrow(0, cell[0], cell[1] - cell[0])?));
         Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
     }
 
-    /// Runs of cells to pad together: `[first, last)`.
-    fn alike(&self, starts: &[usize]) -> Vec<(usize, usize)> {
-        let length = |cell: usize| starts[cell + 1] - starts[cell];
-        let mut runs: Vec<(usize, usize)> = Vec::new();
-        for cell in 0..starts.len() - 1 {
-            let fits = runs.last().is_some_and(|&(first, last)| {
-                let longest = (first..=cell).map(length).max().unwrap_or(0);
-                let scores = (last + 1 - first) * self.config.encoder.heads * longest * longest.min(QUERIES);
-                (first..=cell).all(|c| length(c) + self.bucket > longest) && scores <= SCORES
-            });
-            match runs.last_mut() {
-                Some(run) if fits => run.1 = cell + 1,
-                _ => runs.push((cell, cell + 1)),
-            }
-        }
-        runs
-    }
-
-    /// Attention of the cells between these starts, `[their tokens, dim]`.
-    fn attend(&self, qkv: &Tensor, starts: &[usize]) -> Result<Tensor> {
-        let (heads, dim) = (self.config.encoder.heads, self.config.encoder.hidden_dim);
-        let padding = Padding::of(starts);
-        let (cells, longest) = (padding.lengths.len(), padding.longest);
-        let rows = match padding.is_needed() {
-            false => qkv.narrow(0, starts[0], cells * longest)?,
-            true => qkv.index_select(&Tensor::new(padding.rows(starts), &self.device)?, 0)?,
-        };
-        let mask = match padding.is_needed() {
-            false => None,
-            true => Some(Tensor::from_vec(padding.mask(), (cells, 1, 1, longest), &self.device)?),
-        };
-        let rows = rows.reshape((cells, longest, 3, heads, dim / heads))?;
-        let part = |part: usize| rows.narrow(2, part, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
+    /// Attention of one cell, a block of queries at a time.
+    fn attend(&self, qkv: &Tensor) -> Result<Tensor> {
+        let (tokens, heads, dim) = (qkv.dim(0)?, self.config.encoder.heads, self.config.encoder.hidden_dim);
+        let rows = qkv.reshape((tokens, 3, heads, dim / heads))?;
+        let part = |part: usize| rows.narrow(1, part, 1)?.squeeze(1)?.transpose(0, 1)?.contiguous();
         let q = (part(0)? * (1.0 / ((dim / heads) as f64).sqrt()))?;
         let (k, v) = (part(1)?.t()?.contiguous()?, part(2)?);
-        let mut mixed = Vec::new();
-        for first in (0..longest).step_by(QUERIES) {
-            let q = q.narrow(2, first, QUERIES.min(longest - first))?.contiguous()?;
-            let mut scores = q.matmul(&k)?.to_dtype(DType::F32)?;
-            if let Some(mask) = &mask {
-                scores = scores.broadcast_add(mask)?;
-            }
-            let weights = softmax(&scores)?.to_dtype(self.dtype)?;
-            mixed.push(weights.matmul(&v)?.transpose(1, 2)?.reshape((cells, (), dim))?);
-        }
-        let mixed = Tensor::cat(&mixed, 1)?.reshape((cells * longest, dim))?;
-        match padding.is_needed() {
-            false => Ok(mixed),
-            true => mixed.index_select(&Tensor::new(padding.kept(), &self.device)?, 0),
-        }
+        let of_block = |first: usize| {
+            let q = q.narrow(1, first, QUERIES.min(tokens - first))?.contiguous()?;
+            let weights = softmax(&q.matmul(&k)?.to_dtype(DType::F32)?)?.to_dtype(self.dtype)?;
+            weights.matmul(&v)?.transpose(0, 1)?.reshape(((), dim))
+        };
+        Tensor::cat(&(0..tokens).step_by(QUERIES).map(of_block).collect::<Result<Vec<_>>>()?, 0)
     }
 
     /// Context embeddings of cells: of all their positions, T and S included, `[cells · positions, width]`, or of the `wanted` rows
@@ -282,31 +233,30 @@ impl Graph {
     /// What enters the decoder, `[cells · positions, dim]`, f32: at tokens what the encoder made of them, elsewhere embedded values,
     /// each value embedded once.
     fn entered(&self, cells: &[Whole], encoded: &Tensor) -> Result<Tensor> {
+        let n = self.positions();
         let (mut values, mut number_of) = (Vec::new(), HashMap::new());
-        // Tokens are numbered from the end, until it is known how many values there are.
-        let (mut rows, mut token) = (Vec::with_capacity(cells.len() * self.positions()), 0u32);
-        for Whole { values: of_cell, tokens } in cells {
-            let first = rows.len();
-            let mut before = (f32::NAN, 0);
-            rows.extend(of_cell.iter().map(|value| {
-                // Mostly zeros, one after another.
-                if *value != before.0 {
-                    let number = *number_of.entry(value.to_bits()).or_insert_with(|| {
-                        values.push(*value);
-                        values.len() as u32 - 1
-                    });
-                    before = (*value, number);
-                }
-                before.1
-            }));
-            for position in &tokens.positions {
-                rows[first + *position as usize] = u32::MAX - token;
+        // First the tokens, then the values as they are met.
+        let tokens = encoded.dim(0)? as u32;
+        let (mut rows, mut token) = (Vec::with_capacity(cells.len() * n), 0u32);
+        for Whole { values: of_cell, tokens: read } in cells {
+            let mut token_at = vec![u32::MAX; n];
+            for position in &read.positions {
+                token_at[*position as usize] = token;
                 token += 1;
             }
+            rows.extend(token_at.iter().zip(of_cell).map(|(token, value)| match *token {
+                u32::MAX => *number_of.entry(value.to_bits()).or_insert_with(|| {
+                    values.push(*value);
+                    tokens + values.len() as u32 - 1
+                }),
+                token => token,
+            }));
         }
-        let count = values.len() as u32;
-        rows.iter_mut().filter(|row| **row > u32::MAX - token).for_each(|row| *row = count + (u32::MAX - *row));
-        self.rows(&Tensor::cat(&[self.values(&values)?, encoded.to_dtype(DType::F32)?], 0)?, &rows)
+        let encoded = encoded.to_dtype(DType::F32)?;
+        match values.is_empty() {
+            true => self.rows(&encoded, &rows),
+            false => self.rows(&Tensor::cat(&[encoded, self.values(&values)?], 0)?, &rows),
+        }
     }
 
     /// Predicted log-normalised expression, `[positions]`, of what [`Graph::decode`] gave.
@@ -351,42 +301,6 @@ impl Graph {
         let sums = k.t()?.contiguous()?.matmul(&v)?;
         let totals = k.sum_keepdim(1)?.t()?.contiguous()?;
         q.matmul(&sums)?.broadcast_div(&q.matmul(&totals)?)?.transpose(0, 1)?.reshape((rows, heads * dim))
-    }
-}
-
-/// Cells of several lengths as rows of one. What is added repeats a cell's last token: as a key it is masked, as a query it
-/// is dropped.
-struct Padding {
-    lengths: Vec<usize>,
-    longest: usize,
-}
-
-impl Padding {
-    fn of(starts: &[usize]) -> Self {
-        let lengths: Vec<usize> = starts.windows(2).map(|s| s[1] - s[0]).collect();
-        Self { longest: lengths.iter().copied().max().unwrap_or(0), lengths }
-    }
-
-    fn is_needed(&self) -> bool {
-        self.lengths.iter().any(|n| *n < self.longest)
-    }
-
-    /// The packed row that stands at each padded one, `[cells · longest]`.
-    fn rows(&self, starts: &[usize]) -> Vec<u32> {
-        let cells = starts.iter().zip(&self.lengths);
-        cells.flat_map(|(start, n)| (0..self.longest).map(move |i| (start + i.min(n - 1)) as u32)).collect()
-    }
-
-    /// What is added to the scores of keys, `[cells · longest]`.
-    fn mask(&self) -> Vec<f32> {
-        let hidden = |n: usize| (0..self.longest).map(move |i| if i < n { 0.0 } else { f32::NEG_INFINITY });
-        self.lengths.iter().flat_map(|n| hidden(*n)).collect()
-    }
-
-    /// The padded rows that are tokens, in packed order.
-    fn kept(&self) -> Vec<u32> {
-        let cells = self.lengths.iter().enumerate();
-        cells.flat_map(|(cell, n)| (0..*n).map(move |i| (cell * self.longest + i) as u32)).collect()
     }
 }
 

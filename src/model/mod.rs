@@ -406,7 +406,7 @@ mod tests {
     fn a_device_gives_what_the_kernels_give() {
         let model = || Model::load("small", encode(&small().0).unwrap().0).unwrap();
         assert!(beside_kernels(model(), &Device::Cpu, Precision::F32) < 1e-5);
-        match Device::new_cuda(0) {
+        match Device::new_cuda_with_stream(0) {
             Ok(gpu) => {
                 assert!(beside_kernels(model(), &gpu, Precision::F32) < 1e-3);
                 assert!(beside_kernels(model(), &gpu, Precision::Bf16) < 0.1);
@@ -416,16 +416,27 @@ mod tests {
     }
 
     #[test]
-    fn cells_padded_together_give_what_each_gives_alone() {
+    fn functions_of_a_device_give_what_plain_tensors_give() {
         let (weights, cells) = small();
-        let cells: Vec<Tokens> = (0..7).map(|i| cells[usize::from(i % 3 == 0)].clone()).collect();
         let packed = Packed::new(cells.iter());
-        let graph = || Graph::new(weights.config.clone(), &weights.tensors, &Device::Cpu, DType::F32).unwrap();
-        let encode = |graph: Graph| {
+        let given = |fused: Option<Fused>| {
+            let (config, tensors) = (weights.config.clone(), &weights.tensors);
+            let graph = Graph::over(config, tensors, &Device::Cpu, DType::F32, fused).unwrap();
             let encoded = graph.encode(&packed.positions, &packed.values, &packed.starts).unwrap();
-            encoded.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            let whole = |cell: &Tokens| Whole { values: vec![0.0; 92], tokens: cell.clone() };
+            let whole: Vec<Whole> = cells.iter().map(whole).collect();
+            let [all, wanted] = [None, Some(&[0, 5, 91, 92, 100][..])].map(|wanted| {
+                let contexts = graph.decode(&whole, &encoded, wanted).unwrap();
+                contexts.to_vec2::<f32>().unwrap()
+            });
+            for (row, at) in wanted.iter().zip([0, 5, 91, 92, 100]) {
+                assert!(worst(row, &all[at]) < 1e-5, "what is asked for alone is what stands among all");
+            }
+            [encoded.flatten_all().unwrap().to_vec1::<f32>().unwrap(), all.concat()]
         };
-        assert!(worst(&encode(graph()), &encode(graph().with_bucket(100))) < 1e-5);
+        let fused = Fused::new(&Device::Cpu, &weights.config, &weights.tensors).unwrap();
+        let ([encoded, contexts], [plain_encoded, plain_contexts]) = (given(Some(fused)), given(None));
+        assert!(worst(&encoded, &plain_encoded) < 1e-5 && worst(&contexts, &plain_contexts) < 1e-5);
     }
 
     #[test]

@@ -181,8 +181,7 @@ fn squares(
     let cells: Vec<Whole> = examples.iter().map(whole).collect();
     let (mut positions, mut values, mut starts) = (Vec::new(), Vec::new(), vec![0]);
     let (mut wanted, mut target) = (Vec::new(), Vec::new());
-    for (cell, example) in cells.iter().zip(examples) {
-        let first = wanted_from(starts.len() - 1, parameters);
+    for (first, (cell, example)) in (0u32..).step_by(parameters.config().seq_len).zip(cells.iter().zip(examples)) {
         positions.extend_from_slice(&cell.tokens.positions);
         values.extend_from_slice(&cell.tokens.values);
         starts.push(positions.len());
@@ -193,11 +192,6 @@ fn squares(
     let contexts = graph.decode(&cells, &encoded, Some(&wanted))?;
     let predicted = graph.predict(&contexts)?.to_dtype(DType::F32)?;
     (predicted - Tensor::new(target, device)?)?.sqr()?.sum_all()
-}
-
-/// The first of a cell's rows in the decoder.
-fn wanted_from(cell: usize, parameters: &Parameters) -> u32 {
-    (cell * parameters.config().seq_len) as u32
 }
 
 impl Learner for OnDevices {
