@@ -7,8 +7,10 @@
 //! What learns has its way back beside it ([`Dense`], [`LearningAttention`], [`LearningFavor`], [`norm_back`]…): for one cell at
 //! a time and without threads of its own, since cells are what training shares out.
 //!
-//! Depends on rayon alone. Knows nothing of models, files or cells: shapes come with the calls, and a slice too short for
-//! them is a panic, for it is a fault of the caller and never of a user's data.
+//! What learns on a GPU is in [`device`].
+//!
+//! Depends on rayon alone, with feature `cuda` on cudarc. Knows nothing of models, files or cells: shapes come with the
+//! calls, and a slice too short for them is a panic, for it is a fault of the caller and never of a user's data.
 
 mod amx;
 mod attention;

@@ -49,13 +49,22 @@ fn examples(cells: usize) -> Vec<Example> {
     (0..cells).map(|c| task.example(&cell(c), GENES, None, &mut rng).unwrap().unwrap()).collect()
 }
 
-/// The loss and its gradients by candle's automatic differentiation of the plain tensors.
-fn by_graph(parameters: &Parameters, examples: &[Example], fused: bool) -> (Loss, Vec<f32>) {
+/// The loss and its gradients by candle's automatic differentiation of tensors.
+fn by_graph(parameters: &Parameters, examples: &[Example], learner: &OnDevices) -> (Loss, Vec<f32>) {
     let mut flat = vec![0.0; parameters.values.len()];
-    // Two devices, so that shares of a batch are added too.
-    let learner = OnDevices::new(vec![Device::Cpu; 2], Numbers::F32).unwrap();
-    let learner = if fused { learner.with_fused() } else { learner };
     (learner.learn(parameters, examples, &mut flat).unwrap(), flat)
+}
+
+/// Plain tensors, and the functions of a device: on the CPU, and on a GPU where there is one.
+fn learners() -> Vec<(&'static str, OnDevices)> {
+    // Two devices, so that shares of a batch are added too.
+    let plain = || OnDevices::new(vec![Device::Cpu; 2], Numbers::F32).unwrap();
+    let mut all = vec![("plain", plain()), ("fused", plain().with_fused())];
+    match Device::new_cuda_with_stream(0) {
+        Ok(gpu) => all.push(("on a GPU", OnDevices::new(vec![gpu], Numbers::F32).unwrap())),
+        Err(_) => println!("skipped on a GPU: there is none"),
+    }
+    all
 }
 
 fn by_hand(weights: &Weights, form: Form, examples: &[Example]) -> (Loss, Parameters, Vec<f32>) {
@@ -71,26 +80,32 @@ fn length(values: &[f32]) -> f64 {
 
 #[test]
 fn gradients_are_those_of_tensors_plain_and_fused() {
-    for (depth, fused) in [(1, false), (2, false), (3, false), (1, true), (3, true)] {
-        let (weights, cells) = (small(depth), examples(5));
-        let (loss, parameters, flat) = by_hand(&weights, Form::F32, &cells);
-        let (exact_loss, exact) = by_graph(&parameters, &cells, fused);
-        assert!((loss.squares - exact_loss.squares).abs() < 1e-4 * loss.squares, "{loss:?} {exact_loss:?}");
-        assert_eq!(loss.masked, cells.iter().map(|e| e.masked.len() as u64).sum::<u64>());
-        for slot in parameters.slots() {
-            let (ours, theirs) = (&flat[slot.at.clone()], &exact[slot.at.clone()]);
-            let apart: Vec<f32> = ours.iter().zip(theirs).map(|(a, b)| a - b).collect();
-            let name = &slot.name;
-            if name == "token_emb.emb_pad.weight" {
-                assert!(length(ours) == 0.0 && length(theirs) == 0.0, "padding is never seen");
-                continue;
-            }
-            assert!(length(theirs) > 0.0, "{name}: every weight that is used has a gradient");
-            let off = length(&apart) / length(theirs);
-            // Nothing depends on the keys' bias in exact arithmetic: softmax and its approximation cancel it.
-            let tolerance = if length(theirs) < 1e-3 * length(&flat) { 0.02 } else { 1e-3 };
-            assert!(off < tolerance, "{name}, depth {depth}, fused {fused}: off by {off:.1e}, {} long", length(theirs));
+    for (what, learner) in learners() {
+        for depth in [1, 2, 3] {
+            gradients_are_those_of(what, &learner, depth);
         }
+    }
+}
+
+fn gradients_are_those_of(what: &str, learner: &OnDevices, depth: usize) {
+    let (weights, cells) = (small(depth), examples(5));
+    let (loss, parameters, flat) = by_hand(&weights, Form::F32, &cells);
+    let (exact_loss, exact) = by_graph(&parameters, &cells, learner);
+    assert!((loss.squares - exact_loss.squares).abs() < 1e-4 * loss.squares, "{loss:?} {exact_loss:?}");
+    assert_eq!(loss.masked, cells.iter().map(|e| e.masked.len() as u64).sum::<u64>());
+    for slot in parameters.slots() {
+        let (ours, theirs) = (&flat[slot.at.clone()], &exact[slot.at.clone()]);
+        let apart: Vec<f32> = ours.iter().zip(theirs).map(|(a, b)| a - b).collect();
+        let name = &slot.name;
+        if name == "token_emb.emb_pad.weight" {
+            assert!(length(ours) == 0.0 && length(theirs) == 0.0, "padding is never seen");
+            continue;
+        }
+        assert!(length(theirs) > 0.0, "{name}: every weight that is used has a gradient");
+        let off = length(&apart) / length(theirs);
+        // Nothing depends on the keys' bias in exact arithmetic: softmax and its approximation cancel it.
+        let tolerance = if length(theirs) < 1e-3 * length(&flat) { 0.02 } else { 1e-3 };
+        assert!(off < tolerance, "{name}, depth {depth}, {what}: off by {off:.1e}, {} long", length(theirs));
     }
 }
 
