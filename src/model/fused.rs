@@ -2,7 +2,7 @@
 //! several times on the way back. On a CUDA device they are kernels, on the CPU plain loops (for tests).
 //!
 //! What such a function gives is computed first, aside; [`super::known`] then tells candle what it depends on and how to go back.
-//! All of it is f32.
+//! All of it is f32, but for linear layers, which take bf16 too.
 //!
 //! Depends on the kernels and candle. Knows nothing of layers or names of weights.
 
@@ -72,6 +72,15 @@ impl Cells {
     fn count(&self) -> usize {
         self.starts.len() - 1
     }
+
+    /// Refuses rows that are not those of these cells, or not so wide: kernels read what they are told to.
+    fn look(&self, x: &Tensor, width: usize) -> Result<()> {
+        let (first, last, is_rising) = (self.starts.first(), self.starts.last(), self.starts.is_sorted());
+        if x.dims() != [last.map_or(0, |last| *last as usize), width] || first != Some(&0) || !is_rising {
+            candle_core::bail!("{:?} are not the rows of {} cells, {width} numbers each", x.shape(), self.count());
+        }
+        Ok(())
+    }
 }
 
 /// Lists of rows, end to end.
@@ -126,11 +135,16 @@ struct OnCuda {
     decoder: Cuda,
 }
 
+/// Numbers of a head at most: their tiles stand in a block's shared memory.
+const WIDEST: usize = 128;
+
 impl Fused {
     /// For the heads of a model, and its random features.
     ///
+    /// A CUDA device must have a stream of its own ([`Device::new_cuda_with_stream`]), which orders what several threads ask of it.
+    ///
     /// # Errors
-    /// The device's compiler says no, or the tensors have no features.
+    /// The device's compiler says no, the tensors have no features, or a head is too wide.
     pub fn new(device: &Device, config: &Config, tensors: &HashMap<String, Tensor>) -> Result<Self> {
         let Some((_, matrix)) = tensors.iter().find(|(name, _)| name.ends_with("projection_matrix")) else {
             candle_core::bail!("the model has no random features");
@@ -142,7 +156,9 @@ impl Fused {
         #[cfg(feature = "cuda")]
         let cuda = match device {
             Device::Cuda(cuda) => {
-                keep_memory(&cuda.cuda_stream()).map_err(failed)?;
+                if encoder.dim.max(decoder.dim) > WIDEST {
+                    candle_core::bail!("a head has more than {WIDEST} numbers, the most that a device's kernels take");
+                }
                 let compile = |heads, features| Cuda::compile(cuda.cuda_stream(), heads, features).map_err(failed);
                 Some(OnCuda {
                     device: cuda.clone(),
@@ -162,8 +178,21 @@ impl Fused {
         })
     }
 
+    /// Keeps the device's memory that is free, for the next step. Gives how many bytes are free now, where there is a device.
+    ///
+    /// # Errors
+    /// The device says no.
+    pub fn keep_memory(&self) -> Result<Option<usize>> {
+        #[cfg(feature = "cuda")]
+        if let Some(OnCuda { device, .. }) = &self.cuda {
+            return keep_memory(&device.cuda_stream()).map(Some).map_err(failed);
+        }
+        Ok(None)
+    }
+
     /// Attention of cells end to end: `[tokens, 3·dim]` to `[tokens, dim]`.
     pub(super) fn attention(&self, qkv: &Tensor, cells: &Cells) -> Result<Tensor> {
+        cells.look(qkv, 3 * self.encoder.width())?;
         let (this, cells, from) = (self.clone(), cells.clone(), qkv.detach().contiguous()?);
         let (tokens, heads) = (qkv.dim(0)?, self.encoder);
         let given = this.attend(&from, &cells)?;
@@ -175,8 +204,13 @@ impl Fused {
     /// Attention by random features `w` `[features, dim_head]`: of queries `[queries, width]` to keys and values `[keys, width]` of their own cell,
     /// every cell with as many keys. Gives `[queries, width]`.
     pub(super) fn favor(&self, [q, k, v]: [&Tensor; 3], w: &Tensor, queries: &Cells, keys: &Cells) -> Result<Tensor> {
-        let (this, w, queries, keys) = (self.clone(), w.clone(), queries.clone(), keys.clone());
         let Heads { heads, dim } = self.decoder;
+        queries.look(q, heads * dim)?;
+        [k, v].into_iter().try_for_each(|x| keys.look(x, heads * dim))?;
+        if w.dim(1)? != dim || keys.count() == 0 || k.dim(0)? % keys.count() != 0 {
+            candle_core::bail!("features {:?} and keys {:?} do not fit heads of {dim}", w.shape(), k.shape());
+        }
+        let (this, w, queries, keys) = (self.clone(), w.clone(), queries.clone(), keys.clone());
         let by_head = |x: &Tensor| x.detach().contiguous()?.reshape((x.dim(0)?, heads, dim));
         let (of_q, of_k, of_v) = (by_head(q)?, by_head(k)?, by_head(v)?);
         let most_q = this.largest(&of_q, &w)?.unsqueeze(2)?;
@@ -209,6 +243,9 @@ impl Fused {
 
     /// Layer norm of rows.
     pub(super) fn norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        if [weight.dims(), bias.dims()] != [&x.dims()[1..]; 2] {
+            candle_core::bail!("a norm of {:?} and {:?} over {:?}", weight.shape(), bias.shape(), x.shape());
+        }
         let (this, from, scale) = (self.clone(), x.detach().contiguous()?, weight.detach());
         let out = this.normalise(&from, &scale, &bias.detach())?;
         let back = move |g: &Tensor| {
@@ -221,6 +258,9 @@ impl Fused {
 
     /// `x` `[rows, in]` times `weight` `[out, in]`, plus a bias.
     pub(super) fn linear(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        if bias.dims() != &weight.dims()[..1] {
+            candle_core::bail!("a bias of {:?} beside weights of {:?}", bias.shape(), weight.shape());
+        }
         let (from, by) = (x.detach(), weight.detach());
         let out = self.biased(&from.matmul(&by.t()?)?, &bias.detach())?;
         let back = move |g: &Tensor| Ok([g.matmul(&by)?, g.t()?.matmul(&from)?, sum(g)?]);
@@ -410,7 +450,10 @@ fn on_cuda(
     );
     let numbers = numbers.iter().map(|(s, l)| view::<f32>(s, l)).collect::<Result<Vec<_>>>()?;
     let places = places.iter().map(|(s, l)| view::<u32>(s, l)).collect::<Result<Vec<_>>>()?;
-    let given = run(&numbers, &places).map_err(failed)?;
+    let (given, shape) = (run(&numbers, &places).map_err(failed)?, shape.into());
+    if given.len() != shape.elem_count() {
+        candle_core::bail!("a kernel gave {} numbers for {shape:?}", given.len());
+    }
     let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(given, device.clone()));
     Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), false))
 }

@@ -4,7 +4,7 @@
 //! Only operations whose gradients candle keeps are used (its fused norms and softmax drop them silently). The largest
 //! values that keep exponentials in range are constants of the gradient, as in the authors' code. Attention takes a cell
 //! and a block of queries at a time, so no K × K matrix is held.
-//! On a CUDA device both kinds of attention, norms, GELU and rows by name are functions of [`super::fused`] instead.
+//! On a CUDA device both kinds of attention, linear layers, norms, GELU and rows by name are functions of [`super::fused`].
 //!
 //! In bf16, products are bf16; value embedding, norms, softmax and random features are computed in f32, where bf16's eight
 //! bits would be too few.
@@ -32,7 +32,7 @@ pub struct Graph {
     tensors: HashMap<String, Tensor>,
     device: Device,
     dtype: DType,
-    /// On a device.
+    /// Functions of the device, in place of plain tensors.
     fused: Option<Fused>,
 }
 
@@ -46,10 +46,11 @@ pub struct Whole {
 }
 
 impl Graph {
-    /// Of named tensors, moved to a device and a type: f32, or bf16 where the device is fast at it.
+    /// Of named tensors, moved to a device and a type: f32, or bf16 where the device is fast at it. A CUDA device must have a stream of
+    /// its own, as [`Device::new_cuda_with_stream`] opens it.
     ///
     /// # Errors
-    /// The device has no room.
+    /// The device has no room, or its compiler says no.
     pub fn new(config: Config, tensors: &HashMap<String, Tensor>, device: &Device, dtype: DType) -> Result<Self> {
         let fused = device.is_cuda().then(|| Fused::new(device, &config, tensors)).transpose()?;
         Self::over(config, tensors, device, dtype, fused)
@@ -134,7 +135,7 @@ impl Graph {
 
     /// Rows of `x` by name.
     fn rows(&self, x: &Tensor, names: &[u32]) -> Result<Tensor> {
-        match &self.fused {
+        match self.fused.as_ref().filter(|_| x.track_op()) {
             Some(fused) => fused.rows(&x.to_dtype(DType::F32)?, names)?.to_dtype(x.dtype()),
             None => x.index_select(&Tensor::new(names, &self.device)?, 0),
         }

@@ -1,5 +1,7 @@
 //! Functions of tensors that are computed aside and go back in a way of their own, told to candle's automatic differentiation.
 
+use std::sync::{Mutex, PoisonError};
+
 #[cfg(feature = "cuda")]
 use candle_core::Storage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
@@ -10,7 +12,7 @@ pub(super) fn known1(
     out: Tensor,
     back: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    if x.track_op() { x.apply_op1(Known1 { out, back }) } else { Ok(out) }
+    if x.track_op() { x.apply_op1(Known1 { out: Once::new(out), back }) } else { Ok(out) }
 }
 
 /// The same of three tensors.
@@ -20,18 +22,32 @@ pub(super) fn known3(
     back: impl Fn(&Tensor) -> Result<[Tensor; 3]> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     let is_asked = [a, b, c].iter().any(|x| x.track_op());
-    if is_asked { a.apply_op3(b, c, Known3 { out, back }) } else { Ok(out) }
+    if is_asked { a.apply_op3(b, c, Known3 { out: Once::new(out), back }) } else { Ok(out) }
+}
+
+/// What is given away once, so that it does not stand in memory a second time until the way back.
+struct Once(Mutex<Option<Tensor>>);
+
+impl Once {
+    fn new(out: Tensor) -> Self {
+        Self(Mutex::new(Some(out)))
+    }
+
+    fn take(&self) -> Result<Tensor> {
+        let given = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        given.ok_or_else(|| candle_core::Error::Msg("what a function gave was asked for twice".into()))
+    }
 }
 
 /// What a function of one tensor gave, and how it goes back.
 struct Known1<B> {
-    out: Tensor,
+    out: Once,
     back: B,
 }
 
 /// The same of three.
 struct Known3<B> {
-    out: Tensor,
+    out: Once,
     back: B,
 }
 
@@ -61,11 +77,11 @@ impl<B: Fn(&Tensor) -> Result<Tensor>> CustomOp1 for Known1<B> {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        known_on_cpu(&self.out)
+        known_on_cpu(&self.out.take()?)
     }
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        known_on_cuda(&self.out)
+        known_on_cuda(&self.out.take()?)
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
@@ -87,7 +103,7 @@ impl<B: Fn(&Tensor) -> Result<[Tensor; 3]>> CustomOp3 for Known3<B> {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        known_on_cpu(&self.out)
+        known_on_cpu(&self.out.take()?)
     }
 
     fn cuda_fwd(
@@ -99,7 +115,7 @@ impl<B: Fn(&Tensor) -> Result<[Tensor; 3]>> CustomOp3 for Known3<B> {
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        known_on_cuda(&self.out)
+        known_on_cuda(&self.out.take()?)
     }
 
     fn bwd(

@@ -20,24 +20,25 @@ use crate::error::{Error, Result};
 use crate::model::{Fused, Graph, Tokens, Whole};
 
 /// Numbers in rows of the decoder, over all its layers, of the cells learned from at once: 32 cells of 3M, 16 of 10M, 2 of 100M.
-/// For the way back some 170 bytes are kept of each (counted, not measured).
 const AT_ONCE: usize = 160_000_000;
+/// Bytes that the way back needs for each of them (26 GB were taken for 32 cells of 3M).
+const BYTES: usize = 170;
 
 /// Learns on devices. In bf16 products are bf16; the weights that gradients are of stay f32.
 #[derive(Debug)]
 pub struct OnDevices {
     devices: Vec<Device>,
     numbers: Numbers,
-    /// Functions of each device, made with its first batch.
-    functions: Vec<OnceLock<Fused>>,
-    /// Takes them on the CPU too.
+    /// Functions of each device, made with its first batch, and how many numbers it has room for.
+    functions: Vec<OnceLock<(Fused, usize)>>,
+    /// Whether they are used: on CUDA devices, in tests also on the CPU.
     fused: bool,
     #[cfg(feature = "nccl")]
     communicators: Option<Communicators>,
 }
 
 impl OnDevices {
-    /// Over some devices, at least one.
+    /// Over some devices, at least one. Those of CUDA must have streams of their own: several threads ask of them in turn.
     ///
     /// # Errors
     /// There is none, or devices of CUDA cannot reach each other.
@@ -68,8 +69,30 @@ impl OnDevices {
         }
     }
 
+    /// Functions of a device, where it has some, and how many [`AT_ONCE`] it takes.
+    fn functions(&self, number: usize, parameters: &Parameters) -> candle_core::Result<(Option<Fused>, usize)> {
+        if !self.fused {
+            return Ok((None, AT_ONCE));
+        }
+        let made = &self.functions[number];
+        let (fused, room) = match made.get() {
+            Some(made) => made,
+            None => {
+                let fused = Fused::new(&self.devices[number], parameters.config(), parameters.buffers())?;
+                let free = fused.keep_memory()?;
+                made.get_or_init(|| (fused, free.map_or(AT_ONCE, |free| AT_ONCE.min(free / BYTES))))
+            }
+        };
+        Ok((Some(fused.clone()), *room))
+    }
+
     /// The model over variables, and the variables in the parameters' order.
-    fn graph(&self, number: usize, parameters: &Parameters) -> candle_core::Result<(Graph, Vec<Var>)> {
+    fn graph(
+        &self,
+        number: usize,
+        parameters: &Parameters,
+        fused: Option<Fused>,
+    ) -> candle_core::Result<(Graph, Vec<Var>)> {
         let (device, mut tensors, mut vars) = (&self.devices[number], parameters.buffers().clone(), Vec::new());
         for slot in parameters.slots() {
             let values = Tensor::from_slice(&parameters.values[slot.at.clone()], slot.shape.as_slice(), device)?;
@@ -77,16 +100,7 @@ impl OnDevices {
             tensors.insert(slot.name.clone(), var.as_tensor().clone());
             vars.push(var);
         }
-        let config = parameters.config();
-        let fused = match (self.fused, self.functions[number].get()) {
-            (false, _) => None,
-            (true, Some(fused)) => Some(fused.clone()),
-            (true, None) => {
-                let fused = Fused::new(device, config, &tensors)?;
-                Some(self.functions[number].get_or_init(|| fused).clone())
-            }
-        };
-        Ok((Graph::over(config.clone(), &tensors, device, self.dtype(), fused)?, vars))
+        Ok((Graph::over(parameters.config().clone(), &tensors, device, self.dtype(), fused)?, vars))
     }
 
     /// Loss and, where asked for, gradient of the cells that one device takes, the gradient as one row on the device.
@@ -98,14 +112,15 @@ impl OnDevices {
         with_gradient: bool,
     ) -> candle_core::Result<(Loss, Option<Tensor>)> {
         let device = &self.devices[number];
-        let (graph, vars) = self.graph(number, parameters)?;
+        let (fused, room) = self.functions(number, parameters)?;
+        let (graph, vars) = self.graph(number, parameters, fused)?;
         let (mut loss, mut row) = (Loss::default(), None);
         let mine =
             examples.iter().skip(number).step_by(self.devices.len()).filter(|example| !example.masked.is_empty());
         let (mine, config) = (mine.collect::<Vec<_>>(), parameters.config());
         let decoder = &config.decoder;
         let numbers_of_cell = config.seq_len * decoder.hidden_dim * decoder.depth;
-        for cells in mine.chunks((AT_ONCE / numbers_of_cell).max(1)) {
+        for cells in mine.chunks((room / numbers_of_cell).max(1)) {
             let squares = squares(&graph, device, parameters, cells)?;
             if with_gradient {
                 let gradients = squares.backward()?;
@@ -116,7 +131,7 @@ impl OnDevices {
                 let of_cells = Tensor::cat(&vars.iter().map(of).collect::<candle_core::Result<Vec<_>>>()?, 0)?;
                 row = Some(row.map_or_else(|| Ok(of_cells.clone()), |row: Tensor| row + &of_cells)?);
             }
-            // Asked for last: until then nothing here waits for the device.
+            // Asked for last, so that this thread does not wait for the device before it has sent the way back.
             let masked = cells.iter().map(|example| example.masked.len() as u64).sum();
             loss = loss.and(Loss { squares: squares.to_scalar::<f32>()?.into(), masked });
         }

@@ -71,21 +71,26 @@ fn answer(comms: &[Comm], asked: &Receiver<Request>) {
 }
 
 fn sum(comms: &[Comm], rows: &[Tensor]) -> candle_core::Result<Vec<f32>> {
-    let mut sums = Vec::new();
-    group_start().map_err(failed)?;
-    for (comm, row) in comms.iter().zip(rows) {
-        let row = row.contiguous()?;
-        let (storage, _) = row.storage_and_layout();
-        let Storage::Cuda(storage) = &*storage else {
+    let rows: Vec<Tensor> = rows.iter().map(Tensor::contiguous).collect::<candle_core::Result<_>>()?;
+    let storages: Vec<_> = rows.iter().map(Tensor::storage_and_layout).collect();
+    let mut pairs = Vec::new();
+    for (storage, layout) in &storages {
+        let Storage::Cuda(storage) = &**storage else {
             return Err(failed("a row is not on a CUDA device"));
         };
         let from: &CudaSlice<f32> = storage.as_cuda_slice()?;
-        let mut to = storage.device.alloc_zeros::<f32>(row.elem_count())?;
-        comm.all_reduce(from, &mut to, &ReduceOp::Sum).map_err(failed)?;
-        sums.push((to, storage.device.clone()));
+        let to = storage.device.alloc_zeros::<f32>(layout.shape().elem_count())?;
+        pairs.push((from.slice(layout.start_offset()..), to, storage.device.clone()));
     }
+    // A group that was begun is ended whatever happens in it.
+    group_start().map_err(failed)?;
+    let reduced = comms
+        .iter()
+        .zip(&mut pairs)
+        .try_for_each(|(comm, (from, to, _))| comm.all_reduce(from, to, &ReduceOp::Sum).map(|_| ()).map_err(failed));
     group_end().map_err(failed)?;
-    let (sum, device) = sums.into_iter().next().ok_or_else(|| failed("no rows"))?;
+    reduced?;
+    let (_, sum, device) = pairs.into_iter().next().ok_or_else(|| failed("no rows"))?;
     device.clone_dtoh(&sum)
 }
 

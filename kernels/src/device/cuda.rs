@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::result::{device, mem_pool};
+use cudarc::driver::result::{self, device, mem_pool};
 use cudarc::driver::{CudaModule, CudaSlice, CudaStream, CudaView, DriverError, LaunchConfig, PushKernelArg, sys};
 use cudarc::nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts};
 
@@ -121,7 +121,8 @@ impl Cuda {
         }
         let [x, y, z] = grid.map(|n| n as u32);
         let shape = LaunchConfig { grid_dim: (x, y, z), block_dim: (self.threads as u32, 1, 1), shared_mem_bytes: 0 };
-        // Safety: these are the arguments of the kernel of this name, long enough for its grid.
+        // Safety: these are the arguments of the kernel of this name; callers looked at their lengths, and theirs at what
+        // places say.
         unsafe { launch.launch(shape)? };
         Ok(())
     }
@@ -333,11 +334,12 @@ impl Cuda {
     }
 }
 
-/// Lets the device's pool keep memory that is free, so that a step need not ask the system for it again.
+/// Lets the device's pool keep memory that is free, so that a step need not ask the system for it again. Gives the bytes that are
+/// free now.
 ///
 /// # Errors
 /// The device has no such pool.
-pub fn keep_memory(stream: &CudaStream) -> Result<()> {
+pub fn keep_memory(stream: &CudaStream) -> Result<usize> {
     let mut all = u64::MAX;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     stream.context().bind_to_thread()?;
@@ -346,5 +348,5 @@ pub fn keep_memory(stream: &CudaStream) -> Result<()> {
         let pool = device::get_default_mem_pool(stream.context().cu_device())?;
         mem_pool::set_attribute(pool, attribute, std::ptr::from_mut(&mut all).cast())?;
     }
-    Ok(())
+    Ok(result::mem_get_info()?.0)
 }

@@ -10,7 +10,8 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{Heads, plain, runs};
 
-const FEATURES: usize = 45;
+/// More than threads of a block take.
+const FEATURES: usize = 150;
 /// Cells of 1, 150 and 9 rows: less than a tile, and more than a block.
 const STARTS: [u32; 4] = [0, 1, 151, 160];
 const ROWS: usize = 160;
