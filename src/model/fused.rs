@@ -136,6 +136,7 @@ struct OnCuda {
 }
 
 /// Numbers of a head at most: their tiles stand in a block's shared memory.
+#[cfg(feature = "cuda")]
 const WIDEST: usize = 128;
 
 impl Fused {
