@@ -19,7 +19,8 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 pub fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    // Where the tests run, not where they were compiled: checkouts may share what cargo built.
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
 pub fn demo_file() -> PathBuf {
