@@ -9,8 +9,9 @@ genes. Ours is `cellql pretrain` over a store of exactly these cells, so every s
 its own `cells_per_second` in metrics.jsonl: reading, thinning and masking, gradients, clipping, AdamW. PyTorch's is that of
 benches/train_torch.py, which makes its examples beforehand: forward, backward, clipping, AdamW. Its forms are `plain`, and
 `sparse`, where the last decoder layer asks only masked positions, as ours does. Both start from random weights and mask by
-the same rule, each with its own draws. With `--device cuda` both learn on a GPU, from more cells a step. A run drops one step and measures `--steps`; printed are medians over all steps of
-all rounds with [smallest, largest], and the median over rounds of the ratio of a round's medians.
+the same rule, each with its own draws. With `--device cuda` both learn on a GPU, from more cells a step. A run drops one step
+and measures `--steps`; printed are medians over all steps of all rounds with [smallest, largest], and the median over rounds of
+the ratio of a round's medians.
 """
 
 import argparse

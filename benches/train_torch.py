@@ -5,8 +5,8 @@
     train_torch.py --check --weights MODEL.safetensors --examples EXAMPLES.npz --out GRADIENTS.safetensors
 
 Timed: forward, backward, gradient clipping to 1, AdamW, zero_grad(set_to_none), on one batch, step after step; the
-median of `--steps` after `--warmup` steps; with `--device cuda` on a GPU, each step to its end. Examples of the pretraining task and their index tensors are made before.
-Weights are random. Cells are the first `--batch` rows of a permutation drawn from `--seed`. Columns are taken as
+median of `--steps` after `--warmup` steps; with `--device cuda` on a GPU, each step to its end. Examples of the
+pretraining task and their index tensors are made before. Weights are random. Cells are the first `--batch` rows of a permutation drawn from `--seed`. Columns are taken as
 positions of the vocabulary: those past `--genes` are dropped, missing ones are zero, so the decoder has as many
 positions as ours.
 

@@ -32,15 +32,15 @@ pub(super) fn plan(cells: &[(usize, Tokens)], budget: usize) -> Vec<Vec<usize>> 
 
 /// A batch: positions and values of all tokens, and where each cell starts.
 #[derive(Debug)]
-pub(super) struct Packed {
-    pub(super) positions: Vec<u32>,
-    pub(super) values: Vec<f32>,
+pub(crate) struct Packed {
+    pub(crate) positions: Vec<u32>,
+    pub(crate) values: Vec<f32>,
     /// Token offsets, one longer than the cells.
-    pub(super) starts: Vec<usize>,
+    pub(crate) starts: Vec<usize>,
 }
 
 impl Packed {
-    pub(super) fn new<'a>(cells: impl Iterator<Item = &'a Tokens>) -> Self {
+    pub(crate) fn new<'a>(cells: impl Iterator<Item = &'a Tokens>) -> Self {
         let mut packed = Self { positions: Vec::new(), values: Vec::new(), starts: vec![0] };
         for cell in cells {
             packed.positions.extend_from_slice(&cell.positions);

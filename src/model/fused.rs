@@ -7,6 +7,7 @@
 //! Depends on the kernels and candle. Knows nothing of layers or names of weights.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 #[cfg(feature = "cuda")]
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
@@ -21,6 +22,7 @@ use super::Config;
 use super::known::{known1, known3};
 
 /// Rows that a thread of a kernel goes through at once.
+#[cfg(feature = "cuda")]
 const LONG: usize = 1024;
 /// Rows of a list that are summed at once.
 const LIST: usize = 256;
@@ -61,12 +63,17 @@ impl Cells {
             }
         };
         #[cfg(not(feature = "cuda"))]
-        let _ = (device, runs, LONG);
+        let _ = device;
         Ok(Self {
             starts,
             #[cfg(feature = "cuda")]
             places,
         })
+    }
+
+    /// Rows of each cell.
+    pub(super) fn rows(&self) -> impl Iterator<Item = Range<usize>> {
+        self.starts.windows(2).map(|s| s[0] as usize..s[1] as usize)
     }
 
     fn count(&self) -> usize {

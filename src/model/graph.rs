@@ -10,6 +10,7 @@
 //! bits would be too few.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -211,6 +212,13 @@ impl Graph {
         let genes = self.tensor("pos_emb.weight")?.narrow(0, 0, n)?;
         let x = x.to_dtype(self.dtype)?.broadcast_add(&genes)?.reshape((cells.len() * n, ()))?;
         let mut x = self.linear(&x, "decoder_embed")?;
+        let firsts = (0..=cells.len()).map(|cell| cell * n);
+        let all = self.cells(&firsts.clone().collect::<Vec<_>>())?;
+        let before = |rows: &[u32], first: usize| rows.partition_point(|row| (*row as usize) < first);
+        let asked = match wanted {
+            Some(rows) => self.cells(&firsts.map(|first| before(rows, first)).collect::<Vec<_>>())?,
+            None => all.clone(),
+        };
         for layer in 0..self.config.decoder.depth {
             let at = format!("decoder.performer.net.layers.{layer}");
             // Nothing asks what else the last layer would give.
@@ -220,11 +228,7 @@ impl Graph {
                 None => (keys.clone(), x),
                 Some(wanted) => (self.rows(&keys, wanted)?, self.rows(&x, wanted)?),
             };
-            let starts = |rows: &[u32]| -> Vec<usize> {
-                (0..=cells.len()).map(|cell| rows.partition_point(|row| (*row as usize) < cell * n)).collect()
-            };
-            let all: Vec<usize> = (0..=cells.len()).map(|cell| cell * n).collect();
-            x = (of + self.favor([&queries, &keys], &at, [&wanted.map_or_else(|| all.clone(), starts), &all])?)?;
+            x = (of + self.favor([&queries, &keys], &at, [wanted.map_or(&all, |_| &asked), &all])?)?;
             let h = self.linear(&self.norm(&x, &format!("{at}.1.norm"))?, &format!("{at}.1.fn.fn.w1"))?;
             x = (x + self.linear(&self.gelu(&h)?, &format!("{at}.1.fn.fn.w2"))?)?;
         }
@@ -268,19 +272,19 @@ impl Graph {
         self.linear(contexts, "to_final")?.squeeze(D::Minus1)
     }
 
-    /// Attention of the decoder, from normed rows that ask to normed rows that are asked, each cell's to its own; `starts` of both.
-    fn favor(&self, [queries, keys]: [&Tensor; 2], at: &str, starts: [&[usize]; 2]) -> Result<Tensor> {
+    /// Attention of the decoder, from normed rows that ask to normed rows that are asked, each cell's to its own; `cells` of both.
+    fn favor(&self, [queries, keys]: [&Tensor; 2], at: &str, cells: [&Cells; 2]) -> Result<Tensor> {
         let part = |h: &Tensor, name: &str| self.linear(h, &format!("{at}.0.fn.{name}"))?.to_dtype(DType::F32);
         let (q, k, v) = (part(queries, "to_q")?, part(keys, "to_k")?, part(keys, "to_v")?);
         let matrix = self.tensor(&format!("{at}.0.fn.fast_attention.projection_matrix"))?;
         let attended = match &self.fused {
-            Some(fused) => fused.favor([&q, &k, &v], matrix, &self.cells(starts[0])?, &self.cells(starts[1])?)?,
+            Some(fused) => fused.favor([&q, &k, &v], matrix, cells[0], cells[1])?,
             None => {
-                let of = |x: &Tensor, starts: &[usize]| x.narrow(0, starts[0], starts[1] - starts[0]);
-                let cells = starts[0].windows(2).zip(starts[1].windows(2));
-                let of_cell = |(q_at, k_at): (&[usize], &[usize])| -> Result<Tensor> {
-                    self.favor_of_cell([&of(&q, q_at)?, &of(&k, k_at)?, &of(&v, k_at)?], matrix)
+                let of = |x: &Tensor, rows: &Range<usize>| x.narrow(0, rows.start, rows.len());
+                let of_cell = |(asking, asked): (Range<usize>, Range<usize>)| -> Result<Tensor> {
+                    self.favor_of_cell([&of(&q, &asking)?, &of(&k, &asked)?, &of(&v, &asked)?], matrix)
                 };
+                let cells = cells[0].rows().zip(cells[1].rows());
                 Tensor::cat(&cells.map(of_cell).collect::<Result<Vec<_>>>()?, 0)?
             }
         };

@@ -30,6 +30,7 @@ pub mod shipped;
 mod weights;
 
 pub use batch::DEFAULT_TOKEN_BUDGET;
+pub(crate) use batch::Packed;
 pub use checkpoint::{CheckpointKey, read_checkpoint, read_safetensors};
 pub use config::{Config, Decoder as DecoderConfig, Encoder as EncoderConfig, Size};
 pub use device::Device;
@@ -50,7 +51,7 @@ use cellql_schemas::vocabulary::{Placement, Vocabulary};
 
 use crate::error::{Error, Result};
 use crate::files::FileBytes;
-use batch::{Packed, plan};
+use batch::plan;
 use cellql_kernels::{Form, Isa, Rows};
 use decoder::Decoder;
 use embedding::Embedding;

@@ -17,7 +17,7 @@ use super::parameters::Parameters;
 use super::settings::Numbers;
 use super::task::Example;
 use crate::error::{Error, Result};
-use crate::model::{Fused, Graph, Tokens, Whole};
+use crate::model::{Fused, Graph, Packed, Tokens, Whole};
 
 /// Numbers in rows of the decoder, over all its layers, of the cells learned from at once: 32 cells of 3M, 16 of 10M, 2 of 100M.
 const AT_ONCE: usize = 160_000_000;
@@ -194,16 +194,13 @@ fn squares(
         Whole { values: all, tokens: Tokens { positions, values } }
     };
     let cells: Vec<Whole> = examples.iter().map(whole).collect();
-    let (mut positions, mut values, mut starts) = (Vec::new(), Vec::new(), vec![0]);
+    let packed = Packed::new(cells.iter().map(|cell| &cell.tokens));
     let (mut wanted, mut target) = (Vec::new(), Vec::new());
-    for (first, (cell, example)) in (0u32..).step_by(parameters.config().seq_len).zip(cells.iter().zip(examples)) {
-        positions.extend_from_slice(&cell.tokens.positions);
-        values.extend_from_slice(&cell.tokens.values);
-        starts.push(positions.len());
+    for (first, example) in (0u32..).step_by(parameters.config().seq_len).zip(examples) {
         wanted.extend(example.masked.iter().map(|p| first + p));
         target.extend(example.masked.iter().map(|p| example.target[*p as usize]));
     }
-    let encoded = graph.encode(&positions, &values, &starts)?;
+    let encoded = graph.encode(&packed.positions, &packed.values, &packed.starts)?;
     let contexts = graph.decode(&cells, &encoded, Some(&wanted))?;
     let predicted = graph.predict(&contexts)?.to_dtype(DType::F32)?;
     (predicted - Tensor::new(target, device)?)?.sqr()?.sum_all()

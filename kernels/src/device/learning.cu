@@ -2,8 +2,9 @@
 //
 // Compiled at run time, once for each width of a head: E numbers a head, F random features a head, EPS added to each of them, and
 // R rows a thread: as many as registers hold, since each number from shared memory then serves R products.
-// Exponentials are the device's quick ones, off by some 1e-6 of themselves where they matter. Every array is f32, row after row; a row of heads holds head after head. No kernel depends on the order in which
-// blocks run, none adds atomically: the same inputs give the same bits.
+// Exponentials are the device's quick ones, off by some 1e-6 of themselves where they matter. Every array is f32, row after
+// row; a row of heads holds head after head. No kernel depends on the order in which blocks run, none adds atomically: the
+// same inputs give the same bits.
 //
 // Two ways to share out work. Where rows are asked for, a thread takes R rows and goes through what is common (features, keys),
 // which its block brings to shared memory tile by tile. Where sums over rows are asked for, a thread takes R features or
@@ -50,6 +51,27 @@ __device__ void bring(float *to, float *more, const float *from, unsigned rows, 
     }
     if (more)
         for (unsigned row = threadIdx.x; row < rows; row += THREADS) more[row] = from[row * stride + E];
+}
+
+// Brings the next features, and their rows of sums with one number more, once all threads are done with those before.
+__device__ unsigned bring_features(float *sw, float *st, float *last, const float *w, const float *t, unsigned f0) {
+    unsigned n = tile(F - f0);
+    __syncthreads();
+    bring(sw, nullptr, w + (size_t)f0 * E, n, E);
+    bring(st, last, t + (size_t)f0 * (E + 1), n, E + 1);
+    __syncthreads();
+    return n;
+}
+
+// The same with keys and values of `left` tokens from one on, whose query of this head `query` points to.
+__device__ unsigned bring_keys(float *sk, float *sv, const float *query, unsigned left, unsigned heads) {
+    unsigned n = tile(left);
+    size_t part = (size_t)heads * E;
+    __syncthreads();
+    bring(sk, nullptr, query + part, n, 3 * part);
+    bring(sv, nullptr, query + 2 * part, n, 3 * part);
+    __syncthreads();
+    return n;
 }
 
 #define EACH _Pragma("unroll") for (int r = 0; r < R; r++)
@@ -107,11 +129,7 @@ extern "C" __global__ void gather(const float *xl, const float *w, const float *
     EACH shift[r] = prepare(xs[r], xl + ((size_t)row_of(run, r, &own[r]) * heads + head) * (E + 1));
     const float *of_cell = t + ((size_t)run.cell * heads + head) * F * (E + 1);
     for (unsigned f0 = 0; f0 < F; f0 += TILE) {
-        unsigned n = tile(F - f0);
-        __syncthreads();
-        bring(sw, nullptr, w + (size_t)f0 * E, n, E);
-        bring(st, last, of_cell + (size_t)f0 * (E + 1), n, E + 1);
-        __syncthreads();
+        unsigned n = bring_features(sw, st, last, w, of_cell, f0);
         for (unsigned f = 0; f < n; f++) EACH {
             float feature = __expf(dot(xs[r], sw + f * E4) - shift[r]) + EPS;
             add(sums[r], feature, st + f * E4);
@@ -144,11 +162,7 @@ extern "C" __global__ void slope(const float *xl, const float *weights, const fl
     }
     const float *of_cell = t + ((size_t)run.cell * heads + head) * F * (E + 1);
     for (unsigned f0 = 0; f0 < F; f0 += TILE) {
-        unsigned n = tile(F - f0);
-        __syncthreads();
-        bring(sw, nullptr, w + (size_t)f0 * E, n, E);
-        bring(st, last, of_cell + (size_t)f0 * (E + 1), n, E + 1);
-        __syncthreads();
+        unsigned n = bring_features(sw, st, last, w, of_cell, f0);
         for (unsigned f = 0; f < n; f++) EACH {
             float g = (dot(ws[r], st + f * E4) + more[r] * last[f]) * __expf(dot(xs[r], sw + f * E4) - shift[r]);
             add(dx[r], g, sw + f * E4);
@@ -211,11 +225,7 @@ extern "C" __global__ void attend(const float *qkv, const unsigned *starts, cons
         most[r] = -INFINITY;
     }
     for (unsigned first = starts[run.cell], end = starts[run.cell + 1]; first < end; first += TILE) {
-        unsigned n = tile(end - first);
-        __syncthreads();
-        bring(sk, nullptr, qkv + first * stride + (size_t)heads * E + to_head, n, stride);
-        bring(sv, nullptr, qkv + first * stride + (size_t)2 * heads * E + to_head, n, stride);
-        __syncthreads();
+        unsigned n = bring_keys(sk, sv, qkv + first * stride + to_head, end - first, heads);
         for (unsigned key = 0; key < n; key++) EACH {
             float score = dot(q[r], sk + key * E4);
             if (score > most[r]) {
@@ -264,11 +274,7 @@ extern "C" __global__ void queries_back(const float *qkv, const float *given, co
         mean[r] = along(given + at * (E + 1), g + at * E);
     }
     for (unsigned first = starts[run.cell], end = starts[run.cell + 1]; first < end; first += TILE) {
-        unsigned n = tile(end - first);
-        __syncthreads();
-        bring(sk, nullptr, qkv + first * stride + (size_t)heads * E + to_head, n, stride);
-        bring(sv, nullptr, qkv + first * stride + (size_t)2 * heads * E + to_head, n, stride);
-        __syncthreads();
+        unsigned n = bring_keys(sk, sv, qkv + first * stride + to_head, end - first, heads);
         for (unsigned key = 0; key < n; key++) EACH {
             float weight = __expf(dot(q[r], sk + key * E4) - sum[r]);
             add(dq[r], weight * (dot(gs[r], sv + key * E4) - mean[r]), sk + key * E4);
