@@ -2,6 +2,13 @@
 
 use std::process::ExitCode;
 
+use mimalloc::MiMalloc;
+
+/// Batches and cells are taken by one thread and given back by another, thousands a second: glibc's allocator reads cells
+/// a fifth slower.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 fn main() -> ExitCode {
     cellql::cli::main()
 }

@@ -184,39 +184,57 @@ fn to_cells(batch: &RecordBatch, rows: impl Iterator<Item = Option<u64>>, placem
     Ok(rows.enumerate().filter_map(cell).collect())
 }
 
-/// Puts the genes of a cell at their positions and takes them off in order: faster than to sort them, cell after cell.
+/// Brings the genes of a cell into the order of their positions by a radix sort: at some hundred genes a cell in half the
+/// time of marking positions and looking for the marks, at thousands in the same.
 struct ByPosition<'a> {
     placement: &'a Placement,
-    values: Vec<f32>,
-    /// A bit for each position that has a value.
-    taken: Vec<u64>,
+    /// Position and value of each gene, and room to move them to.
+    placed: Vec<(u32, f32)>,
+    moved: Vec<(u32, f32)>,
 }
 
 impl<'a> ByPosition<'a> {
     fn new(placement: &'a Placement) -> Self {
-        let positions = placement.len();
-        Self { placement, values: vec![0.0; positions], taken: vec![0; positions.div_ceil(64)] }
+        Self { placement, placed: Vec::new(), moved: Vec::new() }
     }
 
     fn counts(&mut self, profile: &Profile) -> Vec<(u32, f32)> {
-        let mut placed = 0;
+        let genes = profile.gene_ids.len();
+        if self.placed.len() < genes {
+            self.placed.resize(genes, (0, 0.0));
+            self.moved.resize(genes, (0, 0.0));
+        }
+        // Every gene is written, and the next one over it where it has no position: no branch to guess.
+        let (mut placed, room) = (0, &mut self.placed[..genes]);
         for (gene, value) in profile.gene_ids.iter().zip(profile.values) {
-            if let Some(at) = self.placement.position(*gene).map(|at| at as usize) {
-                self.values[at] = *value;
-                self.taken[at / 64] |= 1 << (at % 64);
-                placed += 1;
-            }
+            let at = self.placement.position(*gene);
+            room[placed] = (at.unwrap_or_default(), *value);
+            placed += usize::from(at.is_some());
         }
-        let mut counts = Vec::with_capacity(placed);
-        for (first, bits) in (0u32..).step_by(64).zip(&mut self.taken) {
-            let mut bits = std::mem::take(bits);
-            while bits != 0 {
-                let at = first + bits.trailing_zeros();
-                counts.push((at, self.values[at as usize]));
-                bits &= bits - 1;
-            }
+        let bits = usize::BITS - self.placement.len().leading_zeros();
+        for shift in (0..bits).step_by(8) {
+            sort_by_byte(&self.placed[..placed], &mut self.moved[..placed], shift);
+            std::mem::swap(&mut self.placed, &mut self.moved);
         }
-        counts
+        self.placed[..placed].to_vec()
+    }
+}
+
+/// Moves pairs so that they ascend by eight bits of the first; equal ones keep their order.
+fn sort_by_byte(from: &[(u32, f32)], to: &mut [(u32, f32)], shift: u32) {
+    let bucket = |position: u32| usize::from((position >> shift) as u8);
+    let mut next = [0u32; 256];
+    for (position, _) in from {
+        next[bucket(*position)] += 1;
+    }
+    let mut sum = 0;
+    for count in &mut next {
+        sum += std::mem::replace(count, sum);
+    }
+    for pair in from {
+        let at = &mut next[bucket(pair.0)];
+        to[*at as usize] = *pair;
+        *at += 1;
     }
 }
 
@@ -314,5 +332,29 @@ impl Source {
         let mut wanted = wanted.into_iter().peekable();
         let addresses: Vec<Option<u64>> = run.clone().map(|row| wanted.next_if_eq(&row)).collect();
         to_cells(&self.reader.run(run).await?, addresses.into_iter(), &self.placement)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::Rng;
+
+    use super::*;
+
+    #[test]
+    fn bytes_one_after_another_sort() {
+        let rng = &mut seeded(&[b"sort"]);
+        for (genes, positions) in [(0, 1), (1, 1), (300, 256), (500, 257), (3000, 19_264), (700, 1 << 20)] {
+            let mut pairs: Vec<(u32, f32)> =
+                (0..genes).map(|_| (rng.random_range(0..positions), rng.random())).collect();
+            let mut sorted = pairs.clone();
+            sorted.sort_by_key(|(position, _)| *position);
+            let mut moved = pairs.clone();
+            for shift in [0, 8, 16] {
+                sort_by_byte(&pairs, &mut moved, shift);
+                std::mem::swap(&mut pairs, &mut moved);
+            }
+            assert_eq!(pairs, sorted, "{genes} of {positions}");
+        }
     }
 }
