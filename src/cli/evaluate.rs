@@ -11,12 +11,12 @@ use super::output::{self, Format};
 use super::talk::Talk;
 use super::training_args::{EvaluateArgs, JudgedArgs, Judgement};
 use crate::error::{Error, Result};
-use crate::evaluate::cells::{Cell, Choice, choose};
+use crate::evaluate::cells::{Cell, Choice, Known, choose};
 use crate::evaluate::clustering::{self, Clustered, components, counts, embeddings, judge};
 use crate::evaluate::enhancement::{AtRate, Recovery, enhancement};
 use crate::evaluate::scaling::{Line, picture, training_flops};
 use crate::model::registry::{self, Entry};
-use crate::model::{Model, encode, initialise};
+use crate::model::{Model, Provenance, encode, initialise};
 use crate::pretrain::checkpoint;
 use crate::pretrain::run::{METRICS, read_metrics};
 use crate::query::Session;
@@ -48,8 +48,12 @@ async fn judged(store: &Store, args: &JudgedArgs, label: Option<String>, talk: &
     let model = registry::load(store, &entry).await?;
     let placement = store.genes().await?.place(model.vocabulary());
     let choice = Choice { condition: args.condition.clone(), with_learned: args.all_cells, label, at_most: args.cells };
-    let cells = choose(store, &entry, &choice).await?;
-    let which = if args.all_cells { "" } else { " that it did not learn from" };
+    let (cells, known) = choose(store, &entries, &entry, &choice).await?;
+    let which = match known {
+        Known::HeldOut => " that it did not learn from",
+        Known::AsAsked => ", whether it learned from them or not",
+        Known::NotRecorded => "; which cells it learned from is not recorded",
+    };
     talk.say(&format!("model '{}', {} cells{which}", entry.name, cells.len()));
     Ok(Judged { entry, model, placement, cells })
 }
@@ -85,6 +89,9 @@ async fn deepen(store: &Store, args: &JudgedArgs, rates: &[f64], talk: &Talk) ->
 }
 
 async fn cluster(store: &Store, args: &JudgedArgs, label: String, folds: &[f64], talk: &Talk) -> Result<()> {
+    if let Some(fold) = folds.iter().find(|fold| !(fold.is_finite() && **fold > 0.0)) {
+        return Err(Error::Request(format!("fold {fold}: it must be a number above 0")));
+    }
     let Judged { entry, model, placement, cells } = judged(store, args, Some(label), talk).await?;
     let labels = clustering::labels(&cells)?;
     let progress = talk.progress("representations", "representations");
@@ -135,9 +142,18 @@ async fn scale(store: &Store, runs: &[PathBuf], out: Option<&Path>, format: Form
     let mut lines = Vec::new();
     for run in runs {
         let name = run.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let model = registry::load(store, registry::find(&entries, Some(&name))?).await?;
+        let entry = registry::find(&entries, Some(&name))?;
+        let model = registry::load(store, entry).await?;
         let progress =
             checkpoint::progress(run)?.ok_or_else(|| Error::input(run, "folder", "it holds no run of pretrain"))?;
+        let of_model = match serde_json::from_str(&entry.provenance) {
+            Ok(Provenance::Trained { start, steps, .. }) => start == progress.start && steps == progress.step,
+            _ => false,
+        };
+        if !of_model {
+            let problem = format!("its run is not the one that made the model '{name}'");
+            return Err(Error::input(run, "folder", problem));
+        }
         let points = read_metrics(&run.join(METRICS))?.into_iter().filter_map(|measured| {
             let flops = training_flops(model.config(), progress.mean_tokens, measured.cells as f64);
             Some((flops, measured.validation_loss?))

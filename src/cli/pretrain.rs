@@ -16,6 +16,7 @@ use crate::model::registry::{self, Entry};
 use crate::model::{Provenance, Weights, decode, encode, initialise};
 use crate::pretrain::checkpoint;
 use crate::pretrain::run::{METRICS, read_metrics};
+use crate::pretrain::split::numbering;
 use crate::pretrain::{
     Alone, Ended, Learner, Loader, Measured, Mixing, Numbers, OnDevices, OnKernels, Place, Run, Settings, curves, split,
 };
@@ -109,6 +110,14 @@ fn learner(args: &PretrainArgs, settings: &Settings) -> Result<Box<dyn Learner>>
 async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Store, talk: &Talk) -> Result<()> {
     registry::check_name(name)?;
     let folder = folder(args, name, &store)?;
+    let from = match &args.from {
+        None => None,
+        Some(from) => {
+            let entry = registry::find(&registry::list(&store).await?, Some(from))?.clone();
+            warn_of_other_cells(&entry, settings, talk);
+            Some(entry.sha256)
+        }
+    };
     let weights = start(args, settings, &store).await?;
     let (_, sha256) = encode(&weights)?;
     // A run that goes on reads the cells it was begun with.
@@ -121,7 +130,10 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
         None => store.clone(),
         Some(progress) => {
             talk.say(&format!("going on after step {} of {}", progress.step, settings.steps));
-            Store::open_at(&args.store, progress.store_version).await?
+            Store::open_at(&args.store, progress.store_version).await.map_err(|e| {
+                let folder = folder.display();
+                Error::Request(format!("{e}. The run in {folder} reads that one; remove the folder to begin anew"))
+            })?
         }
     };
     let (stop, tell) = (stop_on_interrupt(talk), teller(talk, settings.steps));
@@ -142,16 +154,31 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
     let measured = read_metrics(&folder.join(METRICS))?;
     if !measured.is_empty() {
         let path = folder.join(CURVES);
-        let svg = curves(&format!("{name}: {} steps of {} cells", settings.steps, settings.batch), &measured)?;
-        std::fs::write(&path, svg).map_err(Error::store(format!("writing {}", path.display())))?;
+        match curves(&format!("{name}: {} steps of {} cells", settings.steps, settings.batch), &measured) {
+            Ok(svg) => std::fs::write(&path, svg).map_err(Error::store(format!("writing {}", path.display())))?,
+            Err(e) => talk.say(&format!("no picture of the losses: {e}")),
+        }
     }
     if !ended.is_done() {
         talk.say(&format!("stopped after step {}; the same command goes on", ended.progress.step));
         return Ok(());
     }
-    let provenance = provenance(&ended, &measured)?;
+    let provenance = provenance(&ended, &measured, from, numbering(&read).await?)?;
     let (_, entry) = registry::add(&store, name, &ended.weights, &provenance).await?;
     report(&ended, &measured, &entry, &folder)
+}
+
+/// Held-out losses say nothing of cells that the model a run begins with has seen.
+fn warn_of_other_cells(from: &Entry, settings: &Settings, talk: &Talk) {
+    let why = match serde_json::from_str(&from.provenance) {
+        Ok(Provenance::Untrained { .. }) => return,
+        Ok(Provenance::Trained { settings: its, .. }) => match serde_json::from_value::<Settings>(its) {
+            Ok(its) if its.hold_out == settings.hold_out => return,
+            _ => "held out other cells than this run does",
+        },
+        _ => "does not say what it learned from",
+    };
+    talk.say(&format!("'{}' {why}: it may have seen those whose loss is watched here", from.name));
 }
 
 /// Set by the first interrupt; the second ends the program.
@@ -178,7 +205,12 @@ fn teller(talk: &Talk, steps: u64) -> Box<dyn Fn(&Measured) + Send + Sync> {
     })
 }
 
-fn provenance(ended: &Ended, measured: &[Measured]) -> Result<Provenance> {
+fn provenance(
+    ended: &Ended,
+    measured: &[Measured],
+    from: Option<String>,
+    numbering: Vec<(usize, String)>,
+) -> Result<Provenance> {
     let progress = &ended.progress;
     let text = |loss: f64| format!("{loss:.6}");
     Ok(Provenance::Trained {
@@ -190,6 +222,8 @@ fn provenance(ended: &Ended, measured: &[Measured]) -> Result<Provenance> {
         loss: (text(measured.last().map_or(f64::NAN, |m| m.loss)), progress.validation_loss.map(text)),
         seconds: progress.seconds as u64,
         program: format!("cellql {} {}", env!("CARGO_PKG_VERSION"), env!("CELLQL_COMMIT")),
+        from,
+        numbering,
     })
 }
 

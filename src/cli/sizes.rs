@@ -37,6 +37,9 @@ impl Sizes {
         let wrong = |e: &dyn std::fmt::Display| Error::input(path, "sizes", e);
         let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
         let given: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(&e))?;
+        if !given.is_object() {
+            return Err(wrong(&"it must be an object of sizes, as {\"encoder\": {\"depth\": 2}}"));
+        }
         let mut config = serde_json::to_value(Config::of_size(Size::M3, genes)).map_err(|e| wrong(&e))?;
         put_over(&mut config, given).map_err(|unknown| wrong(&format!("there is no size '{unknown}'")))?;
         config["seq_len"] = (genes + 2).into();

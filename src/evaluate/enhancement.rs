@@ -84,6 +84,11 @@ pub fn enhancement(
             done += 1;
             on_progress(done, Some(total));
         }
+        if predicted.cells == 0 {
+            return Err(Error::Request(format!(
+                "rate {rate}: no cell keeps two counts, of which a depth could be told"
+            )));
+        }
         let (model, thinned) = (predicted.means(), thinned.means());
         results.push(AtRate { rate: *rate, cells: predicted.cells, model, thinned });
     }

@@ -18,6 +18,7 @@ use cellql_schemas::genes as table;
 use cellql_schemas::nomenclature::{Nomenclature, Resolution};
 use cellql_schemas::suggest::did_you_mean;
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
@@ -124,6 +125,21 @@ impl Catalogue {
         }
         self.genes.push(gene);
         id
+    }
+
+    /// SHA-256 of what the first `count` genes are, in order: where two stores agree on it, a gene has one id in both. `None`
+    /// where there are fewer.
+    pub fn numbering(&self, count: usize) -> Option<String> {
+        let mut hash = Sha256::new();
+        for gene in self.genes.get(..count)? {
+            // Names of identified genes change with the nomenclature, the identity does not.
+            let line = match (&gene.hgnc_id, &gene.ensembl_id) {
+                (Some(hgnc), _) => format!("{hgnc}\n"),
+                (None, ensembl) => format!("{}\t{}\n", gene.symbol, ensembl.as_deref().unwrap_or_default()),
+            };
+            hash.update(line.as_bytes());
+        }
+        Some(format!("{:x}", hash.finalize()))
     }
 
     /// Number of genes.

@@ -29,6 +29,9 @@ pub struct Progress {
     pub start: String,
     /// Version of the store it reads.
     pub store_version: u64,
+    /// Which cells those are: [`super::Split::digest`]. Empty in runs of before it was kept.
+    #[serde(default)]
+    pub cells_read: String,
     /// Steps done.
     pub step: u64,
     /// The next cell.

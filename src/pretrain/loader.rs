@@ -123,7 +123,13 @@ impl Loader {
         let reader = store.row_reader(cells::TABLE, &COLUMNS).await?;
         let source = Source { reader, rows: split.train.clone(), placement, mixing };
         let chunks = source.chunks();
-        if source.rows.is_empty() || (chunks as usize) < mixing.ranks {
+        if source.rows.is_empty() {
+            return Err(Error::Request(
+                "there are no cells to learn from: none has counts, satisfies the conditions and is not held out"
+                    .into(),
+            ));
+        }
+        if (chunks as usize) < mixing.ranks {
             let (cells, ranks) = (source.rows.len(), mixing.ranks);
             return Err(Error::Request(format!(
                 "there are {cells} cells to learn from, too few for {ranks} processes with {} cells shuffled together",

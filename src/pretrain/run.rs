@@ -118,8 +118,8 @@ impl Run<'_> {
     pub async fn go(&self, weights: &Weights) -> Result<Ended> {
         self.settings.check()?;
         let _lock = self.lock()?;
-        let mut state = self.state(weights)?;
         let split = self.split().await?;
+        let mut state = self.state(weights, &split.digest)?;
         let placement = self.store.genes().await?.place(&weights.vocabulary);
         let measured = MeasuredGenes::of(self.store, &placement, weights.vocabulary.len()).await?;
         let watched = read_cells(self.store, &split.watched, &placement).await?;
@@ -164,13 +164,14 @@ impl Run<'_> {
     }
 
     /// The folder's checkpoint, or a run that begins.
-    fn state(&self, weights: &Weights) -> Result<State> {
+    fn state(&self, weights: &Weights, cells_read: &str) -> Result<State> {
         let mut parameters = Parameters::of(weights)?;
         let store_version = self.store.version().version;
         let fresh = Progress {
             settings: self.settings.clone(),
             start: self.start.to_owned(),
             store_version,
+            cells_read: cells_read.to_owned(),
             step: 0,
             place: Place::default(),
             cells: 0,
@@ -179,20 +180,40 @@ impl Run<'_> {
             mean_tokens: 0.0,
             seconds: 0.0,
         };
-        let Some((progress, values, moments)) = checkpoint::load(self.folder)? else {
+        let Some((mut progress, values, moments)) = checkpoint::load(self.folder)? else {
             let moments = Moments::new(parameters.values.len());
             return Ok(State { parameters, moments, progress: fresh });
         };
-        let folder = self.folder.display();
-        let same = (&progress.settings, &progress.start, progress.store_version);
-        if same != (&fresh.settings, &fresh.start, store_version) || values.len() != parameters.values.len() {
-            return Err(Error::Request(format!(
-                "{folder} holds a run with other settings, cells or weights to begin with; give the same to go on with \
-                 it, or another --run"
-            )));
+        let other = if progress.settings != as_resumed(&fresh.settings, progress.settings.spike)? {
+            "settings"
+        } else if progress.start != fresh.start || values.len() != parameters.values.len() {
+            "weights to begin with"
+        } else if progress.store_version != store_version || !["", cells_read].contains(&&*progress.cells_read) {
+            "cells"
+        } else {
+            // When to stop may be changed: a run that stopped could not go on otherwise.
+            progress.settings.spike = self.settings.spike;
+            parameters.values = values;
+            return Ok(State { parameters, moments, progress });
+        };
+        Err(Error::Request(format!(
+            "{} holds a run with other {other}; give the same to go on with it, or another --run",
+            self.folder.display()
+        )))
+    }
+
+    /// Weights that are no numbers are of no use, and a checkpoint of them least.
+    fn check_weights(&self, state: &State) -> Result<()> {
+        let lost = |loss: &Option<f64>| loss.is_some_and(|loss| !loss.is_finite());
+        if state.parameters.values.iter().all(|w| w.is_finite()) && !lost(&state.progress.validation_loss) {
+            return Ok(());
         }
-        parameters.values = values;
-        Ok(State { parameters, moments, progress })
+        Err(Error::Request(format!(
+            "step {}: the weights are no numbers any more; stopped. Begin anew with a lower --learning-rate, in another \
+             --run than {}",
+            state.progress.step,
+            self.folder.display()
+        )))
     }
 
     fn steps(
@@ -227,6 +248,7 @@ impl Run<'_> {
     }
 
     fn save(&self, state: &State) -> Result<()> {
+        self.check_weights(state)?;
         // Every rank holds the same weights.
         match self.exchange.rank() {
             0 => checkpoint::save(self.folder, &state.progress, &state.parameters.values, &state.moments),
@@ -289,14 +311,20 @@ impl Run<'_> {
         } else {
             return Ok(());
         };
-        self.save(state)?;
+        let are_numbers = self.check_weights(state).is_ok();
+        let weights = if are_numbers { "the weights before it are in" } else { "older weights may be in" };
+        if are_numbers {
+            self.save(state)?;
+        }
         let rows: Vec<Vec<u64>> = batches.iter().map(|cells| cells.iter().map(|cell| cell.row).collect()).collect();
         let counts: Vec<_> = batches.iter().flatten().map(|cell| &cell.counts).collect();
         let (seed, folder) = (self.settings.seed, self.folder.display());
         let bad = serde_json::json!({ "step": step, "seed": seed, "why": why, "rows": rows, "counts": counts });
         write_whole(&self.folder.join(BAD_BATCH), bad.to_string().as_bytes())?;
         Err(Error::Request(format!(
-            "step {step}: {why}; stopped. The batch is in {folder}/{BAD_BATCH}, the weights before it in {folder}/{}",
+            "step {step}: {why}; stopped. The batch is in {folder}/{BAD_BATCH}, {weights} {folder}/{}. \
+             To go on nevertheless, give a --config with a higher \"spike\"; to begin anew, a lower --learning-rate and \
+             another --run",
             checkpoint::FILE
         )))
     }
@@ -330,6 +358,13 @@ impl Run<'_> {
         };
         cells.par_iter().filter_map(example).collect()
     }
+}
+
+/// Settings as a checkpoint gives them back: numbers that pass through JSON may lose their last digit.
+fn as_resumed(settings: &Settings, spike: f64) -> Result<Settings> {
+    let doing = || Error::store("comparing a run's settings");
+    let text = serde_json::to_string(settings).map_err(doing())?;
+    Ok(Settings { spike, ..serde_json::from_str(&text).map_err(doing())? })
 }
 
 /// Lines of what was measured, each written at once.
@@ -369,5 +404,20 @@ pub fn read_metrics(path: &Path) -> Result<Vec<Measured>> {
         Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(Error::store(format!("reading {}", path.display()))(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_json_rounds_are_the_same_settings() {
+        let mut settings = Settings::default();
+        for rate in [1e-3, 1e-4 * 13f64.sqrt(), 0.00015000000000000001, 0.1 + 0.2] {
+            settings.adam.learning_rate = rate;
+            let kept: Settings = serde_json::from_str(&serde_json::to_string(&settings).unwrap()).unwrap();
+            assert_eq!(kept, as_resumed(&settings, settings.spike).unwrap());
+        }
     }
 }

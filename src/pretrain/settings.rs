@@ -91,6 +91,15 @@ impl Settings {
         if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
             return Err(Error::Request(format!("{name} 0: it must be above 0")));
         }
+        let most = [
+            ("batch", self.batch, 1 << 20),
+            ("accumulate", self.accumulate, 1 << 20),
+            ("block times blocks", self.block.saturating_mul(self.blocks), 1 << 24),
+            ("validate_cells", self.validate_cells, 1 << 24),
+        ];
+        if let Some((name, size, most)) = most.into_iter().find(|(_, size, most)| size > most) {
+            return Err(Error::Request(format!("{name} {size}: it can be {most} at most")));
+        }
         if self.spike.is_nan() || self.spike <= 1.0 {
             return Err(Error::Request(format!("spike {}: it must be above 1", self.spike)));
         }

@@ -1,13 +1,13 @@
 //! Which cells a model learns from, and which it never sees.
 //!
 //! A cell is held out by its content: the first bits of its hash, as a number below 1, against a share. So the same cells are
-//! held out in every run and every store, whatever is added later, and equal cells of two data sets fall on one side. A
-//! condition can hold out more; cells with the content of one of those are held out with them. Of cells that a store holds
-//! twice, one is learned from.
+//! held out in every run, whatever is added later, and equal cells of two data sets fall on one side; in every store that
+//! numbers genes alike ([`numbering`]). A condition can hold out more; cells with the content of one of those are held out
+//! with them. Of cells that a store holds twice, one is learned from.
 //!
 //! Depends on `store`. Rows are kept as compressed sets of addresses: some bits a cell.
 
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::{BTreeSet, BinaryHeap, HashSet};
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{UInt32Type, UInt64Type};
@@ -18,6 +18,7 @@ use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::genes::Catalogue;
 use crate::store::{ContentHash, Store, is_one_of};
 
 /// Cells that are not learned from.
@@ -47,6 +48,8 @@ pub struct Split {
     pub watched: Vec<u64>,
     /// Cells left out of the first because another with the same content is in it.
     pub duplicates: u64,
+    /// Of the cells to learn from and what is known of their content: equal where a run reads the same cells.
+    pub digest: String,
 }
 
 /// True for a content whose hash falls below a share.
@@ -64,28 +67,29 @@ pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, w
         return Err(Error::Request(format!("hold-out {}: it must be a share, 0 to 1", hold_out.share)));
     }
     let eligible = eligible(store, condition).await?;
-    let (mut held, mut hashes) = (RoaringTreemap::new(), HashSet::new());
+    let mut hashes = HashSet::new();
     if let Some(condition) = &hold_out.condition {
-        let both = format!("({eligible}) AND ({condition})");
-        each(store, &both, &[cells::CONTENT_HASH], |row, batch, i| {
-            held.insert(row);
-            hashes.extend(content_hash(batch, i));
-        })
-        .await?;
+        // Of all the store's, whatever is to be learned from: a cell may have a copy there.
+        let both = format!("({}) AND ({condition})", self::eligible(store, None).await?);
+        each(store, &both, &[cells::CONTENT_HASH], |_, batch, i| hashes.extend(content_hash(batch, i))).await?;
+        if hashes.is_empty() {
+            return Err(Error::Request(format!(
+                "no cell with counts satisfies the condition to hold out by: {condition}"
+            )));
+        }
     }
-    let mut split = Split { held, ..Split::default() };
+    let mut split = Split::default();
+    let mut digest = blake3::Hasher::new();
     let mut twice: Vec<(u64, u64)> = Vec::new();
     let (mut learned, mut smallest) = (RoaringTreemap::new(), BinaryHeap::new());
     let columns = [cells::CELL_ID, cells::DUPLICATE_OF, cells::CONTENT_HASH];
     // Hashes are most of what is read, and say nothing where no cell is held out.
-    let is_divided = hold_out.share > 0.0 || !split.held.is_empty();
+    let is_divided = hold_out.share > 0.0 || !hashes.is_empty();
     let columns = if is_divided { &columns[..] } else { &columns[..2] };
     each(store, &eligible, columns, |row, batch, i| {
         let hash = if is_divided { content_hash(batch, i) } else { None };
         if hash.is_some_and(|hash| is_below(hash, hold_out.share) || hashes.contains(&hash)) {
             split.held.insert(row);
-        }
-        if split.held.contains(row) {
             smallest.push((hash, row));
             if smallest.len() > watched {
                 smallest.pop();
@@ -93,6 +97,8 @@ pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, w
             return;
         }
         split.train.insert(row);
+        digest.update(&row.to_le_bytes());
+        digest.update(&hash.map_or([0; 16], |hash| *hash.bytes()));
         learned.insert(batch.column(0).as_primitive::<UInt64Type>().value(i));
         let first = batch.column(1).as_primitive::<UInt64Type>();
         if first.is_valid(i) {
@@ -101,12 +107,32 @@ pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, w
     })
     .await?;
     split.watched = smallest.into_sorted_vec().into_iter().map(|(_, row)| row).collect();
+    // Of copies whose first is not learned from, one is.
     for (row, first) in twice {
-        if learned.contains(first) && split.train.remove(row) {
+        if !learned.insert(first) && split.train.remove(row) {
             split.duplicates += 1;
         }
     }
+    split.digest = digest.finalize().to_hex().to_string();
     Ok(split)
+}
+
+/// How genes are numbered in a store: how many there were once each data set was taken in, ascending, and
+/// [`Catalogue::numbering`] of so many. Contents hash to the same, and the same are held out, where two stores agree on it:
+/// genes of the nomenclature have one number everywhere, features that resolve to none are numbered as they come.
+///
+/// # Errors
+/// A table cannot be read.
+pub async fn numbering(store: &Store) -> Result<Vec<(usize, String)>> {
+    let (genes, identified) = (store.genes().await?, Catalogue::from_nomenclature().len());
+    let mut counts = BTreeSet::from([genes.len()]);
+    for batch in store.read(datasets::TABLE, &[datasets::MEASURED_GENES], None).await? {
+        for list in batch.column(0).as_list::<i32>().iter().flatten() {
+            let last = list.as_primitive::<UInt32Type>().values().iter().max();
+            counts.insert(last.map_or(0, |last| *last as usize + 1).max(identified));
+        }
+    }
+    Ok(counts.into_iter().filter_map(|count| Some((count, genes.numbering(count)?))).collect())
 }
 
 fn content_hash(batch: &RecordBatch, row: usize) -> Option<ContentHash> {

@@ -53,6 +53,38 @@ async fn a_model_is_judged_beside_what_needs_none() {
     assert!(number(&thinned[0][4]) > number(&thinned[1][4]));
 }
 
+/// Runs the program; its status and what it said.
+fn cellql(args: &[&str]) -> (Option<i32>, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_cellql")).args(args).output().unwrap();
+    (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+#[test]
+fn cells_are_called_unseen_only_where_that_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (alike, otherwise, strange) = (path("alike"), path("otherwise"), path("strange.csv"));
+    let demo = demo_file().display().to_string();
+    // A feature that is no gene takes the number that another has in the store the shipped model comes from.
+    std::fs::write(&strange, "cell,A1BG,A2M,no_gene_at_all\none,1,0,3\ntwo,0,2,1\nthree,1,1,1\n").unwrap();
+    for (store, files) in [(&alike, vec![&demo]), (&otherwise, vec![&strange, &demo])] {
+        assert_eq!(cellql(&["init", store]).0, Some(0));
+        for file in files {
+            let (status, said) = cellql(&["ingest", store, file, "--min-genes", "0"]);
+            assert_eq!(status, Some(0), "{said}");
+        }
+    }
+    let judge = |store: &str, more: &[&str]| {
+        cellql(&[&["evaluate", store, "enhancement", "--cells", "1", "--rates", "0.1"], more].concat())
+    };
+    let (status, said) = judge(&alike, &[]);
+    assert!(status == Some(0) && said.contains("1 cells that it did not learn from"), "{said}");
+    let (status, said) = judge(&otherwise, &["--where", "total_counts > 2000"]);
+    assert!(status == Some(1) && said.contains("numbers genes otherwise"), "{said}");
+    let (status, said) = judge(&otherwise, &["--where", "total_counts > 2000", "--all-cells"]);
+    assert!(status == Some(0) && said.contains("whether it learned from them or not"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_requests_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -63,7 +95,10 @@ async fn wrong_requests_are_refused() {
     for (args, said) in [
         (&["clustering", "--label", "no_such"][..], "no_such"),
         (&["clustering", "--where", "cell_type = 'beta'"][..], "nothing to compare with"),
+        (&["clustering", "--label", "expr"][..], "holds no labels"),
+        (&["clustering", "--folds", "0"][..], "fold 0"),
         (&["enhancement", "--rates", "1.5"][..], "rate 1.5"),
+        (&["enhancement", "--rates", "1e-12", "--cells", "2"][..], "keeps two counts"),
         (&["scaling", "nowhere"][..], "unknown model 'nowhere'"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cellql"));

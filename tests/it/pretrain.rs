@@ -71,6 +71,17 @@ async fn cells_are_held_out_by_content_wherever_they_are() {
     let one = divided(&store, 0.0, Some("cell_type = 'beta' AND dataset_id = 1")).await;
     let all = divided(&store, 0.0, Some("cell_type = 'beta'")).await;
     assert!(!one.held.is_empty() && one.held == all.held);
+    // Also where they are not among those to learn from.
+    let by = |condition: &str| HoldOut { share: 0.0, condition: Some(condition.to_owned()) };
+    let apart = split(&store, Some("dataset_id = 0"), &by("dataset_id = 1"), 10).await.unwrap();
+    assert_eq!((apart.train.len(), apart.held.len()), (0, 320));
+    assert!(split(&store, None, &by("cell_type = 'none such'"), 10).await.is_err());
+    // Where the first of some copies is not asked for, one of the others is learned from.
+    std::fs::write(&copy, [std::fs::read(demo_file()).unwrap(), vec![0, 0]].concat()).unwrap();
+    let (store, _) = take_in(&store, &copy, any_cell()).await.unwrap();
+    let others = split(&store, Some("dataset_id > 0"), &HoldOut { share: 0.0, condition: None }, 10).await.unwrap();
+    assert_eq!((others.train.len(), others.duplicates), (320, 320));
+    assert_ne!(others.digest, apart.digest);
     let wrong = HoldOut { share: 0.0, condition: Some("no_such_column = 1".to_owned()) };
     assert!(split(&store, None, &wrong, 10).await.is_err());
     assert!(split(&store, None, &HoldOut { share: 1.5, condition: None }, 10).await.is_err());
@@ -284,6 +295,18 @@ async fn a_loss_that_jumps_stops_the_run_and_leaves_the_batch() {
     let second = pretrain(&store, &genes, "wild", &with).stderr(Stdio::piped()).output().unwrap();
     assert!(String::from_utf8_lossy(&second.stderr).contains("another process goes on with this run"));
     drop(held);
+    // A run that stopped may be told to be more patient, and nothing else.
+    std::fs::write(&settings, r#"{ "spike": 1.01, "steps": 400 }"#).unwrap();
+    let patient = pretrain(&store, &genes, "wild", &with).stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&patient.stderr).into_owned();
+    assert!(said.contains("going on after step") && !said.contains("holds a run with other"), "{said}");
+    // Weights that are no numbers make no model.
+    let mut far = Command::new(env!("CARGO_BIN_EXE_cellql"));
+    far.arg("pretrain").arg(&store).args(["--name", "lost", "--genes"]).arg(&genes);
+    let lost =
+        far.args(["--batch", "8", "--steps", "1", "--learning-rate", "1e300", "--warm-up", "0"]).output().unwrap();
+    let said = String::from_utf8_lossy(&lost.stderr).into_owned();
+    assert!(lost.status.code() == Some(1) && said.contains("the weights are no numbers"), "{said}");
     // Other settings are another run.
     let other = pretrain(&store, &genes, "wild", &["--steps", "30"]).stderr(Stdio::piped()).output().unwrap();
     assert!(String::from_utf8_lossy(&other.stderr).contains("other settings"));
@@ -295,6 +318,7 @@ fn settings_are_refused_by_name() {
         (["--steps", "0"], "steps 0"),
         (["--precision", "f64"], "unknown precision 'f64'"),
         (["--learning-rate", "0"], "learning rate 0"),
+        (["--batch", "100000000000000"], "batch 100000000000000"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cellql"));
         let out = command.args(["pretrain", "nowhere", "--name", "x"]).args(flags).output().unwrap();
