@@ -119,6 +119,9 @@ async fn held_out(store: &Store, entries: &[Entry], entry: &Entry) -> Result<Opt
     let Ok(Settings { hold_out, .. }) = serde_json::from_value::<Settings>(settings) else {
         return unknown("was trained by another version of the program");
     };
+    if numbering.is_empty() {
+        return unknown("does not record how genes were numbered where it was trained");
+    }
     let genes = store.genes().await?;
     let trained_on = numbering.last().map_or(0, |(count, _)| *count);
     let common = trained_on.min(genes.len());
