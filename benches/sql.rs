@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cellql::ingest::{IngestOptions, Input, ingest};
-use cellql::model::{Config, DEFAULT_TOKEN_BUDGET, Provenance, Sample, Size, initialise, registry};
-use cellql::progress::silent;
 use cellql::query::{Session, StoreEngine};
-use cellql::store::Store;
+use cellql::registry;
+use cellql_model::{Config, DEFAULT_TOKEN_BUDGET, Provenance, Sample, Size, initialise};
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::recipe::Recipe;
 use cellql_schemas::vocabulary::Vocabulary;
+use cellql_store::Store;
+use cellql_store::progress::silent;
 use criterion::{BatchSize, Criterion, SamplingMode, criterion_group};
 use tokio::runtime::Runtime;
 

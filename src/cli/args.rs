@@ -9,7 +9,7 @@ use super::sizes::Sizes;
 use super::training_args::{EvaluateArgs, PretrainArgs};
 use crate::index::Metric;
 use crate::jobs::Shard;
-use crate::model::{CheckpointKey, Device};
+use cellql_model::{CheckpointKey, Device};
 
 /// A store for single-cell transcriptomes with a foundation model and SQL inside
 #[derive(Debug, Parser)]

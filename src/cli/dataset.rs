@@ -6,7 +6,7 @@ use super::talk::Talk;
 use crate::error::Result;
 use crate::ingest::remove;
 use crate::query::Session;
-use crate::store::Store;
+use cellql_store::Store;
 
 const LIST: &str = "SELECT dataset_id, name, cells_kept AS cells, cells_read, cells_duplicate, value_kind, input, matrix, \
                     cardinality(measured_genes) AS genes, source_uri, ingested_at FROM datasets ORDER BY dataset_id";

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::ingest::{IngestOptions, Input, ingest as take_in};
 use crate::jobs::Shard;
 use crate::query::Session;
-use crate::store::Store;
+use cellql_store::Store;
 
 /// Human pancreas cells of Baron et al. 2016; see demo/README.md.
 const CELLS: &[u8] = include_bytes!("../../demo/baron_pancreas.h5ad");
@@ -46,9 +46,9 @@ pub(super) async fn run(uri: &str, talk: &Talk) -> Result<()> {
     say(&format!("# cellql init {uri}"))?;
     let store = model::add_shipped(&Store::init(uri).await?, talk).await?;
     say(&format!("\n# cellql ingest: {FILE}, human pancreas, Baron et al. 2016"))?;
-    let folder = tempfile::tempdir().map_err(Error::store("unpacking the demo's cells"))?;
+    let folder = tempfile::tempdir().map_err(Error::internal("unpacking the demo's cells"))?;
     let file = folder.path().join(FILE);
-    std::fs::write(&file, CELLS).map_err(Error::store("unpacking the demo's cells"))?;
+    std::fs::write(&file, CELLS).map_err(Error::internal("unpacking the demo's cells"))?;
     let progress = talk.progress("reading cells", "cells");
     let input = Input::local(&file).from_elsewhere(format!("demo/{FILE}"));
     let (store, report) = take_in(&store, &input, &IngestOptions::default(), progress).await?;
@@ -67,7 +67,7 @@ pub(super) async fn run(uri: &str, talk: &Talk) -> Result<()> {
         shard: Shard::default(),
         publish_every: 30.0,
         memory: None,
-        device: crate::model::Device::Cpu,
+        device: cellql_model::Device::Cpu,
     };
     let store = index::build_over(&store, &recipe, None, None, talk).await?;
     let session = Session::open(store).await?;
@@ -108,7 +108,7 @@ async fn first_beta_cell(session: &Session) -> Result<(u64, String)> {
     let row = rows.iter().find(|b| b.num_rows() > 0);
     let row = row.ok_or_else(|| Error::Request("the demo's cells hold no beta cell".into()))?;
     let donor = arrow::compute::cast(row.column(1), &arrow::datatypes::DataType::Utf8)
-        .map_err(Error::store("reading the demo's cells"))?;
+        .map_err(Error::internal("reading the demo's cells"))?;
     Ok((row.column(0).as_primitive::<UInt64Type>().value(0), donor.as_string::<i32>().value(0).to_owned()))
 }
 

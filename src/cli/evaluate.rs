@@ -14,13 +14,13 @@ use crate::error::{Error, Result};
 use crate::evaluate::cells::{Cell, Choice, Known, choose};
 use crate::evaluate::clustering::{self, Clustered, components, counts, embeddings, judge};
 use crate::evaluate::enhancement::{AtRate, Recovery, enhancement};
-use crate::evaluate::scaling::{Line, picture, training_flops};
-use crate::model::registry::{self, Entry};
-use crate::model::{Model, Provenance, encode, initialise};
-use crate::pretrain::checkpoint;
 use crate::pretrain::run::{METRICS, read_metrics};
 use crate::query::Session;
-use crate::store::Store;
+use crate::registry::{self, Entry};
+use cellql_model::{Model, Provenance, encode, initialise};
+use cellql_store::Store;
+use cellql_training::checkpoint;
+use cellql_training::scaling::{Line, picture, training_flops};
 
 /// Table that holds a result while it is written.
 const RESULT: &str = "evaluation";
@@ -59,7 +59,7 @@ async fn judged(store: &Store, args: &JudgedArgs, label: Option<String>, talk: &
 }
 
 async fn write(store: &Store, columns: Vec<(&str, ArrayRef)>, format: Format) -> Result<()> {
-    let rows = RecordBatch::try_from_iter(columns).map_err(Error::store("writing the result"))?;
+    let rows = RecordBatch::try_from_iter(columns).map_err(Error::internal("writing the result"))?;
     let session = Session::open(store.clone()).await?;
     session.put(RESULT, rows)?;
     output::write(session.sql(&format!("SELECT * FROM {RESULT}")).await?, format).await
@@ -161,7 +161,7 @@ async fn scale(store: &Store, runs: &[PathBuf], out: Option<&Path>, format: Form
         lines.push(Line { name, points: points.collect() });
     }
     if let Some(out) = out {
-        std::fs::write(out, picture(&lines)?).map_err(Error::store(format!("writing {}", out.display())))?;
+        std::fs::write(out, picture(&lines)?).map_err(Error::internal(format!("writing {}", out.display())))?;
     }
     let all = || lines.iter().flat_map(|line| line.points.iter().map(move |point| (&line.name, point)));
     let columns: Vec<(&str, ArrayRef)> = vec![

@@ -11,9 +11,9 @@ use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::index::{Kind, build};
 use crate::jobs::{EmbedOptions, EmbedReport, Groups, Memory, embed_cells, embed_genes};
-use crate::model::{Device, Model};
 use crate::query::{Session, StoreEngine};
-use crate::store::Store;
+use cellql_model::{Device, Model};
+use cellql_store::Store;
 
 pub(super) async fn run(verb: IndexVerb, talk: &Talk) -> Result<()> {
     match verb {

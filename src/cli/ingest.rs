@@ -46,8 +46,8 @@ pub(super) async fn run(args: IngestArgs, talk: &Talk) -> Result<()> {
         }
     }
     if let Some(path) = args.report {
-        let json = serde_json::to_vec_pretty(&reports).map_err(Error::store("writing the report"))?;
-        std::fs::write(&path, json).map_err(Error::store(format!("writing the report to {}", path.display())))?;
+        let json = serde_json::to_vec_pretty(&reports).map_err(Error::internal("writing the report"))?;
+        std::fs::write(&path, json).map_err(Error::internal(format!("writing the report to {}", path.display())))?;
     }
     Ok(())
 }

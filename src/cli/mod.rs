@@ -24,8 +24,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::error::{Error, Result};
-use crate::store::Store;
+use crate::query::STACK;
 use args::{Cli, ReadArgs, Verb};
+use cellql_store::Store;
 use talk::Talk;
 
 /// Exit status of a broken request; clap's own is 2 for wrong usage.
@@ -34,8 +35,17 @@ const INTERNAL: u8 = 3;
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    // A thread of its own: the first one's stack is as large as the system likes, too small for deep statements.
+    let main = std::thread::Builder::new().stack_size(STACK).spawn(|| run_to_end(cli));
+    match main.map(std::thread::JoinHandle::join) {
+        Ok(Ok(code)) => code,
+        _ => ExitCode::from(INTERNAL),
+    }
+}
+
+fn run_to_end(cli: Cli) -> ExitCode {
     let talk = Talk::new(cli.quiet);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             talk.error(&format!("the async runtime cannot start: {error}"));
@@ -73,8 +83,8 @@ fn is_broken_pipe(error: &Error) -> bool {
 /// A store to read, at the version that is asked for.
 async fn open(args: &ReadArgs) -> Result<Store> {
     match args.at_version {
-        Some(number) => Store::open_at(&args.store, number).await,
-        None => Store::open(&args.store).await,
+        Some(number) => Ok(Store::open_at(&args.store, number).await?),
+        None => Ok(Store::open(&args.store).await?),
     }
 }
 

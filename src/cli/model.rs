@@ -14,11 +14,11 @@ use super::sizes::Sizes;
 use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::ingest::file_sha256;
-use crate::model::registry::{self, Entry};
-use crate::model::{CheckpointKey, Model, Provenance, Weights, decode, encode, initialise};
-use crate::model::{read_checkpoint, read_safetensors, write_checkpoint};
 use crate::query::Session;
-use crate::store::Store;
+use crate::registry::{self, Entry};
+use cellql_model::{CheckpointKey, Model, ModelError, Provenance, Weights, decode, encode, initialise};
+use cellql_model::{read_checkpoint, read_safetensors, write_checkpoint};
+use cellql_store::Store;
 
 /// What a user of other people's weights must know.
 const LICENCE_NOTE: &str = "imported weights keep their own licence; scFoundation's released weights are for \
@@ -125,17 +125,18 @@ async fn export(uri: &str, out: &Path, name: Option<&str>, key: CheckpointKey, h
         return Err(Error::input(out, "file", "--half is for .safetensors"));
     }
     if half {
-        let bytes = encode(&decode(&entry.name, &bytes)?.halved().map_err(Error::model(&entry.name, "halving it"))?)?.0;
-        write_whole(out, |file| file.write_all(&bytes).map_err(Error::store("writing the model")))?;
+        let bytes =
+            encode(&decode(&entry.name, &bytes)?.halved().map_err(ModelError::compute(&entry.name, "halving it"))?)?.0;
+        write_whole(out, |file| file.write_all(&bytes).map_err(Error::internal("writing the model")))?;
     } else if ending == "safetensors" {
-        write_whole(out, |file| file.write_all(&bytes).map_err(Error::store("writing the model")))?;
+        write_whole(out, |file| file.write_all(&bytes).map_err(Error::internal("writing the model")))?;
     } else {
         let weights = decode(&entry.name, &bytes)?;
         let genes = out.with_extension("genes.tsv");
         let lines = weights.vocabulary.names().iter().enumerate().map(|(i, name)| format!("{name}\t{i}\n"));
         let list = format!("gene_name\tindex\n{}", lines.collect::<String>());
-        write_whole(&genes, |file| file.write_all(list.as_bytes()).map_err(Error::store("writing the genes")))?;
-        write_whole(out, |file| write_checkpoint(&weights, key, file).map(drop))?;
+        write_whole(&genes, |file| file.write_all(list.as_bytes()).map_err(Error::internal("writing the genes")))?;
+        write_whole(out, |file| Ok(write_checkpoint(&weights, key, file).map(drop)?))?;
         talk.say(&format!("its genes are in {}", genes.display()));
     }
     talk.say(&format!("model '{}' written to {}", entry.name, out.display()));

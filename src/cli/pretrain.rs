@@ -12,15 +12,14 @@ use super::output;
 use super::talk::Talk;
 use super::training_args::PretrainArgs;
 use crate::error::{Error, Result};
-use crate::model::registry::{self, Entry};
-use crate::model::{Provenance, Weights, decode, encode, initialise};
-use crate::pretrain::checkpoint;
 use crate::pretrain::run::{METRICS, read_metrics};
 use crate::pretrain::split::numbering;
-use crate::pretrain::{
-    Alone, Ended, Learner, Loader, Measured, Mixing, Numbers, OnDevices, OnKernels, Place, Run, Settings, curves, split,
-};
-use crate::store::Store;
+use crate::pretrain::{Ended, Loader, Run, split};
+use crate::registry::{self, Entry};
+use cellql_model::{Provenance, Weights, decode, encode, initialise};
+use cellql_store::Store;
+use cellql_training::checkpoint;
+use cellql_training::{Alone, Learner, Measured, Mixing, Numbers, OnDevices, OnKernels, Place, Settings, curves};
 
 /// The picture of a run.
 const CURVES: &str = "curves.svg";
@@ -78,13 +77,13 @@ async fn start(args: &PretrainArgs, settings: &Settings, store: &Store) -> Resul
     if let Some(name) = &args.from {
         let entries = registry::list(store).await?;
         let entry = registry::find(&entries, Some(name))?;
-        return decode(name, &registry::bytes(store, entry).await?);
+        return Ok(decode(name, &registry::bytes(store, entry).await?)?);
     }
     let vocabulary = match &args.genes {
         None => Vocabulary::default_human(),
         Some(path) => read_vocabulary(path)?,
     };
-    initialise(&args.size.config(vocabulary.len())?, vocabulary, settings.seed)
+    Ok(initialise(&args.size.config(vocabulary.len())?, vocabulary, settings.seed)?)
 }
 
 fn folder(args: &PretrainArgs, name: &str, store: &Store) -> Result<PathBuf> {
@@ -92,12 +91,12 @@ fn folder(args: &PretrainArgs, name: &str, store: &Store) -> Result<PathBuf> {
     let folder = args.run.clone().or_else(inside).ok_or_else(|| {
         Error::Request("the store is not on this machine; say with --run FOLDER where the run's files are kept".into())
     })?;
-    std::fs::create_dir_all(&folder).map_err(Error::store(format!("making {}", folder.display())))?;
+    std::fs::create_dir_all(&folder).map_err(Error::internal(format!("making {}", folder.display())))?;
     Ok(folder)
 }
 
 fn learner(args: &PretrainArgs, settings: &Settings) -> Result<Box<dyn Learner>> {
-    let opened = args.device.iter().map(|device| device.open()).collect::<Result<Vec<_>>>()?;
+    let opened = args.device.iter().map(|device| device.open()).collect::<Result<Vec<_>, _>>()?;
     let others: Vec<_> = opened.iter().flatten().cloned().collect();
     match (others.len(), opened.len()) {
         (0, 1) => Ok(Box::new(OnKernels::new(settings.precision, args.recompute))),
@@ -155,7 +154,7 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
     if !measured.is_empty() {
         let path = folder.join(CURVES);
         match curves(&format!("{name}: {} steps of {} cells", settings.steps, settings.batch), &measured) {
-            Ok(svg) => std::fs::write(&path, svg).map_err(Error::store(format!("writing {}", path.display())))?,
+            Ok(svg) => std::fs::write(&path, svg).map_err(Error::internal(format!("writing {}", path.display())))?,
             Err(e) => talk.say(&format!("no picture of the losses: {e}")),
         }
     }
@@ -217,7 +216,7 @@ fn provenance(
         store_version: progress.store_version,
         cells: (ended.cells.0, ended.cells.1),
         start: progress.start.clone(),
-        settings: serde_json::to_value(&progress.settings).map_err(Error::store("recording the run"))?,
+        settings: serde_json::to_value(&progress.settings).map_err(Error::internal("recording the run"))?,
         steps: progress.step,
         loss: (text(measured.last().map_or(f64::NAN, |m| m.loss)), progress.validation_loss.map(text)),
         seconds: progress.seconds as u64,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
-use crate::model::{Config, Size};
+use cellql_model::{Config, Size};
 
 /// Sizes of a new model, as a command line names them.
 #[derive(Debug, Clone)]

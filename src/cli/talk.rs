@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::progress::{self, OnProgress};
 use crate::query::Notices;
-use crate::store::OnWait;
+use cellql_store::OnWait;
+use cellql_store::progress::{self, OnProgress};
 
 /// Between two plain lines.
 const SECONDS: u64 = 10;

@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 
 use super::output::Format;
 use super::sizes::Sizes;
-use crate::model::Device;
-use crate::pretrain::Schedule;
+use cellql_model::Device;
+use cellql_training::Schedule;
 
 #[derive(Debug, Args)]
 pub(super) struct PretrainArgs {

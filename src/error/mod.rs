@@ -1,9 +1,14 @@
-//! One error for the whole program: what was being done, to what, and whose fault it is.
+//! The library's error: what was being done, to what, and of which [`ErrorKind`] the failure is.
 
 mod query;
 
 use std::path::{Path, PathBuf};
 
+use cellql_formats::FormatError;
+use cellql_model::ModelError;
+use cellql_store::StoreError;
+use cellql_store::genes::GeneError;
+use cellql_training::TrainingError;
 use datafusion::error::DataFusionError;
 
 pub use query::{Place, place, pointed};
@@ -11,7 +16,22 @@ pub use query::{Place, place, pointed};
 /// Result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failure. [`Error::exit_code`] says whose it is.
+/// Whose a failure is, and so what the user can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request names something that is not there or cannot be done.
+    Request,
+    /// A file of the user holds something else than it should.
+    Input,
+    /// Another writer was faster or is at work; nothing was changed, and the same command can succeed later.
+    Conflict,
+    /// A table or file of the store is not what was written.
+    Damaged,
+    /// The program or the machine failed.
+    Internal,
+}
+
+/// A failure. [`Error::kind`] says whose it is.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file holds something else than it should.
@@ -27,39 +47,31 @@ pub enum Error {
     /// The request names something that is not there or cannot be done.
     #[error("{0}")]
     Request(String),
-    /// Another writer was faster; nothing was changed.
-    #[error("{store}: another writer changed the store meanwhile, so {doing} was not done; run it again")]
-    Conflict {
-        /// The store.
-        store: String,
-        /// What was being done.
-        doing: String,
+    /// A file of the store is not what was written.
+    #[error("{object} is damaged: {problem}")]
+    Damaged {
+        /// The file or table.
+        object: String,
+        /// What is wrong, and what to do.
+        problem: String,
     },
-    /// Another process of this machine is writing to the store; nothing was changed.
-    #[error("{store}: another cellql process is writing to this store; wait for it and run the command again")]
-    Busy {
-        /// The store.
-        store: String,
-    },
-    /// The store could not be read or written.
+    /// The store could not be opened, read or changed.
+    #[error(transparent)]
+    Store(StoreError),
+    /// A model could not be read or run.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A model could not be trained.
+    #[error(transparent)]
+    Training(TrainingError),
+    /// Something failed that neither the request nor a file is the cause of.
     #[error("{doing}: {cause}")]
-    Store {
+    Internal {
         /// What was being done, to which table or file.
         doing: String,
         /// Why it failed.
         #[source]
         cause: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The model could not run.
-    #[error("model '{model}': {doing}: {cause}")]
-    Model {
-        /// Name of the model.
-        model: String,
-        /// What was being done.
-        doing: String,
-        /// Why it failed.
-        #[source]
-        cause: Box<candle_core::Error>,
     },
     /// A query failed.
     #[error("{}", query::message(.0))]
@@ -83,9 +95,39 @@ fn prefix(number: Option<usize>, line: usize) -> String {
     number.map_or_else(String::new, |n| format!("statement {n} (line {line}): "))
 }
 
-impl From<cellql_formats::FormatError> for Error {
-    fn from(error: cellql_formats::FormatError) -> Self {
+impl From<FormatError> for Error {
+    fn from(error: FormatError) -> Self {
         Error::Input { file: error.file, object: error.object, problem: error.problem }
+    }
+}
+
+impl From<StoreError> for Error {
+    /// Rows that are written can fail with an error of ours, which then stands somewhere in the chain of sources.
+    fn from(error: StoreError) -> Self {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(this) = cause {
+            match this.downcast_ref::<Error>() {
+                Some(Error::Input { file, object, problem }) => return Error::input(file, object, problem),
+                Some(Error::Request(text)) => return Error::Request(text.clone()),
+                _ => cause = this.source(),
+            }
+        }
+        Error::Store(error)
+    }
+}
+
+impl From<GeneError> for Error {
+    fn from(error: GeneError) -> Self {
+        Error::Store(error.into())
+    }
+}
+
+impl From<TrainingError> for Error {
+    fn from(error: TrainingError) -> Self {
+        match error {
+            TrainingError::Model(error) => Error::Model(error),
+            error => Error::Training(error),
+        }
     }
 }
 
@@ -101,19 +143,18 @@ impl Error {
         Error::Input { file: file.as_ref().to_owned(), object: object.into(), problem: problem.to_string() }
     }
 
-    /// For [`Error::Store`], to be used with `map_err`.
-    pub fn store<E>(doing: impl Into<String>) -> impl FnOnce(E) -> Self
+    /// For [`Error::Internal`], to be used with `map_err`.
+    pub fn internal<E>(doing: impl Into<String>) -> impl FnOnce(E) -> Self
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let doing = doing.into();
-        move |cause| Error::Store { doing, cause: cause.into() }
+        move |cause| Error::Internal { doing, cause: cause.into() }
     }
 
-    /// For [`Error::Model`], to be used with `map_err`.
-    pub fn model(model: &str, doing: &str) -> impl FnOnce(candle_core::Error) -> Self {
-        let (model, doing) = (model.to_owned(), doing.to_owned());
-        move |cause| Error::Model { model, doing, cause: Box::new(cause) }
+    /// For [`Error::Damaged`].
+    pub fn damaged(object: impl Into<String>, problem: impl ToString) -> Self {
+        Error::Damaged { object: object.into(), problem: problem.to_string() }
     }
 
     /// Says which statement failed, and where in it.
@@ -125,22 +166,76 @@ impl Error {
         Error::Statement { number, line, place, source: Box::new(self) }
     }
 
-    /// 1 where the input or the request is wrong, 3 where we or the machine are.
-    pub fn exit_code(&self) -> u8 {
+    /// Whose the failure is.
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::Input { .. } | Error::Request(_) | Error::Conflict { .. } | Error::Busy { .. } => 1,
-            Error::Store { .. } | Error::Model { .. } => 3,
-            Error::Statement { source, .. } => source.exit_code(),
-            Error::Query(error) => match error.find_root() {
-                DataFusionError::Plan(_)
-                | DataFusionError::SQL(_, _)
-                | DataFusionError::SchemaError(_, _)
-                | DataFusionError::Execution(_)
-                | DataFusionError::ArrowError(_, _)
-                | DataFusionError::NotImplemented(_)
-                | DataFusionError::Configuration(_) => 1,
-                _ => 3,
-            },
+            Error::Input { .. } => ErrorKind::Input,
+            Error::Request(_) => ErrorKind::Request,
+            Error::Damaged { .. } => ErrorKind::Damaged,
+            Error::Store(error) => kind_of_store(error),
+            Error::Model(error) => kind_of_model(error),
+            Error::Training(error) => kind_of_training(error),
+            Error::Internal { .. } => ErrorKind::Internal,
+            Error::Statement { source, .. } => source.kind(),
+            Error::Query(error) => kind_of_query(error),
         }
+    }
+
+    /// 1 where the input or the request is wrong or another writer is at work, 3 where the store is damaged or we or the
+    /// machine failed.
+    pub fn exit_code(&self) -> u8 {
+        match self.kind() {
+            ErrorKind::Request | ErrorKind::Input | ErrorKind::Conflict => 1,
+            ErrorKind::Damaged | ErrorKind::Internal => 3,
+        }
+    }
+}
+
+fn kind_of_store(error: &StoreError) -> ErrorKind {
+    match error {
+        StoreError::Exists { .. }
+        | StoreError::Missing { .. }
+        | StoreError::Place { .. }
+        | StoreError::NoVersion { .. }
+        | StoreError::NoTable { .. }
+        | StoreError::NoRows { .. }
+        | StoreError::Format { .. }
+        | StoreError::Gene(_) => ErrorKind::Request,
+        StoreError::Conflict { .. } | StoreError::Busy { .. } => ErrorKind::Conflict,
+        StoreError::Damaged { .. } => ErrorKind::Damaged,
+        StoreError::Storage { .. } => ErrorKind::Internal,
+    }
+}
+
+fn kind_of_model(error: &ModelError) -> ErrorKind {
+    match error {
+        ModelError::Input { .. } | ModelError::Config(_) | ModelError::Weight { .. } => ErrorKind::Input,
+        ModelError::Values { .. } | ModelError::Device(_) => ErrorKind::Request,
+        ModelError::Damaged { .. } => ErrorKind::Damaged,
+        ModelError::Compute { .. } | ModelError::Write { .. } => ErrorKind::Internal,
+    }
+}
+
+fn kind_of_training(error: &TrainingError) -> ErrorKind {
+    match error {
+        TrainingError::Setting { .. } | TrainingError::NotCounts { .. } | TrainingError::Nothing(_) => {
+            ErrorKind::Request
+        }
+        TrainingError::Weight { .. } | TrainingError::Checkpoint { .. } => ErrorKind::Input,
+        TrainingError::Model(error) => kind_of_model(error),
+        TrainingError::File { .. } => ErrorKind::Internal,
+    }
+}
+
+fn kind_of_query(error: &DataFusionError) -> ErrorKind {
+    match error.find_root() {
+        DataFusionError::Plan(_)
+        | DataFusionError::SQL(_, _)
+        | DataFusionError::SchemaError(_, _)
+        | DataFusionError::Execution(_)
+        | DataFusionError::ArrowError(_, _)
+        | DataFusionError::NotImplemented(_)
+        | DataFusionError::Configuration(_) => ErrorKind::Request,
+        _ => ErrorKind::Internal,
     }
 }

@@ -8,10 +8,11 @@ use cellql_schemas::expr::{Profile, Profiles};
 use roaring::RoaringTreemap;
 
 use crate::error::{Error, Result};
-use crate::model::Provenance;
-use crate::model::registry::Entry;
-use crate::pretrain::{HoldOut, Settings, split};
-use crate::store::Store;
+use crate::pretrain::split;
+use crate::registry::Entry;
+use cellql_model::Provenance;
+use cellql_store::Store;
+use cellql_training::{HoldOut, Settings};
 
 /// Cells of one read.
 const BATCH: usize = 1024;
@@ -82,10 +83,10 @@ pub async fn choose(store: &Store, entries: &[Entry], entry: &Entry, choice: &Ch
     for rows in chosen.chunks(BATCH) {
         const DOING: &str = "reading cells to judge by";
         let batch = store.take(cells::TABLE, &columns, rows).await?;
-        let profiles = Profiles::new(batch.column(0)).map_err(Error::store(DOING))?;
+        let profiles = Profiles::new(batch.column(0)).map_err(Error::internal(DOING))?;
         let labels = match &choice.label {
             None => None,
-            Some(_) => Some(cast(batch.column(1), &DataType::Utf8).map_err(Error::store(DOING))?),
+            Some(_) => Some(cast(batch.column(1), &DataType::Utf8).map_err(Error::internal(DOING))?),
         };
         for (i, profile) in profiles.iter().enumerate() {
             let label = labels.as_ref().map(|labels| labels.as_string::<i32>());

@@ -10,15 +10,15 @@ use std::collections::HashMap;
 use cellql_schemas::recipe::{Depth, Recipe};
 use cellql_schemas::vocabulary::Placement;
 
-use super::agreement::{adjusted_rand_index, normalised_mutual_information};
 use super::cells::Cell;
-use super::connectivities::connectivities;
-use super::knn::nearest_neighbours;
-use super::leiden::leiden;
-use super::pca::{SparseRows, principal_components};
-use super::silhouette::silhouette;
 use crate::error::{Error, Result};
-use crate::model::{DEFAULT_TOKEN_BUDGET, Model, Sample};
+use cellql_analysis::agreement::{adjusted_rand_index, normalised_mutual_information};
+use cellql_analysis::connectivities::connectivities;
+use cellql_analysis::knn::nearest_neighbours;
+use cellql_analysis::leiden::leiden;
+use cellql_analysis::pca::{SparseRows, principal_components};
+use cellql_analysis::silhouette::silhouette;
+use cellql_model::{DEFAULT_TOKEN_BUDGET, Model, Sample};
 
 /// Other cells a cell is joined to.
 const NEIGHBOURS: usize = 14;

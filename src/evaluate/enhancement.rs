@@ -15,10 +15,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Binomial, Distribution};
 
 use super::cells::Cell;
-use super::recovery::{mean_absolute_error, mean_relative_error, pearson};
 use crate::error::{Error, Result};
-use crate::model::{Model, Sample};
-use crate::progress::OnProgress;
+use cellql_analysis::recovery::{mean_absolute_error, mean_relative_error, pearson};
+use cellql_model::{Model, Sample};
+use cellql_store::progress::OnProgress;
 
 /// Counts a cell must have more than.
 const COUNTS: f64 = 1000.0;

@@ -16,9 +16,9 @@ use futures::StreamExt;
 use super::Selection;
 use super::obs::Obs;
 use crate::error::{Error, Result};
-use crate::progress::OnProgress;
 use crate::query::Session;
-use crate::store::embedding_table;
+use cellql_store::embedding_table;
+use cellql_store::progress::OnProgress;
 
 /// Writes the file; gives the names of the embeddings that went along.
 pub(super) async fn write(
@@ -61,7 +61,7 @@ pub(super) async fn write(
 fn append(writer: &mut H5adWriter, batch: &RecordBatch, positions: &HashMap<u32, i32>) -> Result<()> {
     let missing = || Error::Request(format!("the table cells has no column {}", cells::EXPR));
     let expr = batch.column_by_name(cells::EXPR).ok_or_else(missing)?;
-    let profiles = Profiles::new(expr).map_err(Error::store("reading expressions"))?;
+    let profiles = Profiles::new(expr).map_err(Error::internal("reading expressions"))?;
     let (mut starts, mut columns, mut values) = (vec![0], Vec::new(), Vec::new());
     for profile in profiles.iter() {
         if let Some(profile) = profile {

@@ -21,9 +21,9 @@ use futures::{Stream, StreamExt, TryStreamExt};
 
 use crate::error::{Error, Result};
 use crate::ingest::ObsReport;
-use crate::progress::OnProgress;
 use crate::query::Session;
-use crate::store::Store;
+use cellql_store::Store;
+use cellql_store::progress::OnProgress;
 
 /// Rows read at a time: an expression has thousands of values.
 const BATCH_ROWS: usize = 1024;
@@ -166,7 +166,7 @@ impl Selection {
                     genes.entry(*gene).or_insert_with(|| name.unwrap_or_default().to_owned());
                 }
                 let obs: Vec<ObsReport> =
-                    serde_json::from_str(&text(2)).map_err(Error::store("reading the obs columns of a data set"))?;
+                    serde_json::from_str(&text(2)).map_err(Error::internal("reading the obs columns of a data set"))?;
                 obs::merge(&mut self.obs, obs);
                 origins.push(serde_json::json!({ "name": text(3), "source_uri": text(4), "sha256": text(5) }));
             }
@@ -182,14 +182,14 @@ impl Selection {
         let table = self.store.table(name).await?;
         let mut scan = table.scan();
         scan.batch_size(BATCH_ROWS).scan_in_order(true);
-        let batches = scan.try_into_stream().await.map_err(Error::store(doing.clone()))?;
-        Ok(batches.map_err(move |e| Error::store(doing.clone())(e)).map(move |batch| self.chosen(&batch?)))
+        let batches = scan.try_into_stream().await.map_err(Error::internal(doing.clone()))?;
+        Ok(batches.map_err(move |e| Error::internal(doing.clone())(e)).map(move |batch| self.chosen(&batch?)))
     }
 
     fn chosen(&self, batch: &RecordBatch) -> Result<RecordBatch> {
         let missing = || Error::Request(format!("the table has no column {}", cells::CELL_ID));
         let ids = batch.column_by_name(cells::CELL_ID).ok_or_else(missing)?.as_primitive::<UInt64Type>();
         let keep: BooleanArray = ids.values().iter().map(|id| Some(self.cell_ids.binary_search(id).is_ok())).collect();
-        filter_record_batch(batch, &keep).map_err(Error::store("choosing cells"))
+        filter_record_batch(batch, &keep).map_err(Error::internal("choosing cells"))
     }
 }

@@ -53,7 +53,7 @@ impl Obs {
 
     /// The barcodes, and every column that these data sets have.
     pub(super) fn finish(self, reports: &[ObsReport]) -> Result<(StringArray, Vec<Column>)> {
-        let fail = Error::store::<arrow::error::ArrowError>;
+        let fail = Error::internal::<arrow::error::ArrowError>;
         let (mut barcodes, mut columns) = (StringArray::from(Vec::<&str>::new()), Vec::new());
         for (field, parts) in self.fields.into_iter().zip(self.parts) {
             let parts: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
@@ -106,7 +106,7 @@ fn categorize(name: &str, values: &ArrayRef, report: Option<&ObsReport>) -> Resu
         })
         .collect();
     let dictionary = DictionaryArray::try_new(keys, Arc::new(StringArray::from(categories)));
-    let dictionary = dictionary.map_err(Error::store(format!("gathering obs column {name}")))?;
+    let dictionary = dictionary.map_err(Error::internal(format!("gathering obs column {name}")))?;
     Ok(Column { name: name.to_owned(), values: Arc::new(dictionary), ordered: report.is_some_and(|r| r.ordered) })
 }
 

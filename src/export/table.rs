@@ -20,8 +20,8 @@ use lance::dataset::{InsertBuilder, WriteParams};
 
 use super::Selection;
 use crate::error::{Error, Result};
-use crate::progress::OnProgress;
 use crate::query::Session;
+use cellql_store::progress::OnProgress;
 
 /// Rows of a Parquet row group: some tens of megabytes of expression.
 const GROUP_ROWS: usize = 8192;
@@ -29,7 +29,7 @@ const GROUP_ROWS: usize = 8192;
 async fn schema(session: &Session, selection: &Selection) -> Result<SchemaRef> {
     let table = selection.store.table(cells::TABLE).await?;
     let genes: Vec<_> = selection.genes.iter().filter_map(|(g, _)| session.engine().genes().exported(*g)).collect();
-    let json = |value: serde_json::Result<String>| value.map_err(Error::store("describing the export"));
+    let json = |value: serde_json::Result<String>| value.map_err(Error::internal("describing the export"));
     let metadata = HashMap::from([
         (exported::GENES.to_owned(), json(serde_json::to_string(&genes))?),
         (exported::PROVENANCE.to_owned(), json(serde_json::to_string(&selection.provenance))?),
@@ -38,7 +38,7 @@ async fn schema(session: &Session, selection: &Selection) -> Result<SchemaRef> {
 }
 
 fn described(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
-    batch.with_schema(Arc::clone(schema)).map_err(Error::store("describing the export"))
+    batch.with_schema(Arc::clone(schema)).map_err(Error::internal("describing the export"))
 }
 
 /// A name for what is not whole yet.
@@ -49,7 +49,7 @@ fn partial(path: &Path) -> PathBuf {
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
-    std::fs::rename(from, to).map_err(Error::store(format!("naming {}", to.display())))
+    std::fs::rename(from, to).map_err(Error::internal(format!("naming {}", to.display())))
 }
 
 /// Writes one Parquet file.
@@ -62,23 +62,23 @@ pub(super) async fn parquet(
     let doing = || format!("writing {}", path.display());
     let schema = schema(session, selection).await?;
     let partial = partial(path);
-    let file = std::fs::File::create(&partial).map_err(Error::store(doing()))?;
+    let file = std::fs::File::create(&partial).map_err(Error::internal(doing()))?;
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(GROUP_ROWS))
         .build();
     let mut writer =
-        ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties)).map_err(Error::store(doing()))?;
+        ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties)).map_err(Error::internal(doing()))?;
     let (mut done, total) = (0, selection.cell_ids.len() as u64);
     let mut batches = pin!(selection.rows(cells::TABLE).await?);
     while let Some(batch) = batches.next().await {
         let batch = described(batch?, &schema)?;
-        writer.write(&batch).map_err(Error::store(doing()))?;
+        writer.write(&batch).map_err(Error::internal(doing()))?;
         done += batch.num_rows() as u64;
         on_progress(done, Some(total));
     }
-    let file = writer.into_inner().map_err(Error::store(doing()))?;
-    file.sync_all().map_err(Error::store(doing()))?;
+    let file = writer.into_inner().map_err(Error::internal(doing()))?;
+    file.sync_all().map_err(Error::internal(doing()))?;
     rename(&partial, path)
 }
 
@@ -93,7 +93,7 @@ pub(super) async fn lance(
     let schema = schema(session, selection).await?;
     let partial = partial(path);
     if partial.exists() {
-        std::fs::remove_dir_all(&partial).map_err(Error::store(doing()))?;
+        std::fs::remove_dir_all(&partial).map_err(Error::internal(doing()))?;
     }
     let (mut done, total) = (0, selection.cell_ids.len() as u64);
     let (send, receive) = tokio::sync::mpsc::channel::<Result<RecordBatch, DataFusionError>>(2);
@@ -115,7 +115,7 @@ pub(super) async fn lance(
         on_progress(done, Some(total));
     }
     drop(send);
-    let written = written.await.map_err(Error::store(doing()))?;
-    written.map_err(Error::store(doing()))?;
+    let written = written.await.map_err(Error::internal(doing()))?;
+    written.map_err(Error::internal(doing()))?;
     rename(&partial, path)
 }

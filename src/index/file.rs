@@ -19,9 +19,9 @@ use super::graph::{GRAPH, Graph, GraphOptions, IDS, VECTORS};
 use super::vectors::Vectors;
 use super::{Kind, Metric};
 use crate::error::{Error, Result};
-use crate::files::FileBytes;
-use crate::progress::OnProgress;
-use crate::store::{Store, Transaction};
+use cellql_model::FileBytes;
+use cellql_store::progress::OnProgress;
+use cellql_store::{Store, Transaction};
 
 const FORMAT: u32 = 2;
 const MANIFEST: &str = "manifest.json";
@@ -87,7 +87,7 @@ pub(super) async fn build(
     options: GraphOptions,
     on_progress: OnProgress,
 ) -> Result<(Store, Built)> {
-    let source = crate::store::embedding_table(recipe);
+    let source = cellql_store::embedding_table(recipe);
     let version = store.table(&source).await?.version().version;
     let vectors = Vectors::read(store, &source, Metric::Cosine).await?;
     if vectors.is_empty() {
@@ -98,7 +98,7 @@ pub(super) async fn build(
         let files = Graph::build(&vectors, options, |done| on_progress(done, Some(n_vectors as u64)))?;
         Ok::<_, Error>(files.map(|(name, bytes)| (name, checksums(&bytes), bytes)))
     });
-    let built = built.await.map_err(Error::store(format!("building index {name}")))??;
+    let built = built.await.map_err(Error::internal(format!("building index {name}")))??;
     let manifest = Manifest {
         format: FORMAT,
         name: name.to_owned(),
@@ -116,7 +116,7 @@ pub(super) async fn build(
 
 async fn publish(store: &Store, manifest: &Manifest, files: &[(&str, &[u8])]) -> Result<Store> {
     let doing = || format!("storing index {}", manifest.name);
-    let json = serde_json::to_vec_pretty(manifest).map_err(Error::store(doing()))?;
+    let json = serde_json::to_vec_pretty(manifest).map_err(Error::internal(doing()))?;
     let checksum = blake3::hash(&json).to_hex().to_string();
     let path = format!("indexes/{}", &checksum[..16]);
     let mut transaction = store.begin(&format!("index build {}", manifest.name)).await?;
@@ -134,7 +134,7 @@ async fn publish(store: &Store, manifest: &Manifest, files: &[(&str, &[u8])]) ->
         checksum,
     };
     record(&mut transaction, &row).await?;
-    transaction.publish().await
+    Ok(transaction.publish().await?)
 }
 
 /// Puts a row of `indexes` in the place of any of the same name.
@@ -156,8 +156,8 @@ pub(super) async fn record(transaction: &mut Transaction, entry: &Entry) -> Resu
         text(&Utc::now().to_rfc3339()),
     ];
     let row = RecordBatch::try_new(Arc::new(table::schema()), columns);
-    let row = row.map_err(Error::store(format!("recording index {}", entry.name)))?;
-    transaction.replace_row(table::TABLE, table::NAME, row).await
+    let row = row.map_err(Error::internal(format!("recording index {}", entry.name)))?;
+    Ok(transaction.replace_row(table::TABLE, table::NAME, row).await?)
 }
 
 /// Every index of the store.
@@ -210,13 +210,13 @@ pub(super) async fn open(store: &Store, entry: &Entry) -> Result<Graph> {
     for (file, sums) in &manifest.files {
         let path = format!("{}/{file}", entry.path);
         let bytes = match store.local_path(&path) {
-            Some(local) => FileBytes::map(&local),
-            None => store.read_file(&path).await.map(FileBytes::Held),
+            Some(local) => FileBytes::map(&local).map_err(Error::from),
+            None => store.read_file(&path).await.map(FileBytes::Held).map_err(Error::from),
         };
         let bytes = bytes.map_err(|_| damaged(file, "is missing"))?;
         let to_check = bytes.clone();
         let found = tokio::task::spawn_blocking(move || checksums(&to_check)).await;
-        if found.map_err(Error::store("checking an index"))? != *sums {
+        if found.map_err(Error::internal("checking an index"))? != *sums {
             return Err(damaged(file, "is not what was written"));
         }
         files.insert(file.as_str(), bytes);

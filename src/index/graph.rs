@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::search::Neighbour;
 use super::vectors::Vectors;
 use crate::error::{Error, Result};
-use crate::files::FileBytes;
+use cellql_model::FileBytes;
 
 /// Files of a graph in its folder.
 pub(super) const GRAPH: &str = "graph";
@@ -50,7 +50,7 @@ impl Graph {
         let options = neighbours::Options { links: options.links, breadth: options.breadth, seed: 0 };
         let graph = neighbours::Graph::build(&vectors.prepared, vectors.dim, &options, on_progress);
         let mut bytes = Vec::new();
-        graph.write(&mut bytes).map_err(Error::store("writing the graph"))?;
+        graph.write(&mut bytes).map_err(Error::internal("writing the graph"))?;
         let ids = vectors.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         let units = vectors.prepared.iter().flat_map(|v| v.to_le_bytes()).collect();
         Ok([(GRAPH, bytes), (IDS, ids), (VECTORS, units)])

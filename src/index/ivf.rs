@@ -23,7 +23,7 @@ use super::Kind;
 use super::file::{Built, Entry, record};
 use super::search::Neighbour;
 use crate::error::{Error, Result};
-use crate::store::{Store, embedding_table};
+use cellql_store::{Store, embedding_table};
 
 /// Name within the table: a table has one.
 const NAME: &str = "nearest";
@@ -77,7 +77,7 @@ pub(super) async fn build(store: &Store, name: &str, recipe: &str) -> Result<(St
 /// The table cannot be read.
 pub(super) async fn count(table: &Dataset) -> Result<usize> {
     let held = table.count_rows(Some(format!("{} IS NOT NULL", embeddings::VECTOR))).await;
-    held.map_err(Error::store("counting vectors"))
+    held.map_err(Error::internal("counting vectors"))
 }
 
 /// Whether a version of a table has the index.
@@ -85,7 +85,7 @@ pub(super) async fn count(table: &Dataset) -> Result<usize> {
 /// # Errors
 /// The table's list of indexes cannot be read.
 pub(super) async fn exists(table: &Dataset) -> Result<bool> {
-    let found = table.load_indices_by_name(NAME).await.map_err(Error::store("reading a table's indexes"))?;
+    let found = table.load_indices_by_name(NAME).await.map_err(Error::internal("reading a table's indexes"))?;
     Ok(!found.is_empty())
 }
 
@@ -101,7 +101,7 @@ pub(super) async fn search(
     among: Option<&HashSet<u64>>,
 ) -> Result<Vec<Vec<Neighbour>>> {
     let threads = rayon::current_num_threads();
-    let rows = table.count_rows(None).await.map_err(Error::store("counting vectors"))?;
+    let rows = table.count_rows(None).await.map_err(Error::internal("counting vectors"))?;
     let probed = (partitions(rows) / PROBED.0).max(PROBED.1);
     let wanted = match among {
         None => k,
@@ -118,7 +118,7 @@ pub(super) async fn search(
 }
 
 async fn one(table: &Arc<Dataset>, query: &[f32], k: usize, probed: usize) -> Result<Vec<Neighbour>> {
-    let doing = || Error::store("searching Lance's index");
+    let doing = || Error::internal("searching Lance's index");
     let mut scan = table.scan();
     scan.project(&[embeddings::CELL_ID, DISTANCE]).map_err(doing())?;
     let vector = Float32Array::from(query.to_vec());

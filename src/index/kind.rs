@@ -6,8 +6,8 @@ use super::file::{self, Built};
 use super::graph::GraphOptions;
 use super::{ivf, vectors};
 use crate::error::{Error, Result};
-use crate::progress::OnProgress;
-use crate::store::{Store, embedding_table};
+use cellql_store::progress::OnProgress;
+use cellql_store::{Store, embedding_table};
 
 /// What an index is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub async fn build(
     let name_of_table = embedding_table(recipe);
     let table = store.table(&name_of_table).await?;
     let dim = vectors::dimension(&table, &name_of_table)?;
-    let rows = table.count_rows(None).await.map_err(Error::store(format!("counting {name_of_table}")))?;
+    let rows = table.count_rows(None).await.map_err(Error::internal(format!("counting {name_of_table}")))?;
     match kind.unwrap_or_else(|| Kind::fitting(rows, dim)) {
         Kind::Graph => file::build(store, name, recipe, GraphOptions::default(), on_progress).await,
         Kind::Ivf => ivf::build(store, name, recipe).await,

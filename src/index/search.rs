@@ -17,7 +17,7 @@ use super::graph::Graph;
 use super::vectors::{self, Vectors, exact};
 use super::{Kind, Metric, ivf};
 use crate::error::{Error, Result};
-use crate::store::{Store, embedding_table, is_one_of};
+use cellql_store::{Store, embedding_table, is_one_of};
 
 /// Below this many vectors a scan is faster than loading a graph, and exact.
 const SCAN_BELOW: usize = 1_000;
@@ -139,7 +139,7 @@ impl Searcher {
     pub async fn open(store: &Store, recipe: &str) -> Result<Self> {
         let table = embedding_table(recipe);
         let rows = store.table(&table).await?;
-        let n = rows.count_rows(None).await.map_err(Error::store(format!("counting {table}")))?;
+        let n = rows.count_rows(None).await.map_err(Error::internal(format!("counting {table}")))?;
         Ok(Self {
             store: store.clone(),
             recipe: recipe.to_owned(),
@@ -287,7 +287,7 @@ impl Searcher {
         metric: Metric,
         among: Option<&HashSet<u64>>,
     ) -> Result<Vec<Vec<Neighbour>>> {
-        let doing = || Error::store(format!("scanning {}", self.table));
+        let doing = || Error::internal(format!("scanning {}", self.table));
         let table = self.store.table(&self.table).await?;
         let mut scan = table.scan();
         scan.project(&Vectors::COLUMNS).map_err(doing())?.batch_size(ROWS_AT_ONCE);

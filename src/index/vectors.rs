@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::Metric;
 use super::search::Neighbour;
 use crate::error::{Error, Result};
-use crate::store::Store;
+use cellql_store::Store;
 
 /// Numbers per vector of an embedding table.
 ///

@@ -16,7 +16,7 @@ use super::duplicates::Known;
 use super::obs::{Target, fitted};
 use super::values::{Reading, Verdict, recover};
 use crate::error::{Error, Result};
-use crate::store::ContentHash;
+use cellql_store::ContentHash;
 
 /// What a cell must be to be kept, and what its values are taken for.
 #[derive(Debug, Clone, Copy)]

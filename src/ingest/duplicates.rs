@@ -6,7 +6,7 @@ use cellql_schemas::cells as table;
 use futures::TryStreamExt;
 
 use crate::error::{Error, Result};
-use crate::store::Store;
+use cellql_store::Store;
 
 /// Hashes of the cells in a store: sixteen bytes of memory a cell.
 #[derive(Debug, Default)]
@@ -18,10 +18,10 @@ impl Known {
         let doing = || format!("reading the hashes of the cells of {}", store.uri());
         let cells = store.table(table::TABLE).await?;
         let mut scan = cells.scan();
-        scan.project(&[table::CELL_ID, table::CONTENT_HASH]).map_err(Error::store(doing()))?;
-        let mut batches = scan.try_into_stream().await.map_err(Error::store(doing()))?;
+        scan.project(&[table::CELL_ID, table::CONTENT_HASH]).map_err(Error::internal(doing()))?;
+        let mut batches = scan.try_into_stream().await.map_err(Error::internal(doing()))?;
         let mut known = Vec::new();
-        while let Some(batch) = batches.try_next().await.map_err(Error::store(doing()))? {
+        while let Some(batch) = batches.try_next().await.map_err(Error::internal(doing()))? {
             let (ids, hashes) = (batch.column(0).as_primitive::<UInt64Type>(), batch.column(1).as_string::<i32>());
             known.extend(hashes.iter().flatten().map(fingerprint).zip(ids.values().iter().copied()));
         }

@@ -73,7 +73,7 @@ pub async fn inputs(uri: &str) -> Result<(Vec<Input>, Vec<PathBuf>)> {
         None => (PathBuf::from(uri), None),
         Some(("file", path)) => (PathBuf::from(path), None),
         Some(_) => {
-            let folder = TempDir::with_prefix("cellql-").map_err(Error::store(format!("fetching {uri}")))?;
+            let folder = TempDir::with_prefix("cellql-").map_err(Error::internal(format!("fetching {uri}")))?;
             (fetch(uri, folder.path()).await?, Some(Arc::new(folder)))
         }
     };
@@ -96,11 +96,11 @@ async fn fetch(uri: &str, folder: &Path) -> Result<PathBuf> {
     let doing = || format!("fetching {uri}");
     let (objects, base) =
         ObjectStore::from_uri(uri).await.map_err(|e| Error::Request(format!("{uri} cannot be fetched: {e}")))?;
-    let listed: Vec<_> = objects.inner.list(Some(&base)).try_collect().await.map_err(Error::store(doing()))?;
+    let listed: Vec<_> = objects.inner.list(Some(&base)).try_collect().await.map_err(Error::internal(doing()))?;
     let name = base.filename().unwrap_or("data").to_owned();
     let target = folder.join(&name);
     if listed.is_empty() {
-        download(&objects, &base, &target).await.map_err(Error::store(doing()))?;
+        download(&objects, &base, &target).await.map_err(Error::internal(doing()))?;
         return Ok(target);
     }
     for object in &listed {
@@ -108,7 +108,7 @@ async fn fetch(uri: &str, folder: &Path) -> Result<PathBuf> {
             Some(parts) => parts.map(|p| p.as_ref().to_owned()).collect(),
             None => continue,
         };
-        download(&objects, &object.location, &target.join(inside)).await.map_err(Error::store(doing()))?;
+        download(&objects, &object.location, &target.join(inside)).await.map_err(Error::internal(doing()))?;
     }
     Ok(target)
 }

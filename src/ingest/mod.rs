@@ -40,9 +40,9 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Error, Result};
-use crate::genes::GeneReport;
-use crate::progress::OnProgress;
-use crate::store::{Store, Transaction};
+use cellql_store::genes::GeneReport;
+use cellql_store::progress::OnProgress;
+use cellql_store::{Store, Transaction};
 use cells::{Cells, FileGenes, Quality, Refusal};
 use duplicates::Known;
 use lance_table::LanceTable;
@@ -258,7 +258,7 @@ async fn commit(
     let schema = row.schema();
     let rows = RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(row)]));
     transaction.append(datasets::TABLE, Box::pin(rows)).await?;
-    transaction.publish().await
+    Ok(transaction.publish().await?)
 }
 
 /// Opens an input off the async threads.

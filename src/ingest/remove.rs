@@ -9,7 +9,7 @@ use cellql_schemas::suggest::did_you_mean;
 use cellql_schemas::{cells, datasets, embeddings, genes};
 
 use crate::error::{Error, Result};
-use crate::store::{Store, Transaction};
+use cellql_store::{Store, Transaction};
 
 /// What was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{Dropped, ObsReport};
 use crate::error::{Error, Result};
-use crate::genes::GeneReport;
+use cellql_store::genes::GeneReport;
 
 /// What became of a file's cells and genes.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -76,10 +76,11 @@ impl IngestReport {
             text(&Utc::now().to_rfc3339()),
             text(env!("CARGO_PKG_VERSION")),
         ];
-        RecordBatch::try_new(Arc::new(datasets::schema()), columns).map_err(Error::store("building a row of datasets"))
+        RecordBatch::try_new(Arc::new(datasets::schema()), columns)
+            .map_err(Error::internal("building a row of datasets"))
     }
 }
 
 fn json<T: Serialize>(value: &T) -> Result<String> {
-    serde_json::to_string(value).map_err(Error::store("writing the ingest report"))
+    serde_json::to_string(value).map_err(Error::internal("writing the ingest report"))
 }

@@ -17,10 +17,10 @@ use tempfile::TempDir;
 use crate::error::{Error, Result};
 use crate::index::{Method, Metric, Neighbour, Question};
 use crate::ingest::{IngestOptions, Input, ingest};
-use crate::model::{DEFAULT_TOKEN_BUDGET, Sample};
-use crate::progress::{self, OnProgress};
 use crate::query::StoreEngine;
-use crate::store::{Store, embedding_table};
+use cellql_model::{DEFAULT_TOKEN_BUDGET, Sample};
+use cellql_store::progress::{self, OnProgress};
+use cellql_store::{Store, embedding_table};
 
 /// Cells embedded between two reports of progress.
 const STEP: usize = 64;
@@ -58,7 +58,7 @@ impl Annotated {
         let rows: ArrayRef = Arc::new(UInt64Array::from_iter_values(0..self.barcodes.len() as u64));
         let barcodes: ArrayRef = Arc::new(StringArray::from_iter_values(&self.barcodes));
         RecordBatch::try_from_iter([("query_row", rows), ("barcode", barcodes)])
-            .map_err(Error::store("listing the cells"))
+            .map_err(Error::internal("listing the cells"))
     }
 
     /// A row per neighbour: `query_row`, `rank` from 1, `cell_id`, `_distance`.
@@ -77,7 +77,7 @@ impl Annotated {
             ("cell_id", Arc::new(UInt64Array::from_iter_values(found().map(|(.., n)| n.cell_id)))),
             ("_distance", Arc::new(Float32Array::from_iter_values(found().map(|(.., n)| n.distance)))),
         ];
-        RecordBatch::try_from_iter(columns).map_err(Error::store("listing the neighbours"))
+        RecordBatch::try_from_iter(columns).map_err(Error::internal("listing the neighbours"))
     }
 }
 
@@ -100,11 +100,11 @@ pub async fn annotate(
         let some = batch.slice(first, STEP.min(batch.num_rows() - first));
         let (engine, recipe) = (Arc::clone(engine), recipe.clone());
         let embed = move || {
-            let profiles = Profiles::new(some.column(1)).map_err(Error::store("reading cells"))?;
+            let profiles = Profiles::new(some.column(1)).map_err(Error::internal("reading cells"))?;
             let samples = profiles.iter().map(|profile| profile.map(|profile| Sample { profile, total: None }));
             engine.embed_cells(&recipe, samples, DEFAULT_TOKEN_BUDGET)
         };
-        let embedded = tokio::task::spawn_blocking(embed).await.map_err(Error::store("embedding cells"))??;
+        let embedded = tokio::task::spawn_blocking(embed).await.map_err(Error::internal("embedding cells"))??;
         let dim = embedded.vectors.len() / embedded.valid.len().max(1);
         let each = embedded.vectors.chunks(dim.max(1)).zip(&embedded.valid);
         vectors.extend(each.map(|(vector, valid)| valid.then(|| vector.to_vec())));
@@ -144,11 +144,11 @@ async fn recipe_of(engine: &StoreEngine, name: &str) -> Result<Recipe> {
 
 /// Barcodes and rows `barcode, expr` of a file's cells, their genes numbered as in `store`.
 async fn read_as(store: &Store, input: &Input, options: &IngestOptions) -> Result<(Vec<String>, RecordBatch)> {
-    let folder = TempDir::new().map_err(Error::store("making a folder for the file's cells"))?;
+    let folder = TempDir::new().map_err(Error::internal("making a folder for the file's cells"))?;
     let own = Store::init(&folder.path().join("cells").to_string_lossy()).await?;
     let known = store.read(genes::TABLE, &[], None).await?;
     let schema = Arc::new(Schema::from(store.table(genes::TABLE).await?.schema()));
-    let known = concat_batches(&schema, &known).map_err(Error::store("copying the genes"))?;
+    let known = concat_batches(&schema, &known).map_err(Error::internal("copying the genes"))?;
     let mut transaction = own.begin("genes of another store").await?;
     transaction.replace(genes::TABLE, known).await?;
     let own = transaction.publish().await?;
@@ -157,7 +157,7 @@ async fn read_as(store: &Store, input: &Input, options: &IngestOptions) -> Resul
     let Some(first) = rows.first() else {
         return Err(Error::Request(format!("{}: no cell was kept", input.uri)));
     };
-    let all = concat_batches(&first.schema(), &rows).map_err(Error::store("reading the file's cells"))?;
+    let all = concat_batches(&first.schema(), &rows).map_err(Error::internal("reading the file's cells"))?;
     let barcodes = all.column(0).as_string::<i32>().iter().map(|b| b.unwrap_or_default().to_owned()).collect();
     Ok((barcodes, all))
 }

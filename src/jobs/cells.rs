@@ -13,7 +13,7 @@ use futures::TryStreamExt;
 
 use crate::error::{Error, Result};
 use crate::query::StoreEngine;
-use crate::store::is_one_of;
+use cellql_store::is_one_of;
 
 /// Cells read at a time.
 pub(super) const CELLS: usize = 256;
@@ -88,7 +88,7 @@ impl Suitable {
                 Ok(ids.values().iter().map(|id| by_dataset.get(id).copied()).collect())
             }
             _ => {
-                let numbers = cast(column, &DataType::Float64).map_err(Error::store("reading total counts"))?;
+                let numbers = cast(column, &DataType::Float64).map_err(Error::internal("reading total counts"))?;
                 let numbers: &Float64Array = numbers.as_primitive::<Float64Type>();
                 Ok((0..numbers.len()).map(|i| numbers.is_valid(i).then(|| numbers.value(i))).collect())
             }
@@ -98,7 +98,7 @@ impl Suitable {
 
 /// The median total over a vocabulary's genes of each data set's cells.
 async fn medians(engine: &StoreEngine, model: &str, filter: &str) -> Result<HashMap<u32, f64>> {
-    let doing = || Error::store("reading totals");
+    let doing = || Error::internal("reading totals");
     let mut scan = engine.store().table(cells::TABLE).await?.scan();
     scan.project(&[cells::DATASET_ID, cells::EXPR]).map_err(doing())?;
     scan.filter(filter).map_err(doing())?;
@@ -106,7 +106,7 @@ async fn medians(engine: &StoreEngine, model: &str, filter: &str) -> Result<Hash
     let mut batches = scan.try_into_stream().await.map_err(doing())?;
     let mut totals: HashMap<u32, Vec<f64>> = HashMap::new();
     while let Some(batch) = batches.try_next().await.map_err(doing())? {
-        let profiles = Profiles::new(batch.column(1)).map_err(Error::store("reading totals"))?;
+        let profiles = Profiles::new(batch.column(1)).map_err(Error::internal("reading totals"))?;
         let found = engine.vocabulary_totals(model, &profiles)?;
         for (id, total) in batch.column(0).as_primitive::<UInt32Type>().values().iter().zip(found) {
             totals.entry(*id).or_default().extend(total);

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, UInt32Array};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{SchemaRef, UInt64Type};
 use arrow::record_batch::RecordBatch;
@@ -25,10 +25,10 @@ use super::cells::{CELLS, Suitable};
 use super::record::{Added, Record};
 use super::{Memory, Shard, check_model, recipe_metadata};
 use crate::error::{Error, Result};
-use crate::model::Sample;
-use crate::progress::OnProgress;
 use crate::query::StoreEngine;
-use crate::store::{Store, embedding_table};
+use cellql_model::Sample;
+use cellql_store::progress::OnProgress;
+use cellql_store::{Store, StoreError, embedding_table};
 
 /// Cells embedded between two looks at the clock.
 const STEP: usize = 64;
@@ -93,7 +93,7 @@ pub async fn embed_cells(
     let name = recipe.name();
     let record = Record::begin(&name, options.shard, options.condition.as_deref());
     let report = EmbedReport { recipe: name, already: 0, added: 0, unsuitable: 0, without_vector: BTreeMap::new() };
-    let mut run = Run { recipe, options, record, report, on_progress };
+    let mut run = Run { recipe, options, record, report, table_version: None, on_progress };
     let mut engine = Arc::clone(engine);
     engine.take_notices();
     loop {
@@ -116,6 +116,8 @@ struct Run<'a> {
     options: &'a EmbedOptions,
     record: Record,
     report: EmbedReport,
+    /// Version of the embedding table whose rows are known to this run.
+    table_version: Option<u64>,
     on_progress: OnProgress,
 }
 
@@ -144,17 +146,17 @@ impl Run<'_> {
         });
         let mut cells = chosen.scan(engine.store(), &todo).await?;
         let (mut held, mut since) = (Vec::new(), Instant::now());
-        let reading = || Error::store("reading cells");
+        let reading = || Error::internal("reading cells");
         while let Some(batch) = cells.try_next().await.map_err(reading())? {
             let ids = batch.column(0).as_primitive::<UInt64Type>();
             let new: BooleanArray = ids.values().iter().map(|id| Some(todo.contains(*id))).collect();
-            let batch = filter_record_batch(&batch, &new).map_err(Error::store("reading cells"))?;
+            let batch = filter_record_batch(&batch, &new).map_err(Error::internal("reading cells"))?;
             for first in (0..batch.num_rows()).step_by(STEP) {
                 let some = batch.slice(first, STEP.min(batch.num_rows() - first));
                 let step = Arc::clone(&step);
                 // Off the async threads, so that lance reads while the model runs.
                 let embedded = tokio::task::spawn_blocking(move || step.embed(&some)).await;
-                let embedded = embedded.map_err(Error::store("embedding cells"))??;
+                let embedded = embedded.map_err(Error::internal("embedding cells"))??;
                 held.push(embedded);
                 (self.on_progress)(self.report.added + rows(&held), Some(total));
                 let bytes = held.len() * STEP * dim * 4;
@@ -175,6 +177,7 @@ impl Run<'_> {
         let mut todo = ids(store, cells::TABLE, Some(&chosen.filter)).await?;
         let all = todo.len();
         let table = embedding_table(&self.report.recipe);
+        self.table_version = store.version().tables.get(&table).copied();
         if store.tables().any(|t| t == table) {
             check_model(store, &table, &chosen.model_sha256).await?;
             todo -= ids(store, &table, None).await?;
@@ -188,11 +191,11 @@ impl Run<'_> {
     /// Makes rows and the job's new state visible as one version.
     async fn publish(&mut self, engine: &StoreEngine, held: &[RecordBatch], state: &str) -> Result<Ended> {
         let without_vector = engine.take_notices().not_embedded;
-        let added = Added { cells: rows(held), without_vector: without_vector.values().sum() };
         for _ in 0..ATTEMPTS {
-            match self.attempt(engine, held, added, state).await {
-                Err(Error::Conflict { .. }) => {}
-                Ok(Ended::Done(store)) => {
+            match self.attempt(engine, held, state).await {
+                Err(Error::Store(StoreError::Conflict { .. })) => {}
+                Ok((Ended::Done(store), added)) => {
+                    self.table_version = store.version().tables.get(&embedding_table(&self.report.recipe)).copied();
                     self.record.done += added.cells;
                     self.record.without_vector += added.without_vector;
                     self.report.added += added.cells;
@@ -201,27 +204,35 @@ impl Run<'_> {
                     }
                     return Ok(Ended::Done(store));
                 }
-                other => return other,
+                Ok((changed, _)) => return Ok(changed),
+                Err(error) => return Err(error),
             }
         }
-        Err(Error::Conflict { store: engine.store().uri().to_owned(), doing: self.doing() })
+        Err(Error::Store(StoreError::Conflict { store: engine.store().uri().to_owned(), doing: self.doing() }))
     }
 
-    async fn attempt(&self, engine: &StoreEngine, held: &[RecordBatch], added: Added, state: &str) -> Result<Ended> {
+    /// One try to publish. Gives the cells that were added: those that another process added meanwhile are left out.
+    async fn attempt(&self, engine: &StoreEngine, held: &[RecordBatch], state: &str) -> Result<(Ended, Added)> {
         let mut transaction = engine.store().begin(&self.doing()).await?;
         let now = transaction.store();
         let is_same = |table: &str| now.version().tables.get(table) == engine.store().version().tables.get(table);
         // Genes are placed, and cells chosen, as they were when the engine opened.
         if ![cells::TABLE, genes::TABLE, models::TABLE].into_iter().all(is_same) {
-            return Ok(Ended::StoreChanged(now.clone()));
+            return Ok((Ended::StoreChanged(now.clone()), Added::default()));
         }
-        if let Some(first) = held.first() {
-            let rows = futures::stream::iter(held.iter().cloned().map(Ok).collect::<Vec<_>>());
+        let table = embedding_table(&self.report.recipe);
+        let new = match now.version().tables.get(&table) == self.table_version.as_ref() {
+            true => held.to_vec(),
+            false => without_rows_of(now, &table, held).await?,
+        };
+        let added = Added { cells: rows(&new), without_vector: new.iter().map(without_vector).sum() };
+        if let Some(first) = new.first().filter(|_| added.cells > 0) {
+            let rows = futures::stream::iter(new.iter().cloned().map(Ok).collect::<Vec<_>>());
             let rows = RecordBatchStreamAdapter::new(first.schema(), rows);
-            transaction.append(&embedding_table(&self.report.recipe), Box::pin(rows)).await?;
+            transaction.append(&table, Box::pin(rows)).await?;
         }
         self.record.write(&mut transaction, added, state).await?;
-        Ok(Ended::Done(transaction.publish().await?))
+        Ok((Ended::Done(transaction.publish().await?), added))
     }
 
     fn doing(&self) -> String {
@@ -231,6 +242,24 @@ impl Run<'_> {
 
 fn rows(batches: &[RecordBatch]) -> u64 {
     batches.iter().map(|b| b.num_rows() as u64).sum()
+}
+
+fn without_vector(batch: &RecordBatch) -> u64 {
+    batch.column_by_name(embeddings::VECTOR).map_or(0, |vectors| vectors.null_count() as u64)
+}
+
+/// The rows of batches whose cells a table does not hold.
+async fn without_rows_of(store: &Store, table: &str, batches: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
+    if !store.tables().any(|t| t == table) {
+        return Ok(batches.to_vec());
+    }
+    let there = ids(store, table, None).await?;
+    let new = |batch: &RecordBatch| {
+        let cells = batch.column(0).as_primitive::<UInt64Type>();
+        let is_new: BooleanArray = cells.values().iter().map(|id| Some(!there.contains(*id))).collect();
+        filter_record_batch(batch, &is_new).map_err(Error::internal("choosing new embeddings"))
+    };
+    batches.iter().map(new).collect()
 }
 
 /// The `cell_id`s of a table.
@@ -266,7 +295,7 @@ impl Chosen {
             let counted = table.count_rows(filter.clone()).await;
             let wrong = |e: lance::Error| match &options.condition {
                 Some(condition) => Error::Request(format!("--where {condition}: {e}")),
-                None => Error::store("counting cells")(e),
+                None => Error::internal("counting cells")(e),
             };
             Ok(counted.map_err(wrong)? as u64)
         };
@@ -281,7 +310,7 @@ impl Chosen {
         store: &Store,
         todo: &RoaringTreemap,
     ) -> Result<lance::dataset::scanner::DatasetRecordBatchStream> {
-        let reading = || Error::store("reading cells");
+        let reading = || Error::internal("reading cells");
         let first = todo.min().unwrap_or(0);
         let mut scan = store.table(cells::TABLE).await?.scan();
         scan.project(&self.suitable.columns()).map_err(reading())?;
@@ -303,7 +332,7 @@ struct Step {
 
 impl Step {
     fn embed(&self, batch: &RecordBatch) -> Result<RecordBatch> {
-        let profiles = Profiles::new(batch.column(1)).map_err(Error::store("reading cells"))?;
+        let profiles = Profiles::new(batch.column(1)).map_err(Error::internal("reading cells"))?;
         let totals = self.suitable.totals(batch)?;
         let samples = profiles.iter().zip(totals);
         let samples = samples.map(|(profile, total)| profile.map(|profile| Sample { profile, total }));
@@ -311,6 +340,6 @@ impl Step {
         let seen: ArrayRef = Arc::new(UInt32Array::from(embedded.genes_seen.clone()));
         let vectors: ArrayRef = Arc::new(vector_column(embedded, self.dim)?);
         let columns = vec![Arc::clone(batch.column(0)), vectors, seen];
-        RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(Error::store("embedding cells"))
+        RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(Error::internal("embedding cells"))
     }
 }

@@ -20,10 +20,10 @@ use super::cells::{CELLS, Suitable};
 use super::record::{Added, Record};
 use super::{Memory, check_model, recipe_metadata};
 use crate::error::{Error, Result};
-use crate::model::Sample;
-use crate::progress::OnProgress;
 use crate::query::StoreEngine;
-use crate::store::{Store, gene_embedding_table, is_one_of};
+use cellql_model::Sample;
+use cellql_store::progress::OnProgress;
+use cellql_store::{Store, StoreError, gene_embedding_table, is_one_of};
 
 /// Which cells are averaged.
 #[derive(Debug, Clone, Default)]
@@ -89,7 +89,7 @@ pub async fn embed_genes(
                         mean.add(&engine, &recipe, &batch, &totals, memory, &|n| progress(done + n, Some(all)));
                     result.map(|()| mean)
                 };
-                mean = tokio::task::spawn_blocking(add).await.map_err(Error::store("averaging genes"))??;
+                mean = tokio::task::spawn_blocking(add).await.map_err(Error::internal("averaging genes"))??;
                 done += rows;
             }
         }
@@ -123,7 +123,7 @@ async fn members(engine: &StoreEngine, suitable: &Suitable, groups: &Groups) -> 
     for batch in store.read(cells::TABLE, &columns, Some(&suitable.filter)).await? {
         let ids = batch.column(0).as_primitive::<UInt64Type>();
         let names = batch.columns().get(1).map(|column| cast(column, &DataType::Utf8)).transpose();
-        let names = names.map_err(Error::store("reading the groups"))?;
+        let names = names.map_err(Error::internal("reading the groups"))?;
         let names = names.as_ref().map(|column| column.as_string::<i32>());
         for (row, id) in ids.values().iter().enumerate() {
             match names {
@@ -182,7 +182,7 @@ impl Mean {
         memory: Memory,
         on_cell: &dyn Fn(u64),
     ) -> Result<()> {
-        let profiles = Profiles::new(batch.column(1)).map_err(Error::store("reading cells"))?;
+        let profiles = Profiles::new(batch.column(1)).map_err(Error::internal("reading cells"))?;
         let budget = memory.tokens(engine, recipe)?;
         // One cell at a time: its contexts are tens of megabytes, and it keeps every core busy.
         for (row, total) in totals.iter().enumerate() {
@@ -209,7 +209,7 @@ impl Mean {
             Arc::new(vectors),
             Arc::new(UInt64Array::from(vec![self.cells; n])),
         ];
-        RecordBatch::try_new(Arc::clone(schema), columns).map_err(Error::store("building gene embeddings"))
+        RecordBatch::try_new(Arc::clone(schema), columns).map_err(Error::internal("building gene embeddings"))
     }
 }
 
@@ -227,12 +227,15 @@ async fn publish(
     let mut transaction = store.begin(&format!("embedding genes of {group} with {name}")).await?;
     if transaction.store().version() != store.version() {
         // Genes are placed as they were when the engine opened; they may have moved since.
-        return Err(Error::Conflict { store: store.uri().to_owned(), doing: format!("embedding genes with {name}") });
+        return Err(Error::Store(StoreError::Conflict {
+            store: store.uri().to_owned(),
+            doing: format!("embedding genes with {name}"),
+        }));
     }
     if let Some(row) = row {
         let rows = RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(row)]));
         transaction.append(&gene_embedding_table(&name), Box::pin(rows)).await?;
     }
     record.write(&mut transaction, added, state).await?;
-    transaction.publish().await
+    Ok(transaction.publish().await?)
 }

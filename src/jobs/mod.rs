@@ -21,13 +21,13 @@ pub use embed_genes::{GenesReport, Groups, embed_genes};
 pub use shard::Shard;
 
 use crate::error::{Error, Result};
-use crate::model::DEFAULT_TOKEN_BUDGET;
 use crate::query::StoreEngine;
-use crate::store::Store;
+use cellql_model::DEFAULT_TOKEN_BUDGET;
+use cellql_store::Store;
 
 /// What the table of a recipe records: the recipe, and the model's hash.
 fn recipe_metadata(engine: &StoreEngine, recipe: &Recipe) -> Result<HashMap<String, String>> {
-    let json = serde_json::to_string(recipe).map_err(Error::store("recording the recipe"))?;
+    let json = serde_json::to_string(recipe).map_err(Error::internal("recording the recipe"))?;
     let sha256 = engine.entry(Some(&recipe.model))?.sha256.clone();
     Ok(HashMap::from([(RECIPE_METADATA.to_owned(), json), (MODEL_METADATA.to_owned(), sha256)]))
 }

@@ -10,10 +10,10 @@ use chrono::Utc;
 
 use super::Shard;
 use crate::error::{Error, Result};
-use crate::store::{Store, Transaction};
+use cellql_store::{Store, Transaction};
 
 /// Cells that are published together with the row.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Added {
     pub(super) cells: u64,
     /// Of these, cells without a vector.
@@ -84,8 +84,8 @@ impl Record {
 
     /// Puts the row in the place of an earlier run's; `added` comes with it.
     pub(super) async fn write(&self, transaction: &mut Transaction, added: Added, state: &str) -> Result<()> {
-        let row = self.row(added, state).map_err(Error::store(format!("recording job '{}'", self.name)))?;
-        transaction.replace_row(table::TABLE, table::NAME, row).await
+        let row = self.row(added, state).map_err(Error::internal(format!("recording job '{}'", self.name)))?;
+        Ok(transaction.replace_row(table::TABLE, table::NAME, row).await?)
     }
 
     fn row(&self, added: Added, state: &str) -> Result<RecordBatch, arrow::error::ArrowError> {

@@ -6,7 +6,8 @@
 //! loader that starts there gives exactly the cells that would have come. Chunks are dealt to ranks in turn. The next
 //! chunks are read while this one is used, the blocks of a chunk on every core.
 //!
-//! Depends on `store` and the vocabulary's placement. Knows nothing of models.
+//! Depends on `store` and the vocabulary's placement; the order of cells ([`Mixing`], [`Place`]) is `training`'s. Knows nothing of
+//! models.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,19 +16,18 @@ use arrow::array::AsArray;
 use arrow::datatypes::UInt32Type;
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::cells;
-use cellql_schemas::expr::{Profile, Profiles};
+use cellql_schemas::expr::Profiles;
 use cellql_schemas::vocabulary::Placement;
 use futures::{StreamExt, TryStreamExt};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use roaring::RoaringTreemap;
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::seed::seeded;
 use super::split::Split;
 use crate::error::{Error, Result};
-use crate::store::{RowReader, Store, runs};
+use cellql_store::{RowReader, Store, runs};
+use cellql_training::{ByPosition, Cell, Mixing, Place, seeded};
 
 /// Columns that are read.
 const COLUMNS: [&str; 2] = [cells::DATASET_ID, cells::EXPR];
@@ -39,49 +39,6 @@ const AHEAD: usize = 1;
 const PIECE: u64 = 256;
 /// Tasks at a time: enough for every core to have one while others wait for a disk.
 const TASKS: usize = 16;
-
-/// How cells are mixed, and which part of them this loader gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mixing {
-    /// Cells read together, as they lie on disk.
-    pub block: usize,
-    /// Blocks shuffled together.
-    pub blocks: usize,
-    /// Seed of every order.
-    pub seed: u64,
-    /// This loader's rank, from 0.
-    pub rank: usize,
-    /// Loaders there are.
-    pub ranks: usize,
-}
-
-impl Default for Mixing {
-    fn default() -> Self {
-        Self { block: 64, blocks: 256, seed: 0, rank: 0, ranks: 1 }
-    }
-}
-
-/// The next cell: where a loader is, and where another can go on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Place {
-    /// Times the cells were gone through.
-    pub epoch: u64,
-    /// Chunk of the epoch.
-    pub chunk: u64,
-    /// Cell of the chunk.
-    pub cell: u64,
-}
-
-/// A cell as a model reads it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Cell {
-    /// Address of its row in `cells`.
-    pub row: u64,
-    /// Its data set.
-    pub dataset_id: u32,
-    /// Counts at ascending positions of the vocabulary; genes that it lacks are left out.
-    pub counts: Vec<(u32, f32)>,
-}
 
 struct Chunk {
     /// The place of its first cell.
@@ -182,66 +139,12 @@ pub async fn read_cells(store: &Store, rows: &[u64], placement: &Placement) -> R
 /// Rows of [`COLUMNS`] as cells; those without an address are left out.
 fn to_cells(batch: &RecordBatch, rows: impl Iterator<Item = Option<u64>>, placement: &Placement) -> Result<Vec<Cell>> {
     let ids = batch.column(0).as_primitive::<UInt32Type>();
-    let profiles = Profiles::new(batch.column(1)).map_err(Error::store("reading cells to learn from"))?;
+    let profiles = Profiles::new(batch.column(1)).map_err(Error::internal("reading cells to learn from"))?;
     let mut order = ByPosition::new(placement);
     let cell = |(i, row): (usize, Option<u64>)| {
         Some(Cell { row: row?, dataset_id: ids.value(i), counts: order.counts(&profiles.get(i)?) })
     };
     Ok(rows.enumerate().filter_map(cell).collect())
-}
-
-/// Brings the genes of a cell into the order of their positions by a radix sort: at some hundred genes a cell in half the
-/// time of marking positions and looking for the marks, at thousands in the same.
-struct ByPosition<'a> {
-    placement: &'a Placement,
-    /// Position and value of each gene, and room to move them to.
-    placed: Vec<(u32, f32)>,
-    moved: Vec<(u32, f32)>,
-}
-
-impl<'a> ByPosition<'a> {
-    fn new(placement: &'a Placement) -> Self {
-        Self { placement, placed: Vec::new(), moved: Vec::new() }
-    }
-
-    fn counts(&mut self, profile: &Profile) -> Vec<(u32, f32)> {
-        let genes = profile.gene_ids.len();
-        if self.placed.len() < genes {
-            self.placed.resize(genes, (0, 0.0));
-            self.moved.resize(genes, (0, 0.0));
-        }
-        // Every gene is written, and the next one over it where it has no position: no branch to guess.
-        let (mut placed, room) = (0, &mut self.placed[..genes]);
-        for (gene, value) in profile.gene_ids.iter().zip(profile.values) {
-            let at = self.placement.position(*gene);
-            room[placed] = (at.unwrap_or_default(), *value);
-            placed += usize::from(at.is_some());
-        }
-        let bits = usize::BITS - self.placement.len().leading_zeros();
-        for shift in (0..bits).step_by(8) {
-            sort_by_byte(&self.placed[..placed], &mut self.moved[..placed], shift);
-            std::mem::swap(&mut self.placed, &mut self.moved);
-        }
-        self.placed[..placed].to_vec()
-    }
-}
-
-/// Moves pairs so that they ascend by eight bits of the first; equal ones keep their order.
-fn sort_by_byte(from: &[(u32, f32)], to: &mut [(u32, f32)], shift: u32) {
-    let bucket = |position: u32| usize::from((position >> shift) as u8);
-    let mut next = [0u32; 256];
-    for (position, _) in from {
-        next[bucket(*position)] += 1;
-    }
-    let mut sum = 0;
-    for count in &mut next {
-        sum += std::mem::replace(count, sum);
-    }
-    for pair in from {
-        let at = &mut next[bucket(pair.0)];
-        to[*at as usize] = *pair;
-        *at += 1;
-    }
 }
 
 fn pieces(run: Range<u64>) -> impl Iterator<Item = Range<u64>> {
@@ -326,7 +229,7 @@ impl Source {
         let pieces = runs(rows.iter().copied(), GAP).into_iter().flat_map(pieces);
         let parts = futures::stream::iter(pieces).map(part).buffered(TASKS);
         let parts: Vec<Result<Vec<Cell>>> =
-            parts.try_collect().await.map_err(Error::store("reading cells to learn from"))?;
+            parts.try_collect().await.map_err(Error::internal("reading cells to learn from"))?;
         parts.into_iter().try_fold(Vec::with_capacity(rows.len()), |mut all, part| {
             all.extend(part?);
             Ok(all)
@@ -338,29 +241,5 @@ impl Source {
         let mut wanted = wanted.into_iter().peekable();
         let addresses: Vec<Option<u64>> = run.clone().map(|row| wanted.next_if_eq(&row)).collect();
         to_cells(&self.reader.run(run).await?, addresses.into_iter(), &self.placement)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rand::Rng;
-
-    use super::*;
-
-    #[test]
-    fn bytes_one_after_another_sort() {
-        let rng = &mut seeded(&[b"sort"]);
-        for (genes, positions) in [(0, 1), (1, 1), (300, 256), (500, 257), (3000, 19_264), (700, 1 << 20)] {
-            let mut pairs: Vec<(u32, f32)> =
-                (0..genes).map(|_| (rng.random_range(0..positions), rng.random())).collect();
-            let mut sorted = pairs.clone();
-            sorted.sort_by_key(|(position, _)| *position);
-            let mut moved = pairs.clone();
-            for shift in [0, 8, 16] {
-                sort_by_byte(&pairs, &mut moved, shift);
-                std::mem::swap(&mut pairs, &mut moved);
-            }
-            assert_eq!(pairs, sorted, "{genes} of {positions}");
-        }
     }
 }

@@ -8,7 +8,7 @@ use cellql_schemas::datasets;
 use cellql_schemas::vocabulary::Placement;
 
 use crate::error::Result;
-use crate::store::Store;
+use cellql_store::Store;
 
 /// By data set, a flag per position of a vocabulary.
 #[derive(Debug, Clone, Default)]

@@ -12,22 +12,17 @@ use std::time::{Duration, Instant};
 
 use cellql_schemas::vocabulary::Placement;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{self, Progress, write_whole};
-use super::learner::{Exchange, Learner};
-use super::loader::{Cell, Loader, Mixing, Place, read_cells};
+use super::loader::{Loader, read_cells};
 use super::measured::MeasuredGenes;
-use super::network::Loss;
-use super::optimiser::{Moments, norm};
-use super::parameters::Parameters;
-use super::seed::seeded;
-use super::settings::Settings;
 use super::split::{Split, split};
-use super::task::Example;
 use crate::error::{Error, Result};
-use crate::model::Weights;
-use crate::store::Store;
+use cellql_model::Weights;
+use cellql_store::Store;
+use cellql_training::checkpoint::{self, Progress, write_whole};
+use cellql_training::learner::{Exchange, Learner};
+use cellql_training::optimiser::{Moments, norm};
+use cellql_training::{Cell, Example, Loss, Measured, Mixing, Parameters, Place, Settings, seeded};
 
 /// File of what was measured, a JSON object a line.
 pub const METRICS: &str = "metrics.jsonl";
@@ -39,29 +34,6 @@ const LOCK: &str = "lock";
 const MEMORY: f64 = 50.0;
 /// Steps before a sudden loss stops a run.
 const CALM: u64 = 20;
-
-/// One line of [`METRICS`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Measured {
-    /// Steps done.
-    pub step: u64,
-    /// Cells learned from so far.
-    pub cells: u64,
-    /// Times the cells were gone through.
-    pub epoch: u64,
-    /// Mean squared error at the masked genes, of ln(1 + x) values.
-    pub loss: f64,
-    /// The same of held-out cells, after this step.
-    pub validation_loss: Option<f64>,
-    /// Learning rate of the step.
-    pub learning_rate: f64,
-    /// Length of the gradient before it was clipped.
-    pub gradient: f64,
-    /// Of this step.
-    pub cells_per_second: f64,
-    /// Of work, so far.
-    pub seconds: f64,
-}
 
 /// What a run is made of.
 pub struct Run<'a> {
@@ -151,7 +123,7 @@ impl Run<'_> {
     /// Held while the run goes on, and let go by the system whatever ends the process.
     fn lock(&self) -> Result<File> {
         let path = self.folder.join(LOCK);
-        let doing = || Error::store(format!("opening {}", path.display()));
+        let doing = || Error::internal(format!("opening {}", path.display()));
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(doing())?;
         file.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => {
@@ -251,7 +223,7 @@ impl Run<'_> {
         self.check_weights(state)?;
         // Every rank holds the same weights.
         match self.exchange.rank() {
-            0 => checkpoint::save(self.folder, &state.progress, &state.parameters.values, &state.moments),
+            0 => Ok(checkpoint::save(self.folder, &state.progress, &state.parameters.values, &state.moments)?),
             _ => Ok(()),
         }
     }
@@ -344,7 +316,7 @@ impl Run<'_> {
             let measured = measured.of_dataset(cell.dataset_id);
             self.settings.task.example(&cell.counts, genes, measured, &mut rng).transpose()
         };
-        cells.par_iter().enumerate().filter_map(example).collect()
+        Ok(cells.par_iter().enumerate().filter_map(example).collect::<Result<_, _>>()?)
     }
 
     /// Examples of held-out cells: of one content always the same, in every run.
@@ -356,13 +328,13 @@ impl Run<'_> {
             let (mut rng, measured) = (seeded(&[b"held out", &counts]), measured.of_dataset(cell.dataset_id));
             self.settings.task.example(&cell.counts, genes, measured, &mut rng).transpose()
         };
-        cells.par_iter().filter_map(example).collect()
+        Ok(cells.par_iter().filter_map(example).collect::<Result<_, _>>()?)
     }
 }
 
 /// Settings as a checkpoint gives them back: numbers that pass through JSON may lose their last digit.
 fn as_resumed(settings: &Settings, spike: f64) -> Result<Settings> {
-    let doing = || Error::store("comparing a run's settings");
+    let doing = || Error::internal("comparing a run's settings");
     let text = serde_json::to_string(settings).map_err(doing())?;
     Ok(Settings { spike, ..serde_json::from_str(&text).map_err(doing())? })
 }
@@ -383,15 +355,17 @@ impl Metrics {
             .map(|line| line + "\n")
             .collect();
         write_whole(path, kept.as_bytes())?;
-        let file =
-            OpenOptions::new().append(true).open(path).map_err(Error::store(format!("writing {}", path.display())))?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(path)
+            .map_err(Error::internal(format!("writing {}", path.display())))?;
         Ok(Self { path: path.to_owned(), file })
     }
 
     fn write(&mut self, measured: &Measured) -> Result<()> {
         let doing = format!("writing {}", self.path.display());
-        let line = serde_json::to_string(measured).map_err(Error::store(&doing))? + "\n";
-        self.file.write_all(line.as_bytes()).map_err(Error::store(&doing))
+        let line = serde_json::to_string(measured).map_err(Error::internal(&doing))? + "\n";
+        self.file.write_all(line.as_bytes()).map_err(Error::internal(&doing))
     }
 }
 
@@ -403,7 +377,7 @@ pub fn read_metrics(path: &Path) -> Result<Vec<Measured>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(Error::store(format!("reading {}", path.display()))(e)),
+        Err(e) => Err(Error::internal(format!("reading {}", path.display()))(e)),
     }
 }
 

@@ -13,29 +13,13 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::{UInt32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::{cells, datasets};
+use cellql_training::HoldOut;
 use futures::TryStreamExt;
 use roaring::RoaringTreemap;
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::genes::Catalogue;
-use crate::store::{ContentHash, Store, is_one_of};
-
-/// Cells that are not learned from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HoldOut {
-    /// Share of all cells, by the hash of their content.
-    pub share: f64,
-    /// SQL condition on `cells`: those that satisfy it are held out too.
-    pub condition: Option<String>,
-}
-
-impl Default for HoldOut {
-    fn default() -> Self {
-        Self { share: 0.1, condition: None }
-    }
-}
+use cellql_store::genes::Catalogue;
+use cellql_store::{ContentHash, Store, is_one_of};
 
 /// Addresses of rows of `cells`.
 #[derive(Debug, Clone, Default)]
@@ -163,7 +147,7 @@ async fn each(
     columns: &[&str],
     mut take: impl FnMut(u64, &RecordBatch, usize),
 ) -> Result<()> {
-    let doing = || Error::store("choosing cells to learn from");
+    let doing = || Error::internal("choosing cells to learn from");
     let mut scan = store.table(cells::TABLE).await?.scan();
     scan.project(columns).map_err(doing())?;
     let unfit = |e: lance::Error| Error::Request(format!("the condition does not fit the table cells: {e}"));

@@ -16,8 +16,8 @@ use super::memo::{self, Remembered};
 use super::stored::{self, Stored};
 use super::work::{self, Work};
 use crate::error::Result;
-use crate::model::{Embeddings, Sample};
-use crate::store::ContentHash;
+use cellql_model::{Embeddings, Sample};
+use cellql_store::ContentHash;
 
 /// Name of what [`StoreEngine::remembering`] computes for an embedding of a cell.
 pub(super) const EMBED: &str = "embed";
@@ -170,7 +170,7 @@ impl StoreEngine {
         cells: impl Iterator<Item = Option<Sample<'a>>>,
         token_budget: usize,
     ) -> Result<Embedded> {
-        self.computing(recipe, |l| l.model.embed(recipe, cells, &l.placement, token_budget))
+        self.computing(recipe, |l| Ok(l.model.embed(recipe, cells, &l.placement, token_budget)?))
     }
 
     /// Context embeddings of the genes at `positions` of the vocabulary, `[cells, positions, context_dim]`.
@@ -184,7 +184,7 @@ impl StoreEngine {
         cells: impl Iterator<Item = Option<Sample<'a>>>,
         token_budget: usize,
     ) -> Result<Embedded> {
-        self.computing(recipe, |l| l.model.contexts(recipe, positions, cells, &l.placement, token_budget))
+        self.computing(recipe, |l| Ok(l.model.contexts(recipe, positions, cells, &l.placement, token_budget)?))
     }
 
     /// Predicted expression of every vocabulary gene, `[cells, genes]`.
@@ -197,7 +197,7 @@ impl StoreEngine {
         cells: impl Iterator<Item = Option<Sample<'a>>>,
         token_budget: usize,
     ) -> Result<Embedded> {
-        self.computing(recipe, |l| l.model.enhance(recipe, cells, &l.placement, token_budget))
+        self.computing(recipe, |l| Ok(l.model.enhance(recipe, cells, &l.placement, token_budget)?))
     }
 }
 

@@ -19,11 +19,11 @@ use super::memo::Memo;
 use super::search::Target;
 use super::stored::Stored;
 use crate::error::{Error, Result};
-use crate::genes::Catalogue;
 use crate::index::Searcher;
-use crate::model::registry::{self, Entry};
-use crate::model::{DEFAULT_TOKEN_BUDGET, Device, Model};
-use crate::store::Store;
+use crate::registry::{self, Entry};
+use cellql_model::{DEFAULT_TOKEN_BUDGET, Device, Model};
+use cellql_store::Store;
+use cellql_store::genes::Catalogue;
 
 /// What a person should know about an answer beside the answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -217,7 +217,7 @@ impl StoreEngine {
 #[async_trait]
 impl Engine for StoreEngine {
     fn gene(&self, name: &str) -> Result<u32, EngineError> {
-        Ok(self.genes.find(name)?)
+        Ok(self.genes.find(name).map_err(Error::from)?)
     }
 
     fn symbol(&self, gene_id: u32) -> Option<String> {
@@ -235,12 +235,12 @@ impl Engine for StoreEngine {
     fn embed(&self, recipe: &Recipe, cells: Cells) -> Result<Embedded, EngineError> {
         let dim = self.dim(recipe)?;
         Ok(self.remembering(EMBED, recipe, cells, dim, |l, cells| {
-            l.model.embed(recipe, cells, &l.placement, DEFAULT_TOKEN_BUDGET)
+            Ok(l.model.embed(recipe, cells, &l.placement, DEFAULT_TOKEN_BUDGET)?)
         })?)
     }
 
     fn gene_of_model(&self, model: &str, gene: &str) -> Result<u32, EngineError> {
-        let id = self.genes.find(gene)?;
+        let id = self.genes.find(gene).map_err(Error::from)?;
         let position = self.loaded(model)?.placement.position(id);
         position
             .ok_or_else(|| EngineError::Request(format!("gene '{gene}' is not in the vocabulary of model '{model}'")))
@@ -253,14 +253,14 @@ impl Engine for StoreEngine {
     fn embed_gene(&self, recipe: &Recipe, position: u32, cells: Cells) -> Result<Embedded, EngineError> {
         let dim = self.context_dim(&recipe.model)?;
         Ok(self.remembering(&format!("gene {position}"), recipe, cells, dim, |l, cells| {
-            l.model.contexts(recipe, &[position], cells, &l.placement, DEFAULT_TOKEN_BUDGET)
+            Ok(l.model.contexts(recipe, &[position], cells, &l.placement, DEFAULT_TOKEN_BUDGET)?)
         })?)
     }
 
     fn enhance(&self, recipe: &Recipe, cells: Cells) -> Result<Enhanced, EngineError> {
         let n_genes = self.entry(Some(&recipe.model))?.n_genes as usize;
         let all = self.remembering("enhance", recipe, cells, n_genes, |l, cells| {
-            l.model.enhance(recipe, cells, &l.placement, DEFAULT_TOKEN_BUDGET)
+            Ok(l.model.enhance(recipe, cells, &l.placement, DEFAULT_TOKEN_BUDGET)?)
         })?;
         let (gene_ids, places): (Vec<u32>, Vec<u32>) = self.genes_of_model(&recipe.model)?.into_iter().unzip();
         let cells = all.vectors.chunks_exact(n_genes);

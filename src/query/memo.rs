@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use cellql_schemas::recipe::Recipe;
 
-use crate::store::ContentHash;
+use cellql_store::ContentHash;
 
 /// Bytes of vectors kept; the oldest go first.
 const CAPACITY: usize = 256 << 20;

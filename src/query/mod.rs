@@ -11,6 +11,7 @@ mod memo;
 mod model_exec;
 mod names;
 mod nearest_by_index;
+mod nesting;
 mod parameters;
 mod project_model_calls;
 pub mod script;
@@ -22,5 +23,6 @@ mod work;
 
 pub use engine::{Notices, StoreEngine};
 pub use names::{Function, Table, identifier};
+pub(crate) use nesting::STACK;
 pub use parameters::Parameters;
 pub use session::Session;

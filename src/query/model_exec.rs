@@ -25,7 +25,7 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Pla
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::work::{Work, tallied};
-use crate::model::DEFAULT_TOKEN_BUDGET;
+use cellql_model::DEFAULT_TOKEN_BUDGET;
 
 /// Evaluates expressions, some of which call models, over its input.
 #[derive(Debug)]

@@ -222,7 +222,7 @@ async fn ids_of(plan: LogicalPlan) -> crate::error::Result<HashSet<u64>> {
     let batches = SessionContext::new().execute_logical_plan(plan).await?.collect().await?;
     let mut ids = HashSet::new();
     for batch in &batches {
-        let column = cast(batch.column(0), &DataType::UInt64).map_err(Error::store("reading what a query keeps"))?;
+        let column = cast(batch.column(0), &DataType::UInt64).map_err(Error::internal("reading what a query keeps"))?;
         ids.extend(column.as_primitive::<UInt64Type>().iter().flatten());
     }
     Ok(ids)

@@ -15,7 +15,7 @@ use cellql_udfs::engine::{Query, SearchRequest};
 use super::StoreEngine;
 use crate::error::{Error, Result};
 use crate::index::{Method, Metric, Neighbour, Question, Searcher, Vectors, exact};
-use crate::store::{self, gene_embedding_table};
+use cellql_store::{StoreError, gene_embedding_table, is_one_of};
 
 /// Distance column of a search.
 const DISTANCE: &str = "_distance";
@@ -234,12 +234,13 @@ impl StoreEngine {
     /// Rows that satisfy a filter.
     async fn matching(&self, target: Target, filter: &str) -> Result<HashSet<u64>> {
         let batches = self.store().read(target.table(), &[target.key()], Some(filter)).await.map_err(|e| match e {
-            Error::Store { cause, .. } => wrong_filter(filter, &cause),
-            other => other,
+            StoreError::Storage { source, .. } => wrong_filter(filter, &source),
+            other => other.into(),
         })?;
         let mut all = HashSet::new();
         for batch in &batches {
-            let ids = cast(batch.column(0), &DataType::UInt64).map_err(Error::store("reading what a filter keeps"))?;
+            let ids =
+                cast(batch.column(0), &DataType::UInt64).map_err(Error::internal("reading what a filter keeps"))?;
             all.extend(ids.as_primitive::<UInt64Type>().values().iter().copied());
         }
         Ok(all)
@@ -247,10 +248,10 @@ impl StoreEngine {
 
     /// The rows of neighbours, in their order, with the distance.
     async fn rows_of(&self, target: Target, found: &[Neighbour]) -> Result<RecordBatch> {
-        let doing = || Error::store("reading the neighbours' rows");
+        let doing = || Error::internal("reading the neighbours' rows");
         let schema = self.answer_schema(target).await?;
         let columns: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).filter(|n| *n != DISTANCE).collect();
-        let filter = store::is_one_of(target.key(), found.iter().map(|n| n.cell_id));
+        let filter = is_one_of(target.key(), found.iter().map(|n| n.cell_id));
         let batches = self.store().read(target.table(), &columns, Some(&filter)).await?;
         let described: Vec<usize> =
             (0..schema.fields().len()).filter(|i| schema.field(*i).name() != DISTANCE).collect();

@@ -20,12 +20,13 @@ use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
 use super::gather_model_calls::GatherModelCalls;
 use super::nearest_by_index::NearestByIndex;
+use super::nesting;
 use super::parameters::Parameters;
 use super::project_model_calls::ProjectModelCalls;
 use super::table::StoreTable;
 use crate::error::{Error, Result};
-use crate::model::Device;
-use crate::store::{Store, StoreVersion};
+use cellql_model::Device;
+use cellql_store::{Store, StoreVersion};
 
 pub(super) const CATALOG: &str = "cellql";
 pub(super) const SCHEMA: &str = "public";
@@ -151,6 +152,15 @@ impl Session {
     pub async fn sql_with(&self, statement: &str, parameters: &Parameters) -> Result<DataFrame> {
         let mut all = DFParser::parse_sql(statement)?;
         match (all.pop_front(), all.pop_front()) {
+            (Some(only), None) if nesting::is_too_deep(&only) => {
+                // Dropping it would recurse as deeply as planning it.
+                std::mem::forget(only);
+                Err(Error::Request(format!(
+                    "the statement is nested too deeply: more than {} levels of operators, joins or UNIONs; write a list of \
+                     values as IN (…), and rows as VALUES",
+                    nesting::LIMIT
+                )))
+            }
             (Some(only), None) => match self.plan(only, parameters).await {
                 Ok(frame) => Ok(frame),
                 Err(error) => Err(self.with_near_names(error).await),
@@ -212,7 +222,7 @@ impl Session {
         };
         let numbers: ArrayRef = Arc::new(UInt64Array::from_iter_values(versions.iter().map(|v| v.version)));
         let columns = [("version", numbers), ("made_at", text(|v| &v.made_at)), ("made_by", text(|v| &v.made_by))];
-        let rows = RecordBatch::try_from_iter(columns).map_err(Error::store("listing the versions"))?;
+        let rows = RecordBatch::try_from_iter(columns).map_err(Error::internal("listing the versions"))?;
         self.frame(rows)
     }
 

@@ -15,7 +15,7 @@ use lance::dataset::ProjectionRequest;
 
 use super::memo::Remembered;
 use crate::error::{Error, Result};
-use crate::store::{ContentHash, Store, embedding_table};
+use cellql_store::{ContentHash, Store, embedding_table};
 
 /// Rows of an embedding table by the content of their cells: 24 bytes of memory a cell.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Stored {
     /// Opens the table of a recipe; `None` where there is none, or another model made it.
     pub(super) async fn open(store: &Store, recipe: &Recipe, sha256: &str) -> Result<Option<Self>> {
         let Some(table) = table_of(store, recipe, sha256).await? else { return Ok(None) };
-        let doing = || Error::store(format!("reading the rows of embeddings '{}'", recipe.name()));
+        let doing = || Error::internal(format!("reading the rows of embeddings '{}'", recipe.name()));
         let mut scan = table.scan();
         scan.project(&[embeddings::CELL_ID]).map_err(doing())?.with_row_id();
         let mut batches = scan.try_into_stream().await.map_err(doing())?;
@@ -80,7 +80,7 @@ impl Stored {
         if found.is_empty() {
             return Ok(out);
         }
-        let doing = || Error::store("reading stored embeddings");
+        let doing = || Error::internal("reading stored embeddings");
         let columns = [embeddings::VECTOR, embeddings::GENES_SEEN];
         let columns = ProjectionRequest::from_columns(columns, self.table.schema());
         let rows: Vec<u64> = found.iter().map(|(_, row)| *row).collect();

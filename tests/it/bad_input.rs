@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cellql::ingest::IngestOptions;
 use cellql::query::Session;
-use cellql::store::Store;
+use cellql_store::Store;
 use hdf5_pure::{AttrValue, FileBuilder};
 use rand::{Rng, SeedableRng};
 

@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use cellql::index::{self, Kind, Metric, Question, Searcher, Vectors, exact};
 use cellql::ingest::IngestOptions;
-use cellql::model::{Config, Provenance, Size, initialise, registry};
-use cellql::progress::silent;
 use cellql::query::Session;
-use cellql::store::embedding_table;
+use cellql::registry;
+use cellql_model::{Config, Provenance, Size, initialise};
 use cellql_schemas::vocabulary::Vocabulary;
+use cellql_store::embedding_table;
+use cellql_store::progress::silent;
 
 use crate::stores::{embed_all, empty, number, rows, say, take_in, vectors, worst};
 

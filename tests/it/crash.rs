@@ -4,9 +4,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cellql::model::CheckpointKey;
 use cellql::query::Session;
-use cellql::store::Store;
+use cellql_model::CheckpointKey;
+use cellql_store::Store;
 use rand::{Rng, SeedableRng};
 
 use crate::stores::{add_reference_model, any_cell, demo_file, ids, number, reference, rows, take_in, vectors};
@@ -240,7 +240,7 @@ async fn a_killed_removal_or_compaction_leaves_all_or_nothing_and_a_rerun_comple
     let mut store = Store::init(model.to_str().unwrap()).await.unwrap();
     for name in ["a", "b", "c"] {
         let input = cellql::ingest::Input::local(some_cells(folder.path(), name));
-        store = cellql::ingest::ingest(&store, &input, &crate::stores::any_cell(), cellql::progress::silent())
+        store = cellql::ingest::ingest(&store, &input, &crate::stores::any_cell(), cellql_store::progress::silent())
             .await
             .unwrap()
             .0;

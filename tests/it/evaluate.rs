@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use cellql::model::CheckpointKey;
+use cellql_model::CheckpointKey;
 
 use crate::stores::{add_reference_model, any_cell, demo_file, empty, take_in};
 

@@ -10,10 +10,10 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, UInt32Type};
 use cellql::export::{Target, export};
 use cellql::ingest::{IngestOptions, IngestReport, Input, ingest, inputs};
-use cellql::progress::silent;
 use cellql::query::Session;
 use cellql_formats::OpenOptions;
 use cellql_schemas::expr::Profiles;
+use cellql_store::progress::silent;
 use serde_json::Value;
 
 use crate::stores::{any_cell, empty, rows, say};
@@ -218,7 +218,7 @@ fn compare(
 }
 
 /// Parquet and Lance exports are taken in again, with every value and every obs column.
-async fn comes_back(session: &Session, store: &cellql::store::Store, place: &Path, ending: &str, name: &str) {
+async fn comes_back(session: &Session, store: &cellql_store::Store, place: &Path, ending: &str, name: &str) {
     let out = place.join(format!("out.{ending}"));
     export(session, &out, Target::of(&out).unwrap(), None, silent()).await.unwrap();
     let again = empty(&place.join(ending)).await;
@@ -238,6 +238,6 @@ async fn comes_back(session: &Session, store: &cellql::store::Store, place: &Pat
     assert_eq!(report.genes.features as u64, count(session, store).await, "{name}.{ending}");
 }
 
-async fn count(session: &Session, _store: &cellql::store::Store) -> u64 {
+async fn count(session: &Session, _store: &cellql_store::Store) -> u64 {
     crate::stores::number(&rows(session, "SELECT cardinality(measured_genes) FROM datasets").await) as u64
 }

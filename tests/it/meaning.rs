@@ -4,10 +4,10 @@ use std::path::Path;
 
 use arrow::array::{Array, AsArray};
 use cellql::ingest::{IngestOptions, IngestReport, ingest, inputs};
-use cellql::progress::silent;
 use cellql::query::Session;
-use cellql::store::Store;
 use cellql_formats::OpenOptions;
+use cellql_store::Store;
+use cellql_store::progress::silent;
 
 use crate::fixtures::real;
 use crate::stores::{any_cell, empty, fails, number, rows, say, take_in};
@@ -98,8 +98,9 @@ async fn names_a_spreadsheet_has_changed_are_known_and_two_names_of_a_gene_never
     let store = empty(folder.path()).await;
     let file = write(folder.path(), "dates.csv", "cell,Sep-02,SEPTIN2,7-Mar,1-Mar,1-Mar,IL8,INS\na,1,2,3,4,5,6,7\n");
     let (store, report) = take_in(&store, &file, any_cell()).await.unwrap();
-    let pairs =
-        |list: &[cellql::genes::Renamed]| list.iter().map(|r| format!("{} → {}", r.name, r.symbol)).collect::<Vec<_>>();
+    let pairs = |list: &[cellql_store::genes::Renamed]| {
+        list.iter().map(|r| format!("{} → {}", r.name, r.symbol)).collect::<Vec<_>>()
+    };
     assert_eq!(pairs(&report.genes.dates), ["7-Mar → MARCHF7"]);
     assert_eq!(pairs(&report.genes.second), ["Sep-02 → SEPTIN2"]);
     assert_eq!(pairs(&report.genes.ambiguous), ["1-Mar → MARCHF1, MTARC1"; 2]);

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use arrow::array::AsArray;
 use cellql::index::{self, Kind};
-use cellql::progress::silent;
 use cellql::query::Session;
-use cellql::store::Store;
+use cellql_store::Store;
+use cellql_store::progress::silent;
 use futures::StreamExt;
 
 use crate::stores::{demo_store, ids, number, rows};

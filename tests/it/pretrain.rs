@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use cellql::model::registry;
 use cellql::pretrain::loader::read_cells;
 use cellql::pretrain::run::{BAD_BATCH, METRICS, read_metrics};
-use cellql::pretrain::{Cell, HoldOut, Loader, Mixing, Place, Split, split};
-use cellql::store::Store;
+use cellql::pretrain::{Loader, Split, split};
+use cellql::registry;
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
+use cellql_store::Store;
+use cellql_training::{Cell, HoldOut, Mixing, Place};
 use rand::{Rng, SeedableRng};
 
 use crate::crash::is_killed_after;

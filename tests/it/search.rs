@@ -6,9 +6,9 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::Float32Type;
 use cellql::index::{self, Kind, Method, Metric, Question, Searcher, Vectors, exact};
 use cellql::jobs::{Annotation, Groups, Memory, annotate, embed_genes};
-use cellql::progress::silent;
 use cellql::query::Session;
-use cellql::store::{Store, embedding_table};
+use cellql_store::progress::silent;
+use cellql_store::{Store, embedding_table};
 
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 
@@ -307,7 +307,7 @@ async fn genes_near_a_gene_are_those_that_plain_sql_finds() {
     let (store, _) = crate::stores::take_in(&store, &crate::stores::reference("counts.csv"), crate::stores::any_cell())
         .await
         .unwrap();
-    let store = crate::stores::add_reference_model(&store, cellql::model::CheckpointKey::Gene).await;
+    let store = crate::stores::add_reference_model(&store, cellql_model::CheckpointKey::Gene).await;
     let engine = std::sync::Arc::new(cellql::query::StoreEngine::open(store).await.unwrap());
     let recipe = cellql_schemas::recipe::Recipe::of_model("gene");
     let (groups, memory) = (Groups { by: None, at_most: None }, Memory::default());

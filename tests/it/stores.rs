@@ -9,12 +9,13 @@ use arrow::datatypes::{DataType, Float32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use cellql::ingest::{IngestOptions, IngestReport, Input, ingest};
 use cellql::jobs::{EmbedOptions, embed_cells};
-use cellql::model::{CheckpointKey, Provenance, read_checkpoint, registry};
-use cellql::progress::silent;
 use cellql::query::{Session, StoreEngine};
-use cellql::store::Store;
+use cellql::registry;
+use cellql_model::{CheckpointKey, Provenance, read_checkpoint};
 use cellql_schemas::recipe::Recipe;
 use cellql_schemas::vocabulary::Vocabulary;
+use cellql_store::Store;
+use cellql_store::progress::silent;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 

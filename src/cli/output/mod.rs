@@ -58,7 +58,7 @@ const ROWS: usize = 1000;
 const AHEAD: usize = 2;
 
 fn fail<E: Into<Box<dyn std::error::Error + Send + Sync>>>(error: E) -> Error {
-    Error::store("writing the result")(error)
+    Error::internal("writing the result")(error)
 }
 
 /// How and where results are shown.
@@ -174,7 +174,7 @@ impl Rows {
             return Ok(Some(batch?));
         }
         match self.task.take() {
-            Some(task) => task.join().await.map(|()| None).map_err(Error::store("running the query")),
+            Some(task) => task.join().await.map(|()| None).map_err(Error::internal("running the query")),
             None => Ok(None),
         }
     }
@@ -190,7 +190,7 @@ pub(super) fn is_terminal() -> bool {
 /// # Errors
 /// Stdout cannot be written.
 pub(super) fn text(text: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{text}").map_err(Error::store("writing to stdout"))
+    writeln!(std::io::stdout(), "{text}").map_err(Error::internal("writing to stdout"))
 }
 
 enum Sink {

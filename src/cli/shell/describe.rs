@@ -58,7 +58,7 @@ async fn row_count(session: &Session, table: &Table) -> Result<u64> {
     let sum = "SELECT CAST(coalesce(sum(n_genes), 0) AS BIGINT UNSIGNED) FROM cells";
     let batches = session.sql(sum).await?.collect().await?;
     let value = batches.first().and_then(|b| b.column(0).as_any().downcast_ref::<UInt64Array>()?.iter().next()?);
-    value.ok_or_else(|| Error::Request("the table cells of this store is damaged: n_genes is missing".into()))
+    value.ok_or_else(|| Error::damaged("the table cells of this store", "n_genes is missing"))
 }
 
 async fn columns(session: &Session, table: &Table, sheet: Sheet) -> Result<()> {
@@ -95,6 +95,6 @@ async fn gene(session: &Session, name: &str, sheet: Sheet) -> Result<()> {
 }
 
 async fn show(session: &Session, columns: Vec<(&str, ArrayRef)>, sheet: Sheet) -> Result<()> {
-    let rows = RecordBatch::try_from_iter(columns).map_err(Error::store("describing the store"))?;
+    let rows = RecordBatch::try_from_iter(columns).map_err(Error::internal("describing the store"))?;
     sheet.write(session.frame(rows)?).await.map(drop)
 }

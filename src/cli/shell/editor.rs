@@ -42,7 +42,7 @@ impl Editor {
     /// # Errors
     /// The terminal cannot be used, or the store's tables cannot be read.
     pub(super) async fn open(runner: &Runner<'_>) -> Result<Self> {
-        let fail = |e: ReadlineError| Error::store("opening the terminal")(e);
+        let fail = |e: ReadlineError| Error::internal("opening the terminal")(e);
         let builder = Config::builder().max_history_size(REMEMBERED).map_err(fail)?;
         // The terminal itself, so that results can go to a file: cellql sql STORE --format csv > rows.csv
         let config = builder.behavior(Behavior::PreferTerm).completion_type(CompletionType::List).build();
@@ -72,7 +72,7 @@ impl Editor {
             Ok(line) => Ok(Input::Line(line)),
             Err(ReadlineError::Interrupted) => Ok(Input::Dropped),
             Err(ReadlineError::Eof) => Ok(Input::Ended),
-            Err(error) => Err(Error::store("reading the terminal")(error)),
+            Err(error) => Err(Error::internal("reading the terminal")(error)),
         }
     }
 

@@ -16,7 +16,7 @@ impl Interrupts {
     /// # Errors
     /// The system refuses.
     pub(in crate::cli) fn listen() -> Result<Self> {
-        let doing = || Error::store("listening for Ctrl-C");
+        let doing = || Error::internal("listening for Ctrl-C");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing())?;
         let mut signals = {
             let _inside = runtime.enter();

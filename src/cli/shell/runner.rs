@@ -163,7 +163,7 @@ mod tests {
     }
 
     async fn runner<'a>(talk: &'a Talk, folder: &Path) -> Runner<'a> {
-        let store = crate::store::Store::init(folder.join("store").to_str().unwrap()).await.unwrap();
+        let store = cellql_store::Store::init(folder.join("store").to_str().unwrap()).await.unwrap();
         let session = Session::open(store).await.unwrap();
         let sheet = Sheet { format: Format::Csv, expanded: false, height: None };
         Runner { session, talk, sheet, parameters: Parameters::default(), timing: false, interrupts: None, depth: 0 }

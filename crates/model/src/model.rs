@@ -1,0 +1,279 @@
+//! A model that is ready to run: embeddings, enhanced expression and gene context embeddings of cells.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::DType;
+use cellql_schemas::recipe::{Pool, Precision, Recipe};
+use cellql_schemas::vocabulary::{Placement, Vocabulary};
+
+use crate::batch::{Packed, plan};
+use crate::config::Config;
+use crate::decoder::Decoder;
+use crate::embedding::Embedding;
+use crate::encoder::Encoder;
+use crate::error::{ModelError, Result};
+use crate::file::decode;
+use crate::file_bytes::FileBytes;
+use crate::graph::Graph;
+use crate::input::{NotEmbeddable, Sample, Tokens};
+use crate::runner::{OnCpu, Runner};
+use crate::weights::Tensors;
+use crate::{file, input, pool};
+use cellql_kernels::{Form, Isa, Rows};
+
+/// A model, ready to run. Weights are packed for a precision when it is first asked for, once per process.
+#[derive(Debug)]
+pub struct Model {
+    name: String,
+    config: Config,
+    vocabulary: Vocabulary,
+    bytes: FileBytes,
+    embedding: Embedding,
+    encoders: Parts<Encoder>,
+    decoders: Parts<Decoder>,
+    /// Where it runs, if not on the CPU's kernels.
+    device: Option<candle_core::Device>,
+    graphs: Parts<Graph>,
+}
+
+/// The form of numbers in which kernels compute a precision.
+fn form(precision: Precision) -> Form {
+    match precision {
+        Precision::F32 => Form::F32,
+        Precision::Bf16 => Form::Bf16,
+        Precision::Int8 => Form::Int8,
+    }
+}
+
+/// One part of a model per precision.
+type Parts<T> = Mutex<BTreeMap<&'static str, Arc<T>>>;
+
+/// The part of a precision, loaded when it is first asked for.
+fn part<T>(parts: &Parts<T>, precision: Precision, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+    // Held while loading, so that two callers load once.
+    let mut parts = parts.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(part) = parts.get(precision.name()) {
+        return Ok(Arc::clone(part));
+    }
+    let part = Arc::new(load()?);
+    parts.insert(precision.name(), Arc::clone(&part));
+    Ok(part)
+}
+
+/// A vector per cell.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Embeddings {
+    /// `[cells, dim]`; zeros for cells without an embedding.
+    pub vectors: Vec<f32>,
+    /// Vocabulary genes expressed in each cell.
+    pub genes_seen: Vec<u32>,
+    /// Why a cell has no embedding; `None` where it has one.
+    pub refused: Vec<Option<NotEmbeddable>>,
+    /// Tokens that were encoded.
+    pub tokens: u64,
+    /// Batches they came in.
+    pub batches: u64,
+}
+
+impl Model {
+    /// Loads a model from the bytes of its file (see [`encode`]).
+    ///
+    /// # Errors
+    /// [`ModelError::Damaged`] where the bytes are no model, [`ModelError::Weight`] where a weight is missing or misshapen.
+    pub fn load(name: &str, bytes: impl Into<FileBytes>) -> Result<Self> {
+        let bytes = bytes.into();
+        let (config, vocabulary) = file::header(name, &bytes)?;
+        let embedding = Embedding::load(&Tensors::of(name, &bytes)?, &config)?;
+        let (encoders, decoders, graphs) = (Parts::default(), Parts::default(), Parts::default());
+        let name = name.to_owned();
+        Ok(Self { name, config, vocabulary, bytes, embedding, encoders, decoders, device: None, graphs })
+    }
+
+    /// Runs on a device from now on; `None` is the CPU.
+    #[must_use]
+    pub fn on(self, device: Option<candle_core::Device>) -> Self {
+        Self { device, graphs: Parts::default(), ..self }
+    }
+
+    /// Loads every part, so that what is missing or misshapen is known.
+    ///
+    /// # Errors
+    /// [`ModelError::Weight`] naming the weight.
+    pub fn check(&self) -> Result<()> {
+        self.encoder(Precision::F32)?;
+        self.decoder(Precision::F32)?;
+        Ok(())
+    }
+
+    /// Name under which it was loaded.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Sizes.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Genes in order.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// Numbers in a cell embedding.
+    pub fn dim(&self, pool: Pool) -> usize {
+        self.config.embedding_dim(pool)
+    }
+
+    /// What a precision runs on here, for people: `AVX-512 VNNI`.
+    pub fn instructions(precision: Precision) -> &'static str {
+        Isa::best().describe(form(precision))
+    }
+
+    fn encoder(&self, precision: Precision) -> Result<Arc<Encoder>> {
+        let load = || Encoder::load(&Tensors::of(&self.name, &self.bytes)?, &self.config, form(precision));
+        part(&self.encoders, precision, load)
+    }
+
+    fn decoder(&self, precision: Precision) -> Result<Arc<Decoder>> {
+        let load = || Decoder::load(&Tensors::of(&self.name, &self.bytes)?, &self.config, form(precision));
+        part(&self.decoders, precision, load)
+    }
+
+    fn graph(&self, device: &candle_core::Device, precision: Precision) -> Result<Arc<Graph>> {
+        let dtype = match precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+            Precision::Int8 => {
+                return Err(ModelError::Device("precision int8 is for the CPU; on a GPU use bf16".into()));
+            }
+        };
+        part(&self.graphs, precision, || {
+            let weights = decode(&self.name, &self.bytes)?;
+            let moved = Graph::new(weights.config, &weights.tensors, device, dtype);
+            moved.map_err(ModelError::compute(&self.name, "moving weights to the device"))
+        })
+    }
+
+    fn runner(&self, precision: Precision, decodes: bool) -> Result<Box<dyn Runner + '_>> {
+        if let Some(device) = &self.device {
+            return Ok(Box::new(self.graph(device, precision)?));
+        }
+        Ok(Box::new(OnCpu {
+            embedding: &self.embedding,
+            encoder: self.encoder(precision)?,
+            decoder: if decodes { Some(self.decoder(precision)?) } else { None },
+        }))
+    }
+
+    /// Embeds cells. The result of a cell is a function of that cell alone; batches hold at most `token_budget` tokens
+    /// (or one cell), which bounds memory whatever the number of cells.
+    ///
+    /// # Errors
+    /// [`ModelError::Values`] where values are no counts but the recipe says so.
+    pub fn embed<'a>(
+        &self,
+        recipe: &Recipe,
+        cells: impl Iterator<Item = Option<Sample<'a>>>,
+        placement: &Placement,
+        token_budget: usize,
+    ) -> Result<Embeddings> {
+        let runner = self.runner(recipe.precision, false)?;
+        let pool = |encoded: &Rows, cell: Range<usize>, _: &Tokens, out: &mut [f32]| {
+            pool::pool(encoded, cell, recipe.pool, out);
+            Ok(())
+        };
+        self.run(runner.as_ref(), recipe, cells, placement, token_budget, self.dim(recipe.pool), pool)
+    }
+
+    /// Predicted log-normalised expression of every vocabulary gene, `[cells, genes]`.
+    ///
+    /// # Errors
+    /// As [`Model::embed`].
+    pub fn enhance<'a>(
+        &self,
+        recipe: &Recipe,
+        cells: impl Iterator<Item = Option<Sample<'a>>>,
+        placement: &Placement,
+        token_budget: usize,
+    ) -> Result<Embeddings> {
+        let runner = self.runner(recipe.precision, true)?;
+        let enhance = |encoded: &Rows, cell: Range<usize>, tokens: &Tokens, out: &mut [f32]| {
+            out.copy_from_slice(&runner.enhance(tokens, encoded, cell.start)?);
+            Ok(())
+        };
+        self.run(runner.as_ref(), recipe, cells, placement, token_budget, self.vocabulary.len(), enhance)
+    }
+
+    /// Context embeddings of the genes at `positions` of the vocabulary, `[cells, positions, decoder width]`.
+    ///
+    /// # Errors
+    /// As [`Model::embed`].
+    pub fn contexts<'a>(
+        &self,
+        recipe: &Recipe,
+        positions: &[u32],
+        cells: impl Iterator<Item = Option<Sample<'a>>>,
+        placement: &Placement,
+        token_budget: usize,
+    ) -> Result<Embeddings> {
+        let runner = self.runner(recipe.precision, true)?;
+        let decode = |encoded: &Rows, cell: Range<usize>, tokens: &Tokens, out: &mut [f32]| {
+            out.copy_from_slice(&runner.contexts(tokens, encoded, cell.start, positions)?);
+            Ok(())
+        };
+        let size = positions.len() * self.config.decoder.hidden_dim;
+        self.run(runner.as_ref(), recipe, cells, placement, token_budget, size, decode)
+    }
+
+    /// Aligns cells, encodes them in batches, and has `finish` make `size` numbers of each.
+    #[allow(clippy::too_many_arguments, reason = "what the three callers share")]
+    fn run<'a>(
+        &self,
+        runner: &dyn Runner,
+        recipe: &Recipe,
+        cells: impl Iterator<Item = Option<Sample<'a>>>,
+        placement: &Placement,
+        token_budget: usize,
+        size: usize,
+        finish: impl Fn(&Rows, Range<usize>, &Tokens, &mut [f32]) -> candle_core::Result<()>,
+    ) -> Result<Embeddings> {
+        let doing =
+            || ModelError::compute(&self.name, "running it over cells; less memory is needed with a smaller --memory");
+        let mut out = Embeddings::default();
+        let mut tokens = Vec::new();
+        for (row, cell) in cells.enumerate() {
+            let aligned = match cell {
+                None => Err(NotEmbeddable::Missing),
+                Some(cell) => input::align(cell, placement, recipe, self.vocabulary.len())
+                    .map_err(|source| ModelError::Values { model: self.name.clone(), source })?,
+            };
+            out.genes_seen.push(aligned.as_ref().map_or(0, |t| t.n_genes() as u32));
+            match aligned {
+                Ok(cell) => {
+                    out.refused.push(None);
+                    tokens.push((row, cell));
+                }
+                Err(why) => out.refused.push(Some(why)),
+            }
+        }
+        out.vectors = vec![0.0; out.refused.len() * size];
+        for batch in plan(&tokens, token_budget) {
+            let packed = Packed::new(batch.iter().map(|&i| &tokens[i].1));
+            let encoded = runner.encode(&packed).map_err(doing())?;
+            out.tokens += packed.positions.len() as u64;
+            out.batches += 1;
+            for (slot, &i) in batch.iter().enumerate() {
+                let (row, tokens) = &tokens[i];
+                let out = &mut out.vectors[row * size..(row + 1) * size];
+                finish(&encoded, packed.cell(slot), tokens, out).map_err(doing())?;
+            }
+        }
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests;

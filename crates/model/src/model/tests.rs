@@ -1,0 +1,173 @@
+//! Kernels beside tensors, and cells alone beside cells in batches.
+
+use crate::batch::Packed;
+use crate::config::{Config, Decoder as DecoderConfig, Encoder as EncoderConfig, Size};
+use crate::fused::Fused;
+use crate::graph::{Graph, Whole};
+use crate::model::Model;
+use crate::{NotEmbeddable, Sample, Tokens, Weights, encode, initialise};
+use candle_core::DType;
+use candle_core::{Device, Tensor, Var};
+use cellql_schemas::expr::Profile;
+use cellql_schemas::nomenclature::Nomenclature;
+use cellql_schemas::recipe::{Precision, Recipe};
+use cellql_schemas::vocabulary::{Placement, Vocabulary};
+
+/// A small model with weights at random, and two cells as tokens.
+fn small() -> (Weights, Vec<Tokens>) {
+    let vocabulary = Vocabulary::new((0..90).map(|i| format!("gene{i}")).collect()).unwrap();
+    let mut config = Config::of_size(Size::M3, 90);
+    config.encoder = EncoderConfig { hidden_dim: 40, depth: 2, heads: 5 };
+    config.decoder = DecoderConfig { hidden_dim: 36, depth: 2, heads: 3, dim_head: 10 };
+    let weights = initialise(&config, vocabulary, 3).unwrap();
+    let cell = |step: u32, depth: f32| {
+        let mut positions: Vec<u32> = (0..90).step_by(step as usize).collect();
+        let mut values: Vec<f32> = positions.iter().map(|p| (p * 7 % 5 + 1) as f32 * 0.7).collect();
+        positions.extend([90, 91]);
+        values.extend([4.0, depth]);
+        Tokens { positions, values }
+    };
+    (weights, vec![cell(3, 3.1), cell(7, 2.6)])
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn kernels_and_plain_tensors_agree() {
+    let (weights, cells) = small();
+    let model = Model::load("small", encode(&weights).unwrap().0).unwrap();
+    let graph = Graph::new(weights.config.clone(), &weights.tensors, &Device::Cpu, DType::F32).unwrap();
+    let packed = Packed::new(cells.iter());
+    let plain = graph.encode(&packed.positions, &packed.values, &packed.starts).unwrap();
+    let fast = model.encoder(Precision::F32).unwrap().forward(&model.embedding, &packed);
+    for (i, row) in plain.to_vec2::<f32>().unwrap().iter().enumerate() {
+        assert!(worst(fast.row(i), row) < 1e-5);
+    }
+    let decoder = model.decoder(Precision::F32).unwrap();
+    for (slot, cell) in cells.iter().enumerate() {
+        let range = packed.cell(slot);
+        let encoded = plain.narrow(0, range.start, range.len()).unwrap();
+        let mut values = vec![0f32; 92];
+        cell.positions.iter().zip(&cell.values).for_each(|(p, v)| values[*p as usize] = *v);
+        let contexts = graph.decode(&[Whole { values, tokens: cell.clone() }], &encoded, None).unwrap();
+        let predicted = graph.predict(&contexts).unwrap().to_vec1::<f32>().unwrap();
+        let enhanced = decoder.enhance(&model.embedding, cell, fast.from(range.start), fast.stride());
+        assert!(worst(&enhanced, &predicted[..90]) < 1e-5);
+        let wanted: Vec<u32> = (0..90).rev().collect();
+        let found = decoder.contexts(&model.embedding, cell, fast.from(range.start), fast.stride(), &wanted);
+        for (found, p) in found.chunks(36).zip(&wanted) {
+            assert!(worst(found, &contexts.get(*p as usize).unwrap().to_vec1::<f32>().unwrap()) < 1e-5);
+        }
+    }
+}
+
+/// Genes and counts of one cell.
+type Stored = (Vec<u32>, Vec<f32>);
+
+/// Cells of many lengths, with a placement that takes gene i to position i.
+fn stored(model: &Model, cells: usize) -> (Vec<Stored>, Placement) {
+    let by_name: std::collections::HashMap<String, Vec<u32>> = (0..90).map(|i| (format!("gene{i}"), vec![i])).collect();
+    let placement = model.vocabulary().place(Nomenclature::hgnc(), &by_name, |_| None);
+    let cell = |c: usize| {
+        let genes: Vec<u32> = (0..90).filter(|g| (g * 31 + c as u32 * 17).is_multiple_of(2 + c as u32 % 9)).collect();
+        let values = genes.iter().map(|g| (1 + (g + c as u32) % 6) as f32).collect();
+        (genes, values)
+    };
+    ((0..cells).map(cell).collect(), placement)
+}
+
+/// Embeddings, predictions and contexts of cells on a device beside those of the kernels.
+fn beside_kernels(model: Model, device: &Device, precision: Precision) -> f32 {
+    let (cells, placement) = stored(&model, 21);
+    let samples = || {
+        let profile = |(gene_ids, values)| Sample { profile: Profile { gene_ids, values }, total: None };
+        cells.iter().map(move |(g, v): &Stored| Some(profile((g.as_slice(), v.as_slice()))))
+    };
+    let recipe = Recipe { precision, ..Recipe::of_model("small") };
+    let all = |model: &Model| {
+        let embedded = model.embed(&recipe, samples(), &placement, 150).unwrap();
+        let enhanced = model.enhance(&recipe, samples(), &placement, 150).unwrap();
+        let contexts = model.contexts(&recipe, &[3, 89], samples(), &placement, 150).unwrap();
+        [embedded.vectors, enhanced.vectors, contexts.vectors].concat()
+    };
+    let kernels = all(&model);
+    worst(&kernels, &all(&model.on(Some(device.clone()))))
+}
+
+#[test]
+fn a_device_gives_what_the_kernels_give() {
+    let model = || Model::load("small", encode(&small().0).unwrap().0).unwrap();
+    assert!(beside_kernels(model(), &Device::Cpu, Precision::F32) < 1e-5);
+    match Device::new_cuda_with_stream(0) {
+        Ok(gpu) => {
+            assert!(beside_kernels(model(), &gpu, Precision::F32) < 1e-3);
+            assert!(beside_kernels(model(), &gpu, Precision::Bf16) < 0.1);
+        }
+        Err(_) => eprintln!("no device: the model was not run on a GPU"),
+    }
+}
+
+#[test]
+fn functions_of_a_device_give_what_plain_tensors_give() {
+    let (weights, cells) = small();
+    let packed = Packed::new(cells.iter());
+    let given = |fused: Option<Fused>| {
+        let (config, tensors) = (weights.config.clone(), &weights.tensors);
+        let graph = Graph::over(config, tensors, &Device::Cpu, DType::F32, fused).unwrap();
+        let encoded = graph.encode(&packed.positions, &packed.values, &packed.starts).unwrap();
+        let whole = |cell: &Tokens| Whole { values: vec![0.0; 92], tokens: cell.clone() };
+        let whole: Vec<Whole> = cells.iter().map(whole).collect();
+        let [all, wanted] = [None, Some(&[0, 5, 91, 92, 100][..])].map(|wanted| {
+            let contexts = graph.decode(&whole, &encoded, wanted).unwrap();
+            contexts.to_vec2::<f32>().unwrap()
+        });
+        for (row, at) in wanted.iter().zip([0, 5, 91, 92, 100]) {
+            assert!(worst(row, &all[at]) < 1e-5, "what is asked for alone is what stands among all");
+        }
+        [encoded.flatten_all().unwrap().to_vec1::<f32>().unwrap(), all.concat()]
+    };
+    let fused = Fused::new(&Device::Cpu, &weights.config, &weights.tensors).unwrap();
+    let ([encoded, contexts], [plain_encoded, plain_contexts]) = (given(Some(fused)), given(None));
+    assert!(worst(&encoded, &plain_encoded) < 1e-5 && worst(&contexts, &plain_contexts) < 1e-5);
+}
+
+#[test]
+fn every_weight_gets_a_finite_gradient_and_none_is_cut_off() {
+    let (weights, cells) = small();
+    let vars: std::collections::HashMap<String, Var> =
+        weights.tensors.iter().map(|(n, t)| (n.clone(), Var::from_tensor(t).unwrap())).collect();
+    let tensors = vars.iter().map(|(n, v)| (n.clone(), v.as_tensor().clone())).collect();
+    let graph = Graph::new(weights.config.clone(), &tensors, &Device::Cpu, DType::F32).unwrap();
+    let mut loss = Tensor::new(0f32, &Device::Cpu).unwrap();
+    for cell in &cells {
+        let encoded = graph.encode(&cell.positions, &cell.values, &[0, cell.len()]).unwrap();
+        // Zeros, a masked position and padding, so that every kind of value is there.
+        let mut values = vec![0f32; 92];
+        cell.positions.iter().zip(&cell.values).for_each(|(p, v)| values[*p as usize] = *v);
+        (values[1], values[2]) = (102.0, 103.0);
+        let contexts = graph.decode(&[Whole { values, tokens: cell.clone() }], &encoded, None).unwrap();
+        loss = (loss + graph.predict(&contexts).unwrap().sqr().unwrap().mean_all().unwrap()).unwrap();
+    }
+    let gradients = loss.backward().unwrap();
+    for (name, var) in vars.iter().filter(|(n, _)| !n.ends_with("projection_matrix")) {
+        let gradient = gradients.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+        let all = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(all.iter().all(|g| g.is_finite()) && all.iter().any(|g| *g != 0.0), "{name}");
+    }
+}
+
+#[test]
+fn a_cell_of_the_vocabulary_alone_is_refused_without_it() {
+    let (weights, _) = small();
+    let model = Model::load("small", encode(&weights).unwrap().0).unwrap();
+    let by_name = std::collections::HashMap::from([("gene4".to_owned(), vec![4])]);
+    let placement = model.vocabulary().place(Nomenclature::hgnc(), &by_name, |_| None);
+    let cell = |gene_ids: &'static [u32]| Some(Sample { profile: Profile { gene_ids, values: &[20.0] }, total: None });
+    let found = model.enhance(&Recipe::of_model("small"), [cell(&[4]), cell(&[5])].into_iter(), &placement, 10);
+    let found = found.unwrap();
+    assert_eq!(found.refused, [None, Some(NotEmbeddable::NoGenes)]);
+    assert!(found.vectors[..90].iter().any(|v| *v != 0.0) && found.vectors[90..].iter().all(|v| *v == 0.0));
+}

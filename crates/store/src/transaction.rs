@@ -1,0 +1,391 @@
+//! A change to a store: any number of tables and files, published as one.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::{AsArray, BooleanArray, new_null_array};
+use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use chrono::Utc;
+use datafusion::error::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::{StreamExt, stream};
+use lance::Dataset;
+use lance::dataset::optimize::{CompactionOptions, compact_files};
+use lance::dataset::{InsertBuilder, NewColumnTransform, UpdateBuilder, WriteMode, WriteParams};
+use lance::index::DatasetIndexExt;
+use lance::index::vector::VectorIndexParams;
+use lance_index::IndexType;
+
+use crate::error::{Result, StoreError};
+use crate::{OnWait, Store, StoreVersion, version};
+
+/// Rows of a data file. Lance gathers narrow columns until a page of them is full, which for a million rows (its own
+/// choice) takes hundreds of megabytes; a quarter of that holds some 800 MB of expression.
+const ROWS_PER_FILE: usize = 1 << 18;
+/// Rows that compaction reads at once: an expression has thousands of values.
+const BATCH_ROWS: usize = 1024;
+
+/// A change that is being prepared. Dropped without [`Transaction::publish`], it never happened.
+#[derive(Debug)]
+pub struct Transaction {
+    store: Store,
+    doing: String,
+    next: StoreVersion,
+    // Held, not read: the lock goes with the process, however that ends.
+    _lock: Option<File>,
+}
+
+impl Transaction {
+    pub(crate) async fn begin(store: Store, doing: &str) -> Result<Self> {
+        let lock = wait_for_lock(&store).await?;
+        // What the store was opened at may be old by now; a change starts from the newest.
+        let base = version::latest(&store.objects, &store.base).await?.unwrap_or_else(StoreVersion::empty);
+        let mut next = base.clone();
+        next.version += 1;
+        next.made_by = format!("{doing}, cellql {}", env!("CARGO_PKG_VERSION"));
+        Ok(Self { store: Store { version: base, ..store }, doing: doing.to_owned(), next, _lock: lock })
+    }
+
+    /// The store as it was when the change began.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Takes the next data set id.
+    pub fn take_dataset_id(&mut self) -> u32 {
+        let id = self.next.next_dataset_id;
+        self.next.next_dataset_id += 1;
+        id
+    }
+
+    /// First cell id that is free.
+    pub fn next_cell_id(&self) -> u64 {
+        self.next.next_cell_id
+    }
+
+    /// Takes cell ids up to, not including, `end`.
+    pub fn take_cell_ids(&mut self, end: u64) {
+        self.next.next_cell_id = self.next.next_cell_id.max(end);
+    }
+
+    /// Makes an empty table.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn create(&mut self, table: &str, schema: Schema) -> Result<()> {
+        self.replace(table, RecordBatch::new_empty(Arc::new(schema))).await
+    }
+
+    /// Writes a table anew.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn replace(&mut self, table: &str, rows: RecordBatch) -> Result<()> {
+        let schema = rows.schema();
+        let rows = RecordBatchStreamAdapter::new(schema, stream::iter([Ok(rows)]));
+        self.write(table, WriteMode::Overwrite, Box::pin(rows)).await
+    }
+
+    /// Puts a row in the place of those whose `key`, a column of strings, is the same. The table is made where there is none.
+    ///
+    /// # Errors
+    /// The table is damaged, or cannot be written.
+    pub async fn replace_row(&mut self, table: &str, key: &str, row: RecordBatch) -> Result<()> {
+        let doing = || StoreError::storage(self.about(table));
+        let names = |batch: &RecordBatch| batch.column_by_name(key)?.as_string_opt::<i32>().cloned();
+        let damaged = || {
+            StoreError::damaged(
+                format!("table {table} of {}", self.store.uri),
+                format!("it has no column '{key}' of names"),
+            )
+        };
+        let new = names(&row).ok_or_else(damaged)?;
+        let mut rows = Vec::new();
+        if self.next.tables.contains_key(table) {
+            for batch in self.store.read(table, &[], None).await? {
+                let others = names(&batch).ok_or_else(damaged)?;
+                let others: BooleanArray = others.iter().map(|n| Some(!new.iter().any(|new| new == n))).collect();
+                rows.push(filter_record_batch(&batch, &others).map_err(doing())?);
+            }
+        }
+        rows.push(row);
+        let all = concat_batches(&rows[rows.len() - 1].schema(), &rows).map_err(doing())?;
+        self.replace(table, all).await
+    }
+
+    /// Adds rows to a table. Columns it lacks are added to it; columns the rows lack become NULL.
+    ///
+    /// # Errors
+    /// The rows' stream fails, a column has another type than in the table, or the table cannot be written.
+    pub async fn append(&mut self, table: &str, rows: SendableRecordBatchStream) -> Result<()> {
+        let rows = match self.restored(table).await? {
+            None => rows,
+            Some(mut current) => {
+                let existing = Arc::new(Schema::from(current.schema()));
+                let new: Vec<Field> = missing(&rows.schema(), &existing);
+                if !new.is_empty() {
+                    let before = current.version().version;
+                    let nulls = NewColumnTransform::AllNulls(Arc::new(Schema::new(new)));
+                    current.add_columns(nulls, None, None).await.map_err(StoreError::storage(self.about(table)))?;
+                    self.record(table, before, &current)?;
+                }
+                conform(rows, Arc::new(Schema::from(current.schema())))
+            }
+        };
+        self.write(table, WriteMode::Append, rows).await
+    }
+
+    /// Removes rows of a table.
+    ///
+    /// # Errors
+    /// The condition does not fit the table, or it cannot be written.
+    pub async fn delete(&mut self, table: &str, condition: &str) -> Result<()> {
+        let Some(mut current) = self.restored(table).await? else {
+            return Ok(());
+        };
+        let before = current.version().version;
+        current.delete(condition).await.map_err(StoreError::storage(self.about(table)))?;
+        match current.version().version == before {
+            true => Ok(()),
+            false => self.record(table, before, &current),
+        }
+    }
+
+    /// Sets a column of the rows that satisfy a condition to an SQL expression.
+    ///
+    /// # Errors
+    /// The condition or the expression does not fit the table, or it cannot be written.
+    pub async fn update(&mut self, table: &str, condition: &str, column: &str, value: &str) -> Result<()> {
+        let Some(current) = self.restored(table).await? else {
+            return Ok(());
+        };
+        let before = current.version().version;
+        let about = || StoreError::storage(self.about(table));
+        let update = UpdateBuilder::new(Arc::new(current)).update_where(condition).map_err(about())?;
+        let job = update.set(column, value).map_err(about())?.build().map_err(about())?;
+        let written = job.execute().await.map_err(about())?.new_dataset;
+        match written.version().version == before {
+            true => Ok(()),
+            false => self.record(table, before, &written),
+        }
+    }
+
+    /// Builds Lance's index of a name over a column of vectors, in the place of any before. Gives the table's new version, of
+    /// which the index is a part.
+    ///
+    /// # Errors
+    /// There is no such table, or the index cannot be written.
+    pub async fn index_vectors(
+        &mut self,
+        table: &str,
+        column: &str,
+        name: &str,
+        params: &VectorIndexParams,
+    ) -> Result<u64> {
+        let about = format!("{}: indexing table {table} of {}", self.doing, self.store.uri);
+        let Some(mut current) = self.restored(table).await? else {
+            return Err(StoreError::NoTable { store: self.store.uri.clone(), table: table.to_owned() });
+        };
+        let before = current.version().version;
+        let columns = [column];
+        let build = current.create_index_builder(&columns, IndexType::Vector, params);
+        build.name(name.to_owned()).replace(true).await.map_err(StoreError::storage(about))?;
+        self.record(table, before, &current)?;
+        Ok(current.version().version)
+    }
+
+    /// Gathers small files of a table into large ones, and drops removed rows from them. Gives the files before and after.
+    ///
+    /// # Errors
+    /// It cannot be written, or another writer changed the table meanwhile.
+    pub(crate) async fn compact(&mut self, table: &str) -> Result<(usize, usize)> {
+        let Some(mut current) = self.restored(table).await? else {
+            return Ok((0, 0));
+        };
+        let about = || StoreError::storage(self.about(table));
+        let (rows, files) = (current.count_rows(None).await.map_err(about())?, current.get_fragments().len());
+        let options = CompactionOptions {
+            target_rows_per_fragment: ROWS_PER_FILE,
+            materialize_deletions_threshold: 0.0,
+            batch_size: Some(BATCH_ROWS),
+            num_threads: Some(1),
+            ..CompactionOptions::default()
+        };
+        compact_files(&mut current, options, None).await.map_err(about())?;
+        // Lance may need several commits for it; that none of them is another writer's shows by the rows.
+        if current.count_rows(None).await.map_err(about())? != rows {
+            return Err(self.conflict());
+        }
+        self.next.tables.insert(table.to_owned(), current.version().version);
+        Ok((files, current.get_fragments().len()))
+    }
+
+    /// Writes a file. It must have a name of its own for every content: files are never changed.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn put_file(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let doing = StoreError::storage(format!("writing {path} of {}", self.store.uri));
+        self.store.objects.put(&self.store.path(path), bytes).await.map_err(doing)?;
+        Ok(())
+    }
+
+    /// Makes the change visible, whole, and durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] where another writer published first.
+    pub async fn publish(self) -> Result<Store> {
+        self.publish_locked().await.map(|(store, _)| store)
+    }
+
+    /// As [`Transaction::publish`], but keeps other writers out until the lock is dropped.
+    pub(crate) async fn publish_locked(mut self) -> Result<(Store, Option<File>)> {
+        self.next.made_at = Utc::now().to_rfc3339();
+        sync(&self.store)?;
+        if !version::publish(&self.store.objects, &self.store.base, &self.next).await? {
+            return Err(self.conflict());
+        }
+        sync(&self.store)?;
+        Ok((Store { version: self.next, ..self.store }, self._lock))
+    }
+
+    async fn write(&mut self, table: &str, mode: WriteMode, rows: SendableRecordBatchStream) -> Result<()> {
+        let current = self.restored(table).await?;
+        let before = current.as_ref().map_or(0, |t| t.version().version);
+        // A folder that no version names was left by a writer that died before it published.
+        let mode = if current.is_none() { WriteMode::Overwrite } else { mode };
+        let params = WriteParams {
+            mode,
+            session: Some(Arc::clone(&self.store.session)),
+            max_rows_per_file: ROWS_PER_FILE,
+            ..WriteParams::default()
+        };
+        let uri = self.store.table_uri(table);
+        let written = match current {
+            Some(current) => InsertBuilder::new(Arc::new(current)).with_params(&params).execute_stream(rows).await,
+            None => InsertBuilder::new(uri.as_str()).with_params(&params).execute_stream(rows).await,
+        };
+        let written = written.map_err(|e| self.write_error(table, e))?;
+        if before == 0 {
+            self.next.tables.insert(table.to_owned(), written.version().version);
+            return Ok(());
+        }
+        self.record(table, before, &written)
+    }
+
+    /// The table at the version this change rests on, made its newest again where a dead writer left newer ones.
+    async fn restored(&self, table: &str) -> Result<Option<Dataset>> {
+        let Some(&version) = self.next.tables.get(table) else {
+            return Ok(None);
+        };
+        let about = || StoreError::storage(self.about(table));
+        let mut current = Dataset::open(&self.store.table_uri(table)).await.map_err(about())?;
+        if current.version().version != version {
+            current = current.checkout_version(version).await.map_err(about())?;
+            current.restore().await.map_err(about())?;
+        }
+        Ok(Some(current))
+    }
+
+    /// Notes a table's new version, if it came directly from the one before: a commit in between is another
+    /// writer's, and its rows would be taken along.
+    fn record(&mut self, table: &str, before: u64, written: &Dataset) -> Result<()> {
+        if written.version().version != before + 1 {
+            return Err(self.conflict());
+        }
+        self.next.tables.insert(table.to_owned(), written.version().version);
+        Ok(())
+    }
+
+    fn conflict(&self) -> StoreError {
+        StoreError::Conflict { store: self.store.uri.clone(), doing: self.doing.clone() }
+    }
+
+    fn about(&self, table: &str) -> String {
+        format!("{}: writing table {table} of {}", self.doing, self.store.uri)
+    }
+
+    /// Another writer's commit is a conflict. An error of the rows' own stream stays in the chain of sources.
+    fn write_error(&self, table: &str, error: lance::Error) -> StoreError {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(this) = cause {
+            if matches!(this.downcast_ref::<lance::Error>(), Some(lance::Error::CommitConflict { .. })) {
+                return self.conflict();
+            }
+            cause = this.source();
+        }
+        StoreError::storage(self.about(table))(error)
+    }
+}
+
+fn missing(rows: &Schema, table: &Schema) -> Vec<Field> {
+    let absent = rows.fields().iter().filter(|f| table.field_with_name(f.name()).is_err());
+    absent.map(|f| f.as_ref().clone().with_nullable(true)).collect()
+}
+
+/// Rows with the table's columns in the table's order.
+fn conform(rows: SendableRecordBatchStream, schema: SchemaRef) -> SendableRecordBatchStream {
+    let target = Arc::clone(&schema);
+    let rows = rows.map(move |batch| {
+        let batch = batch?;
+        let columns = target.fields().iter().map(|field| {
+            let column = batch.column_by_name(field.name());
+            column.cloned().unwrap_or_else(|| new_null_array(field.data_type(), batch.num_rows()))
+        });
+        RecordBatch::try_new(Arc::clone(&target), columns.collect()).map_err(DataFusionError::from)
+    });
+    Box::pin(RecordBatchStreamAdapter::new(schema, rows))
+}
+
+fn local_folder(store: &Store) -> Option<PathBuf> {
+    store.objects.is_local().then(|| PathBuf::from(format!("/{}", store.base)))
+}
+
+/// The lock, as soon as it is free where the store is patient.
+async fn wait_for_lock(store: &Store) -> Result<Option<File>> {
+    const POLL: std::time::Duration = std::time::Duration::from_millis(50);
+    let mut told = false;
+    loop {
+        match (lock(store), &store.waiting) {
+            (Err(StoreError::Busy { .. }), Some(OnWait(tell))) => {
+                if !std::mem::replace(&mut told, true) {
+                    tell();
+                }
+                tokio::time::sleep(POLL).await;
+            }
+            (locked, _) => return locked,
+        }
+    }
+}
+
+/// One writer at a time on this machine. On object stores the check at publishing decides.
+fn lock(store: &Store) -> Result<Option<File>> {
+    let Some(folder) = local_folder(store) else {
+        return Ok(None);
+    };
+    let doing = || format!("locking {} for writing", store.uri);
+    std::fs::create_dir_all(&folder).map_err(StoreError::storage(doing()))?;
+    let file = File::create(folder.join("_lock")).map_err(StoreError::storage(doing()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::Busy { store: store.uri.clone() }),
+        Err(std::fs::TryLockError::Error(error)) => Err(StoreError::storage(doing())(error)),
+    }
+}
+
+/// Forces everything written so far to the disk: lance itself leaves that to the system.
+fn sync(store: &Store) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    if let Some(folder) = local_folder(store) {
+        let doing = || format!("flushing {} to disk", store.uri);
+        let folder = File::open(folder).map_err(StoreError::storage(doing()))?;
+        rustix::fs::syncfs(&folder).map_err(StoreError::storage(doing()))?;
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = store;
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! Gradients by tensors and candle's automatic differentiation, some cells at a time, on one device or several.
+//!
+//! Several devices of a machine hold the same weights and take turns at the cells of a batch; their gradients are added on
+//! the devices by NCCL (feature `nccl`), else in memory, in the order of devices.
+//!
+//! Depends on `model` for the tensors. Knows nothing of stores.
+
+use std::sync::OnceLock;
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use crate::error::{Result, TrainingError};
+use crate::learner::Learner;
+#[cfg(feature = "nccl")]
+use crate::nccl::Communicators;
+use crate::network::Loss;
+use crate::parameters::Parameters;
+use crate::settings::Numbers;
+use crate::task::Example;
+use cellql_model::{Fused, Graph, Packed, Tokens, Whole};
+
+/// Numbers in rows of the decoder, over all its layers, of the cells learned from at once: 32 cells of 3M, 16 of 10M, 2 of 100M.
+const AT_ONCE: usize = 160_000_000;
+/// Bytes that the way back needs for each of them (26 GB were taken for 32 cells of 3M).
+const BYTES: usize = 170;
+
+/// Learns on devices. In bf16 products are bf16; the weights that gradients are of stay f32.
+#[derive(Debug)]
+pub struct OnDevices {
+    devices: Vec<Device>,
+    numbers: Numbers,
+    /// Functions of each device, made with its first batch, and how many numbers it has room for.
+    functions: Vec<OnceLock<(Fused, usize)>>,
+    /// Whether they are used: on CUDA devices, in tests also on the CPU.
+    fused: bool,
+    #[cfg(feature = "nccl")]
+    communicators: Option<Communicators>,
+}
+
+impl OnDevices {
+    /// Over some devices, at least one. Those of CUDA must have streams of their own: several threads ask of them in turn.
+    ///
+    /// # Errors
+    /// There is none, or devices of CUDA cannot reach each other.
+    pub fn new(devices: Vec<Device>, numbers: Numbers) -> Result<Self> {
+        if devices.is_empty() {
+            return Err(TrainingError::setting("devices", 0, "one or more"));
+        }
+        Ok(Self {
+            #[cfg(feature = "nccl")]
+            communicators: if devices.len() > 1 { Communicators::of(&devices)? } else { None },
+            functions: devices.iter().map(|_| OnceLock::new()).collect(),
+            fused: devices.iter().any(Device::is_cuda),
+            devices,
+            numbers,
+        })
+    }
+
+    /// With the functions of a CUDA device, also on the CPU.
+    #[cfg(test)]
+    pub(crate) fn with_fused(self) -> Self {
+        Self { fused: true, ..self }
+    }
+
+    fn dtype(&self) -> DType {
+        match self.numbers {
+            Numbers::F32 => DType::F32,
+            Numbers::Bf16 => DType::BF16,
+        }
+    }
+
+    /// Functions of a device, where it has some, and how many [`AT_ONCE`] it takes.
+    fn functions(&self, number: usize, parameters: &Parameters) -> candle_core::Result<(Option<Fused>, usize)> {
+        if !self.fused {
+            return Ok((None, AT_ONCE));
+        }
+        let made = &self.functions[number];
+        let (fused, room) = match made.get() {
+            Some(made) => made,
+            None => {
+                let fused = Fused::new(&self.devices[number], parameters.config(), parameters.buffers())?;
+                let free = fused.keep_memory()?;
+                made.get_or_init(|| (fused, free.map_or(AT_ONCE, |free| AT_ONCE.min(free / BYTES))))
+            }
+        };
+        Ok((Some(fused.clone()), *room))
+    }
+
+    /// The model over variables, and the variables in the parameters' order.
+    fn graph(
+        &self,
+        number: usize,
+        parameters: &Parameters,
+        fused: Option<Fused>,
+    ) -> candle_core::Result<(Graph, Vec<Var>)> {
+        let (device, mut tensors, mut vars) = (&self.devices[number], parameters.buffers().clone(), Vec::new());
+        for slot in parameters.slots() {
+            let values = Tensor::from_slice(&parameters.values[slot.at.clone()], slot.shape.as_slice(), device)?;
+            let var = Var::from_tensor(&values)?;
+            tensors.insert(slot.name.clone(), var.as_tensor().clone());
+            vars.push(var);
+        }
+        Ok((Graph::over(parameters.config().clone(), &tensors, device, self.dtype(), fused)?, vars))
+    }
+
+    /// Loss and, where asked for, gradient of the cells that one device takes, the gradient as one row on the device.
+    fn share(
+        &self,
+        number: usize,
+        parameters: &Parameters,
+        examples: &[Example],
+        with_gradient: bool,
+    ) -> candle_core::Result<(Loss, Option<Tensor>)> {
+        let device = &self.devices[number];
+        let (fused, room) = self.functions(number, parameters)?;
+        let (graph, vars) = self.graph(number, parameters, fused)?;
+        let (mut loss, mut row) = (Loss::default(), None);
+        let mine =
+            examples.iter().skip(number).step_by(self.devices.len()).filter(|example| !example.masked.is_empty());
+        let (mine, config) = (mine.collect::<Vec<_>>(), parameters.config());
+        let decoder = &config.decoder;
+        let numbers_of_cell = config.seq_len * decoder.hidden_dim * decoder.depth;
+        for cells in mine.chunks((room / numbers_of_cell).max(1)) {
+            let squares = squares(&graph, device, parameters, cells)?;
+            if with_gradient {
+                let gradients = squares.backward()?;
+                let of = |var: &Var| match gradients.get(var) {
+                    Some(gradient) => gradient.to_dtype(DType::F32)?.flatten_all(),
+                    None => Tensor::zeros(var.elem_count(), DType::F32, device),
+                };
+                let of_cells = Tensor::cat(&vars.iter().map(of).collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+                row = Some(row.map_or_else(|| Ok(of_cells.clone()), |row: Tensor| row + &of_cells)?);
+            }
+            // Asked for last, so that this thread does not wait for the device before it has sent the way back.
+            let masked = cells.iter().map(|example| example.masked.len() as u64).sum();
+            loss = loss.and(Loss { squares: squares.to_scalar::<f32>()?.into(), masked });
+        }
+        let none = || Tensor::zeros(parameters.values.len(), DType::F32, device);
+        Ok((loss, if with_gradient { Some(row.map_or_else(none, Ok)?) } else { None }))
+    }
+
+    /// Every device at once; an error of one is found before any waits for another.
+    fn run(
+        &self,
+        parameters: &Parameters,
+        examples: &[Example],
+        flat: Option<&mut [f32]>,
+    ) -> candle_core::Result<Loss> {
+        let with_gradient = flat.is_some();
+        let shares: Vec<candle_core::Result<(Loss, Option<Tensor>)>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.devices.len())
+                .map(|number| scope.spawn(move || self.share(number, parameters, examples, with_gradient)))
+                .collect();
+            let gone = || Err(candle_core::Error::Msg("a device's thread ended early".into()));
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
+        });
+        let (mut loss, mut rows) = (Loss::default(), Vec::new());
+        for share in shares {
+            let (of_device, row) = share?;
+            loss = loss.and(of_device);
+            rows.extend(row);
+        }
+        if let Some(flat) = flat {
+            for row in self.summed(rows)? {
+                cellql_kernels::add_scaled(flat, &row, 1.0);
+            }
+        }
+        Ok(loss)
+    }
+
+    /// Rows in memory whose sum is that of all devices' rows.
+    fn summed(&self, rows: Vec<Tensor>) -> candle_core::Result<Vec<Vec<f32>>> {
+        #[cfg(feature = "nccl")]
+        if let Some(communicators) = &self.communicators {
+            return Ok(vec![communicators.sum(rows)?]);
+        }
+        rows.iter().map(Tensor::to_vec1::<f32>).collect()
+    }
+}
+
+/// The sum of squared errors of some cells.
+fn squares(
+    graph: &Graph,
+    device: &Device,
+    parameters: &Parameters,
+    examples: &[&Example],
+) -> candle_core::Result<Tensor> {
+    let mask = parameters.config().mask_token_id as f32;
+    let whole = |example: &&Example| {
+        let (positions, values) = example.tokens();
+        let depths = [example.target_depth, example.source_depth];
+        let mut all: Vec<f32> = example.input.iter().copied().chain(depths).collect();
+        example.hidden.iter().for_each(|p| all[*p as usize] = mask);
+        Whole { values: all, tokens: Tokens { positions, values } }
+    };
+    let cells: Vec<Whole> = examples.iter().map(whole).collect();
+    let packed = Packed::new(cells.iter().map(|cell| &cell.tokens));
+    let (mut wanted, mut target) = (Vec::new(), Vec::new());
+    for (first, example) in (0u32..).step_by(parameters.config().seq_len).zip(examples) {
+        wanted.extend(example.masked.iter().map(|p| first + p));
+        target.extend(example.masked.iter().map(|p| example.target[*p as usize]));
+    }
+    let encoded = graph.encode(&packed.positions, &packed.values, &packed.starts)?;
+    let contexts = graph.decode(&cells, &encoded, Some(&wanted))?;
+    let predicted = graph.predict(&contexts)?.to_dtype(DType::F32)?;
+    (predicted - Tensor::new(target, device)?)?.sqr()?.sum_all()
+}
+
+impl Learner for OnDevices {
+    fn learn(&self, parameters: &Parameters, examples: &[Example], flat: &mut [f32]) -> Result<Loss> {
+        self.run(parameters, examples, Some(flat)).map_err(TrainingError::compute("a step on devices"))
+    }
+
+    fn loss(&self, parameters: &Parameters, examples: &[Example]) -> Result<Loss> {
+        self.run(parameters, examples, None).map_err(TrainingError::compute("a loss on devices"))
+    }
+}

@@ -1,0 +1,121 @@
+//! The two layers everything is made of, each with its gradient and its place among the parameters.
+
+use std::ops::Range;
+
+use cellql_kernels::{BLOCK, Dense, DenseGradient, Form, Isa, LayerNorm, Rows, norm_back};
+
+use crate::error::Result;
+use crate::parameters::Parameters;
+
+/// A linear layer, packed for a step.
+#[derive(Debug)]
+pub(super) struct Linear {
+    pub(super) dense: Dense,
+    form: Form,
+    inputs: usize,
+    outputs: usize,
+    weight: Range<usize>,
+    bias: Range<usize>,
+}
+
+impl Linear {
+    pub(super) fn pack(parameters: &Parameters, form: Form, name: &str, inputs: usize, outputs: usize) -> Result<Self> {
+        Self::pack_named(parameters, form, &format!("{name}.weight"), &format!("{name}.bias"), inputs, outputs)
+    }
+
+    pub(super) fn pack_named(
+        parameters: &Parameters,
+        form: Form,
+        weight: &str,
+        bias: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Self> {
+        let (weight, bias) = (parameters.at(weight, &[outputs, inputs])?, parameters.at(bias, &[outputs])?);
+        let values = &parameters.values;
+        let dense = Dense::pack(Isa::best(), form, &values[weight.clone()], &values[bias.clone()], inputs, outputs);
+        Ok(Self { dense, form, inputs, outputs, weight, bias })
+    }
+
+    /// Zero.
+    pub(super) fn gradient(&self) -> DenseGradient {
+        DenseGradient::new(Isa::best(), self.form, self.inputs, self.outputs)
+    }
+
+    /// Adds a gradient to the row of all gradients.
+    pub(super) fn add_to(&self, gradient: &DenseGradient, flat: &mut [f32]) {
+        // Two tensors never share numbers.
+        if let Ok([weight, bias]) = flat.get_disjoint_mut([self.weight.clone(), self.bias.clone()]) {
+            gradient.add_to(weight, bias);
+        }
+    }
+}
+
+/// A layer norm.
+#[derive(Debug)]
+pub(super) struct Norm {
+    norm: LayerNorm,
+    scale: Vec<f32>,
+    weight: Range<usize>,
+    bias: Range<usize>,
+}
+
+/// Gradient of a layer norm's scale and shift.
+#[derive(Debug, Clone)]
+pub(super) struct NormGradient {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Norm {
+    pub(super) fn pack(parameters: &Parameters, name: &str, dim: usize) -> Result<Self> {
+        let weight = parameters.at(&format!("{name}.weight"), &[dim])?;
+        let bias = parameters.at(&format!("{name}.bias"), &[dim])?;
+        let (scale, shift) = (parameters.values[weight.clone()].to_vec(), parameters.values[bias.clone()].to_vec());
+        Ok(Self { norm: LayerNorm::new(scale.clone(), shift), scale, weight, bias })
+    }
+
+    /// Zero.
+    pub(super) fn gradient(&self) -> NormGradient {
+        NormGradient { weight: vec![0.0; self.scale.len()], bias: vec![0.0; self.scale.len()] }
+    }
+
+    /// Normalised copies of a block of rows.
+    pub(super) fn forward(&self, x: (&[f32], usize), rows: usize, out: &mut Rows) {
+        let dim = self.scale.len();
+        out.resize(BLOCK, dim);
+        for i in 0..rows {
+            let to = out.row_mut(i);
+            to.copy_from_slice(&x.0[i * x.1..][..dim]);
+            self.norm.apply(to);
+        }
+    }
+
+    /// Adds to `dx` what `dy` asks of the rows `x`.
+    pub(super) fn back(
+        &self,
+        x: (&[f32], usize),
+        dy: (&[f32], usize),
+        rows: usize,
+        dx: (&mut [f32], usize),
+        gradient: &mut NormGradient,
+    ) {
+        let dim = self.scale.len();
+        for i in 0..rows {
+            norm_back(
+                &x.0[i * x.1..][..dim],
+                &self.scale,
+                &dy.0[i * dy.1..][..dim],
+                &mut dx.0[i * dx.1..][..dim],
+                &mut gradient.weight,
+                &mut gradient.bias,
+            );
+        }
+    }
+
+    /// Adds a gradient to the row of all gradients.
+    pub(super) fn add_to(&self, gradient: &NormGradient, flat: &mut [f32]) {
+        flat[self.weight.clone()].iter_mut().zip(&gradient.weight).for_each(|(to, d)| *to += d);
+        flat[self.bias.clone()].iter_mut().zip(&gradient.bias).for_each(|(to, d)| *to += d);
+    }
+}

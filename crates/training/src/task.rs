@@ -1,0 +1,335 @@
+//! The pretraining task of scFoundation: read-depth-aware masked regression (RDA).
+//!
+//! A cell's counts are thinned with some probability, log-normalised, and part of them hidden; the model is asked for what
+//! the full cell has there. Where the paper's supplement would be needed, constants are our reading and stand in [`Task`]:
+//! the Beta distribution, the probability of thinning, and what a random value is (one of the cell's own inputs).
+
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use rand_distr::{Beta, Binomial, Distribution};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, TrainingError};
+
+/// A count above this is none; sums of them stay whole in 64 bits.
+const MOST: f32 = 1e9;
+
+/// Constants of the task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Task {
+    /// Cells with a smaller total are not thinned.
+    pub thinned_from: f64,
+    /// How often others are.
+    pub thinned: f64,
+    /// α and β of the Beta distribution that the kept part of the counts is drawn from.
+    pub kept: (f64, f64),
+    /// Counts per cell after normalisation.
+    pub scale: f64,
+    /// Part of the expressed genes that is masked.
+    pub masked: f64,
+    /// Part of the other genes that is masked.
+    pub masked_zeros: f64,
+    /// Part of the masked genes that the model sees as the mask token.
+    pub hidden: f64,
+    /// Part of the masked genes that the model sees with a random value; the rest keeps its own.
+    pub random: f64,
+}
+
+impl Default for Task {
+    /// As the authors' published configuration and the paper have it.
+    fn default() -> Self {
+        Self {
+            thinned_from: 1000.0,
+            thinned: 0.5,
+            kept: (2.0, 2.0),
+            scale: 1e4,
+            masked: 0.3,
+            masked_zeros: 0.03,
+            hidden: 0.8,
+            random: 0.1,
+        }
+    }
+}
+
+/// A cell as a model learns from it. Positions are those of the vocabulary.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// `[genes]`: ln(1 + x) of what the model sees; of hidden positions, what they would be.
+    pub input: Vec<f32>,
+    /// `[genes]`: ln(1 + x) of the full cell.
+    pub target: Vec<f32>,
+    /// Positions that the loss is about, ascending.
+    pub masked: Vec<u32>,
+    /// Of these, positions that the model sees as the mask token: the encoder not at all, the decoder as such. Ascending.
+    pub hidden: Vec<u32>,
+    /// log10 of the total of the full cell: T, the depth to be predicted.
+    pub target_depth: f32,
+    /// log10 of the total that was left: S, the depth of the input.
+    pub source_depth: f32,
+}
+
+impl Example {
+    /// Positions that enter the encoder: above zero and not hidden.
+    pub fn seen(&self) -> impl Iterator<Item = u32> {
+        let hidden = &self.hidden;
+        let all = self.input.iter().enumerate().filter(|(_, value)| **value > 0.0).map(|(at, _)| at as u32);
+        all.filter(|at| hidden.binary_search(at).is_err())
+    }
+
+    /// What the encoder reads: positions and values of what is seen, then T and S.
+    pub fn tokens(&self) -> (Vec<u32>, Vec<f32>) {
+        let genes = self.input.len() as u32;
+        let mut positions: Vec<u32> = self.seen().collect();
+        let mut values: Vec<f32> = positions.iter().map(|at| self.input[*at as usize]).collect();
+        positions.extend([genes, genes + 1]);
+        values.extend([self.target_depth, self.source_depth]);
+        (positions, values)
+    }
+}
+
+impl Task {
+    /// Checks the constants.
+    ///
+    /// # Errors
+    /// [`TrainingError::Setting`] naming the one that makes no sense.
+    pub fn check(&self) -> Result<()> {
+        let parts = [
+            ("thinned", self.thinned),
+            ("masked", self.masked),
+            ("masked_zeros", self.masked_zeros),
+            ("hidden", self.hidden),
+            ("random", self.random),
+            ("hidden + random", self.hidden + self.random),
+        ];
+        let wrong = |name: &str, value: f64, is: &str| TrainingError::setting(&format!("task: {name} ="), value, is);
+        if let Some((name, value)) = parts.into_iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
+            return Err(wrong(name, value, "a part, 0 to 1"));
+        }
+        let above = [("kept (α)", self.kept.0), ("kept (β)", self.kept.1), ("scale", self.scale)];
+        if let Some((name, value)) = above.into_iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
+            return Err(wrong(name, value, "above 0"));
+        }
+        Ok(())
+    }
+
+    /// An example of a cell, from counts at ascending positions of a vocabulary of `genes`. `None` for a cell of fewer than
+    /// two counts, whose depth would not be above zero. Zeros are masked only at positions that were `measured` (all where
+    /// that is `None`): nobody knows what stands at the others.
+    ///
+    /// # Errors
+    /// Values that are no counts, or constants that [`Task::check`] refuses.
+    pub fn example(
+        &self,
+        counts: &[(u32, f32)],
+        genes: usize,
+        measured: Option<&[bool]>,
+        rng: &mut impl Rng,
+    ) -> Result<Option<Example>> {
+        let mut full = vec![0u64; genes];
+        for &(at, value) in counts {
+            let place = full.get_mut(at as usize).filter(|_| (0.0..=MOST).contains(&value) && value.fract() == 0.0);
+            let place = place.ok_or(TrainingError::NotCounts { value, position: at, genes })?;
+            *place = value as u64;
+        }
+        let total: u64 = full.iter().sum();
+        if total < 2 {
+            return Ok(None);
+        }
+        let input = self.thinned(&full, total, rng)?;
+        let left: u64 = input.iter().sum();
+        let target = self.log_normalised(&full, total);
+        let input = self.log_normalised(&input, left);
+        let depths = ((total as f64).log10() as f32, (left as f64).log10() as f32);
+        Ok(Some(self.mask(input, target, depths, measured, rng)))
+    }
+
+    /// x → Binomial(x, b) gene by gene, b ~ Beta, or x as it is.
+    fn thinned(&self, full: &[u64], total: u64, rng: &mut impl Rng) -> Result<Vec<u64>> {
+        if (total as f64) < self.thinned_from || !rng.random_bool(self.thinned) {
+            return Ok(full.to_vec());
+        }
+        let wrong = |e: &dyn std::fmt::Display| {
+            TrainingError::setting(
+                "task: kept =",
+                format!("{:?}", self.kept),
+                format!("parameters of a beta distribution: {e}"),
+            )
+        };
+        let part = Beta::new(self.kept.0, self.kept.1).map_err(|e| wrong(&e))?;
+        loop {
+            let part = part.sample(rng);
+            let thin = |&count: &u64| match count {
+                0 => Ok(0),
+                count => Binomial::new(count, part).map(|counts| counts.sample(rng)),
+            };
+            let thinned = full.iter().map(thin).collect::<Result<Vec<u64>, _>>().map_err(|e| wrong(&e))?;
+            // Less has no depth above zero. It happens about once in a million times.
+            if thinned.iter().sum::<u64>() >= 2 {
+                return Ok(thinned);
+            }
+        }
+    }
+
+    fn log_normalised(&self, counts: &[u64], total: u64) -> Vec<f32> {
+        let scale = self.scale / total as f64;
+        counts.iter().map(|&count| (count as f64 * scale).ln_1p() as f32).collect()
+    }
+
+    fn mask(
+        &self,
+        mut input: Vec<f32>,
+        target: Vec<f32>,
+        (depth, source): (f32, f32),
+        measured: Option<&[bool]>,
+        rng: &mut impl Rng,
+    ) -> Example {
+        let own: Vec<f32> = input.iter().copied().filter(|value| *value > 0.0).collect();
+        let (mut masked, mut hidden) = (Vec::new(), Vec::new());
+        for (at, value) in input.iter_mut().enumerate() {
+            let is_masked = rng.random_bool(if *value > 0.0 { self.masked } else { self.masked_zeros });
+            if !is_masked || measured.is_some_and(|measured| !measured[at]) {
+                continue;
+            }
+            masked.push(at as u32);
+            let what = rng.random::<f64>();
+            if what < self.hidden {
+                hidden.push(at as u32);
+            } else if what < self.hidden + self.random {
+                *value = own.choose(rng).copied().unwrap_or_default();
+            }
+        }
+        Example { input, target, masked, hidden, target_depth: depth, source_depth: source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    const GENES: usize = 2000;
+
+    /// 400 expressed genes: 40 counts of gene 0, 1 to 5 of every fifth.
+    fn cell() -> Vec<(u32, f32)> {
+        (0..400).map(|i| (5 * i, if i == 0 { 40.0 } else { (i % 5 + 1) as f32 })).collect()
+    }
+
+    fn examples(task: &Task, counts: &[(u32, f32)], n: usize) -> Vec<Example> {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        (0..n).map(|_| task.example(counts, GENES, None, &mut rng).unwrap().unwrap()).collect()
+    }
+
+    fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+        let n = values.len() as f64;
+        values.sum::<f64>() / n
+    }
+
+    #[test]
+    fn counts_are_thinned_by_a_binomial_whose_part_is_a_beta() {
+        // No mask, so that the input can be turned back into counts.
+        let task = Task { masked: 0.0, masked_zeros: 0.0, ..Task::default() };
+        let total: f64 = cell().iter().map(|(_, v)| f64::from(*v)).sum();
+        let all = examples(&task, &cell(), 8000);
+        let (thinned, whole): (Vec<_>, Vec<_>) = all.iter().partition(|e| e.source_depth < e.target_depth);
+        let share = thinned.len() as f64 / all.len() as f64;
+        assert!((share - 0.5).abs() < 0.02, "half are thinned: {share}");
+        assert!(whole.iter().all(|e| e.input == e.target), "the others are as they were");
+        let left = |e: &Example| 10f64.powf(f64::from(e.source_depth));
+        // E b = 1/2, Var b = 1/20: of a total n, mean n/2 and variance n·E b(1 − b) + n²·Var b = n/5 + n²/20.
+        let parts = mean(thinned.iter().map(|e| left(e) / total));
+        let spread = mean(thinned.iter().map(|e| (left(e) / total - 0.5).powi(2)));
+        assert!((parts - 0.5).abs() < 0.012, "{parts}");
+        assert!((spread - (0.2 / total + 0.05)).abs() < 0.004, "{spread}");
+        // Gene 0, with 40 counts: mean 20, variance 40/5 + 1600/20 = 88.
+        let of_gene = |e: &Example| (f64::from(e.input[0]).exp_m1() * left(e) / 1e4).round();
+        let (m, v) =
+            (mean(thinned.iter().map(|e| of_gene(e))), mean(thinned.iter().map(|e| (of_gene(e) - 20.0).powi(2))));
+        assert!((m - 20.0).abs() < 0.6 && (v - 88.0).abs() < 6.0, "{m} {v}");
+    }
+
+    #[test]
+    fn depths_and_targets_are_those_of_the_full_cell() {
+        let total: f64 = cell().iter().map(|(_, v)| f64::from(*v)).sum();
+        for example in examples(&Task::default(), &cell(), 50) {
+            assert!((f64::from(example.target_depth) - total.log10()).abs() < 1e-6);
+            for (at, count) in cell() {
+                let exact = (f64::from(count) / total * 1e4).ln_1p();
+                assert!((f64::from(example.target[at as usize]) - exact).abs() < 1e-5);
+            }
+            assert_eq!(example.target.iter().filter(|v| **v > 0.0).count(), 400);
+        }
+    }
+
+    #[test]
+    fn cells_of_little_depth_are_not_thinned() {
+        let shallow: Vec<(u32, f32)> = (0..333).map(|i| (i, 3.0)).collect();
+        assert!(examples(&Task::default(), &shallow, 200).iter().all(|e| e.source_depth == e.target_depth));
+    }
+
+    #[test]
+    fn a_part_is_masked_and_most_of_it_hidden() {
+        let task = Task { thinned: 0.0, ..Task::default() };
+        let all = examples(&task, &cell(), 500);
+        let (mut nonzero, mut zero, mut hidden, mut changed, mut same) = (0, 0, 0, 0, 0);
+        for example in &all {
+            let own: Vec<f32> = example.target.iter().copied().filter(|v| *v > 0.0).collect();
+            for &at in &example.masked {
+                let (now, before) = (example.input[at as usize], example.target[at as usize]);
+                (if before > 0.0 { nonzero += 1 } else { zero += 1 });
+                match example.hidden.binary_search(&at) {
+                    Ok(_) => hidden += 1,
+                    Err(_) if now == before => same += 1,
+                    Err(_) => {
+                        changed += 1;
+                        assert!(own.contains(&now), "a random value is one of the cell's");
+                    }
+                }
+            }
+            let touched: Vec<u32> =
+                (0..GENES as u32).filter(|at| example.input[*at as usize] != example.target[*at as usize]).collect();
+            assert!(touched.iter().all(|at| example.masked.binary_search(at).is_ok()), "only masked genes change");
+            let seen: Vec<u32> = example.seen().collect();
+            assert!(seen.iter().all(|at| example.input[*at as usize] > 0.0 && !example.hidden.contains(at)));
+        }
+        let part = |n: i32, of: f64| f64::from(n) / of;
+        let masked = f64::from(nonzero + zero);
+        assert!((part(nonzero, 500.0 * 400.0) - 0.3).abs() < 0.005);
+        assert!((part(zero, 500.0 * 1600.0) - 0.03).abs() < 0.002);
+        assert!((part(hidden, masked) - 0.8).abs() < 0.01);
+        // A random value may be the gene's own: of expressed genes one in five has each of the five values.
+        assert!(part(changed, masked) > 0.075 && part(changed, masked) < 0.105, "{}", part(changed, masked));
+        assert!((part(same, masked) - 0.1).abs() < 0.025);
+    }
+
+    #[test]
+    fn genes_that_were_not_measured_are_never_masked() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let measured: Vec<bool> = (0..GENES).map(|at| at % 5 == 0 || at % 2 == 0).collect();
+        let task = Task { masked_zeros: 0.5, ..Task::default() };
+        let example = task.example(&cell(), GENES, Some(&measured), &mut rng).unwrap().unwrap();
+        assert!(example.masked.iter().all(|at| measured[*at as usize]));
+        let zeros = example.masked.iter().filter(|at| **at % 5 != 0).count();
+        assert!((300..500).contains(&zeros), "half of 800 zeros: {zeros}");
+    }
+
+    #[test]
+    fn what_is_no_cell_is_refused() {
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let task = Task::default();
+        assert_eq!(task.example(&[(3, 1.0)], 10, None, &mut rng).unwrap(), None);
+        for wrong in [(3, 1.5), (10, 1.0), (3, -1.0), (3, f32::NAN), (3, f32::INFINITY), (3, 1e30)] {
+            assert!(task.example(&[wrong], 10, None, &mut rng).is_err(), "{wrong:?}");
+        }
+        assert!(Task { masked: 1.2, ..Task::default() }.check().is_err());
+        assert!(Task { hidden: 0.8, random: 0.3, ..Task::default() }.check().is_err());
+        assert!(Task { kept: (0.0, 2.0), ..Task::default() }.check().is_err());
+        Task::default().check().unwrap();
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_examples() {
+        assert_eq!(examples(&Task::default(), &cell(), 3), examples(&Task::default(), &cell(), 3));
+    }
+}

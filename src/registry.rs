@@ -1,0 +1,243 @@
+//! Models in a store: rows of `models` and their files.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, BooleanArray, StringArray, UInt32Array, UInt64Array};
+use arrow::datatypes::{UInt32Type, UInt64Type};
+use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
+use cellql_schemas::models as table;
+use cellql_schemas::recipe::Pool;
+use cellql_schemas::suggest::did_you_mean;
+use chrono::Utc;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::shipped;
+use cellql_model::FileBytes;
+use cellql_model::{Model, Provenance, Weights, decode, encode};
+use cellql_store::Store;
+
+/// A row of `models`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Name in the store.
+    pub name: String,
+    /// SHA-256 of its file.
+    pub sha256: String,
+    /// SHA-256 of its vocabulary.
+    pub vocabulary_sha256: String,
+    /// Genes in its vocabulary.
+    pub n_genes: u32,
+    /// Numbers in an embedding with pool `all`.
+    pub dim: u32,
+    /// Number of weights.
+    pub parameters: u64,
+    /// False for weights that were only drawn at random.
+    pub trained: bool,
+    /// Where it comes from, as JSON.
+    pub provenance: String,
+}
+
+impl Entry {
+    /// Numbers in an embedding.
+    pub fn embedding_dim(&self, pool: Pool) -> usize {
+        match pool {
+            Pool::All => self.dim as usize,
+            Pool::Max => self.dim as usize / 4,
+        }
+    }
+
+    /// Whether it is the one that comes with a program of this version.
+    fn is_shipped(&self) -> bool {
+        self.name == shipped::NAME
+    }
+
+    fn path(&self) -> String {
+        format!("models/{}.safetensors", self.sha256)
+    }
+}
+
+/// Puts a model into a store.
+///
+/// # Errors
+/// The name is taken or no name, a weight is missing, or the store cannot be written.
+pub async fn add(store: &Store, name: &str, weights: &Weights, provenance: &Provenance) -> Result<(Store, Entry)> {
+    let (bytes, _) = encode(weights)?;
+    put(store, name, FileBytes::from(bytes), weights, provenance).await
+}
+
+/// Puts the model that comes with the program into a store, under its name.
+///
+/// # Errors
+/// As [`add`].
+pub async fn add_shipped(store: &Store) -> Result<(Store, Entry)> {
+    let bytes = FileBytes::Held(Bytes::from_static(shipped::WEIGHTS));
+    let weights = decode(shipped::NAME, &bytes)?;
+    put(store, shipped::NAME, bytes, &weights, &shipped::provenance()?).await
+}
+
+/// Refuses what cannot name a model; for those who make one before they add it.
+///
+/// # Errors
+/// [`Error::Request`] for anything but letters, digits, `_` and `-`.
+pub fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
+        return Err(Error::Request(format!("'{name}' cannot name a model: use letters, digits, '_' and '-'")));
+    }
+    Ok(())
+}
+
+async fn put(
+    store: &Store,
+    name: &str,
+    bytes: FileBytes,
+    weights: &Weights,
+    provenance: &Provenance,
+) -> Result<(Store, Entry)> {
+    check_name(name)?;
+    // What cannot be loaded must not come in.
+    Model::load(name, bytes.clone())?.check()?;
+    let mut transaction = store.begin(&format!("adding model {name}")).await?;
+    if list(transaction.store()).await?.iter().any(|m| m.name == name) {
+        return Err(Error::Request(format!("the store already has a model '{name}'; choose another name")));
+    }
+    let entry = Entry {
+        name: name.to_owned(),
+        sha256: sha256(&bytes),
+        vocabulary_sha256: weights.vocabulary.sha256(),
+        n_genes: weights.vocabulary.len() as u32,
+        dim: weights.config.embedding_dim(Pool::All) as u32,
+        parameters: weights.parameters() as u64,
+        trained: !matches!(provenance, Provenance::Untrained { .. }),
+        provenance: serde_json::to_string(provenance).map_err(Error::internal("recording the model"))?,
+    };
+    transaction.put_file(&entry.path(), &bytes).await?;
+    let row = to_row(&entry)?;
+    let rows = RecordBatchStreamAdapter::new(row.schema(), futures::stream::iter([Ok(row)]));
+    transaction.append(table::TABLE, Box::pin(rows)).await?;
+    Ok((transaction.publish().await?, entry))
+}
+
+fn to_row(entry: &Entry) -> Result<RecordBatch> {
+    let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values([value])) };
+    let columns: Vec<ArrayRef> = vec![
+        text(&entry.name),
+        text(&entry.sha256),
+        text(&entry.vocabulary_sha256),
+        Arc::new(UInt32Array::from(vec![entry.n_genes])),
+        Arc::new(UInt32Array::from(vec![entry.dim])),
+        Arc::new(UInt64Array::from(vec![entry.parameters])),
+        Arc::new(BooleanArray::from(vec![entry.trained])),
+        text(&entry.provenance),
+        text(&Utc::now().to_rfc3339()),
+    ];
+    RecordBatch::try_new(Arc::new(table::schema()), columns).map_err(Error::internal("recording the model"))
+}
+
+/// Every model of a store.
+///
+/// # Errors
+/// The table cannot be read.
+pub async fn list(store: &Store) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for batch in store.read(table::TABLE, &[], None).await? {
+        read_rows(&batch, &mut entries)
+            .ok_or_else(|| Error::damaged("the table models of this store", "a column is missing"))?;
+    }
+    Ok(entries)
+}
+
+fn read_rows(batch: &RecordBatch, entries: &mut Vec<Entry>) -> Option<()> {
+    let text = |name: &str| batch.column_by_name(name)?.as_string_opt::<i32>();
+    let (name, sha256, vocabulary) = (text(table::NAME)?, text(table::SHA256)?, text(table::VOCABULARY_SHA256)?);
+    let small = |name: &str| batch.column_by_name(name)?.as_primitive_opt::<UInt32Type>();
+    let (n_genes, dim) = (small(table::N_GENES)?, small(table::DIM)?);
+    let parameters = batch.column_by_name(table::PARAMETERS)?.as_primitive_opt::<UInt64Type>()?;
+    let trained = batch.column_by_name(table::TRAINED)?.as_boolean_opt()?;
+    let provenance = text(table::PROVENANCE)?;
+    entries.extend((0..batch.num_rows()).map(|i| Entry {
+        name: name.value(i).to_owned(),
+        sha256: sha256.value(i).to_owned(),
+        vocabulary_sha256: vocabulary.value(i).to_owned(),
+        n_genes: n_genes.value(i),
+        dim: dim.value(i),
+        parameters: parameters.value(i),
+        trained: trained.value(i),
+        provenance: provenance.value(i).to_owned(),
+    }));
+    Some(())
+}
+
+/// The model of a name; without a name, the store's only one, or the only one beside the shipped one.
+///
+/// # Errors
+/// [`Error::Request`] with the names there are.
+pub fn find<'a>(entries: &'a [Entry], name: Option<&str>) -> Result<&'a Entry> {
+    let names = || entries.iter().map(|m| m.name.as_str());
+    let listed = || names().map(|n| format!("'{n}'")).collect::<Vec<_>>().join(", ");
+    match (name, entries) {
+        (_, []) => Err(Error::Request(
+            "the store has no model; add one with: cellql model add, cellql model import, or cellql model init for untrained weights"
+                .into(),
+        )),
+        (Some(name), _) => entries.iter().find(|m| m.name == name).ok_or_else(|| {
+            let hint = did_you_mean(name, names());
+            Error::Request(format!("unknown model '{name}': the store has {}.{hint}", listed()))
+        }),
+        (None, [only]) => Ok(only),
+        (None, [first, second]) if first.is_shipped() != second.is_shipped() => {
+            Ok(if first.is_shipped() { second } else { first })
+        }
+        (None, _) => Err(Error::Request(format!("the store has several models, name one of {}", listed()))),
+    }
+}
+
+/// The file of a model, after checking that it is what was stored.
+///
+/// # Errors
+/// The file is missing or damaged.
+pub async fn bytes(store: &Store, entry: &Entry) -> Result<FileBytes> {
+    let bytes = open(store, entry).await?;
+    match sha256(&bytes) == entry.sha256 {
+        true => Ok(bytes),
+        false => Err(damaged(entry)),
+    }
+}
+
+async fn open(store: &Store, entry: &Entry) -> Result<FileBytes> {
+    match store.local_path(&entry.path()) {
+        Some(path) => Ok(FileBytes::map(&path)?),
+        None => Ok(FileBytes::Held(store.read_file(&entry.path()).await?)),
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
+fn damaged(entry: &Entry) -> Error {
+    let (name, path) = (&entry.name, entry.path());
+    Error::damaged(
+        format!("model '{name}': its file {path}"),
+        "it is not what was stored; import it again by another name",
+    )
+}
+
+/// Loads a model, and checks that its file is what was stored while its weights are read.
+///
+/// # Errors
+/// The file is missing or damaged.
+pub async fn load(store: &Store, entry: &Entry) -> Result<Model> {
+    let bytes = open(store, entry).await?;
+    let to_check = bytes.clone();
+    std::thread::scope(|scope| {
+        let hash = scope.spawn(|| sha256(&to_check));
+        let model = Model::load(&entry.name, bytes);
+        if hash.join().ok().as_ref() != Some(&entry.sha256) {
+            return Err(damaged(entry));
+        }
+        Ok(model?)
+    })
+}
