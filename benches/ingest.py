@@ -90,8 +90,11 @@ def main():
         for name, done in runs.items():
             medians[name], text = row(name, cells, bytes_in, done)
             print(text)
-        print(f"\ncellql is {medians['slaf convert'] / medians['cellql ingest']:.2f} × slaf, "
-              f"{medians['anndata.read_h5ad'] / medians['cellql ingest']:.2f} × anndata", flush=True)
+        print(
+            f"\ncellql is {medians['slaf convert'] / medians['cellql ingest']:.2f} × slaf, "
+            f"{medians['anndata.read_h5ad'] / medians['cellql ingest']:.2f} × anndata",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

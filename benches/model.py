@@ -4,12 +4,12 @@
     benches/model.py --cellql PROGRAM --source raw-Baron_human.h5ad [--what embed,enhance]
                      [--cells 16] [--enhance 2] [--repeat 3] [--no-batched]
 
-Cells are Baron's human pancreas cells with 1,500 to 2,500 expressed genes, and the same cells thinned binomially to about
-400. Weights are random (`cellql model init --size 100M`), the same file for all. PyTorch runs `benches/model_torch.py`: as the
-published script does (one cell at a time, fp32) and, unless `--no-batched`, in its fastest batched bf16 form. Machine peaks are
-PyTorch's own matrix products. cellql's seconds are those of the whole command over one cell more, less those of the command
-over that cell alone, which opens the store and loads the model too. Programs take turns; medians over `--repeat` are printed,
-with [smallest, largest].
+Cells are Baron's human pancreas cells with 1,500 to 2,500 expressed genes, and the same cells thinned binomially to
+about 400. Weights are random (`cellql model init --size 100M`), the same file for all. PyTorch runs
+`benches/model_torch.py`: as the published script does (one cell at a time, fp32) and, unless `--no-batched`, in its
+fastest batched bf16 form. Machine peaks are PyTorch's own matrix products. cellql's seconds are those of the whole
+command over one cell more, less those of the command over that cell alone, which opens the store and loads the model
+too. Programs take turns; medians over `--repeat` are printed, with [smallest, largest].
 """
 
 import argparse
@@ -91,7 +91,9 @@ def tokens(cellql, store, model_file, path):
         positions += [p for p, _ in found] + [len(places), len(places) + 1]
         values += [np.log1p(v / total * 1e4) for _, v in found] + [4.0, np.log10(total)]
         starts.append(len(positions))
-    np.savez(path, starts=np.array(starts), positions=np.array(positions, np.int32), values=np.array(values, np.float32))
+    np.savez(
+        path, starts=np.array(starts), positions=np.array(positions, np.int32), values=np.array(values, np.float32)
+    )
     return np.diff(starts)
 
 
@@ -116,8 +118,11 @@ def show(what, name, seconds, cells, gflop, peak, script):
     share = f"  {100 * gflop / middle / peak:5.0f} % of fp32 peak"
     ratio = "" if script is None else f"  {script / (middle / cells):5.2f} x script"
     spread = f"[{min(seconds) / cells:.3f}, {max(seconds) / cells:.3f}]"
-    print(f"{what:16} {name:22} {middle / cells:8.3f} s/cell {spread:16} {cells / middle:7.2f} cells/s "
-          f"{gflop / middle:7.1f} GFLOP/s{share}{ratio}", flush=True)
+    print(
+        f"{what:16} {name:22} {middle / cells:8.3f} s/cell {spread:16} {cells / middle:7.2f} cells/s "
+        f"{gflop / middle:7.1f} GFLOP/s{share}{ratio}",
+        flush=True,
+    )
     return middle / cells
 
 
@@ -129,7 +134,9 @@ def main():
     parser.add_argument("--enhance", type=int, default=2, help="cells to predict")
     parser.add_argument("--what", default="embed,enhance", help="which of the two to time")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--no-batched", action="store_true", help="leave out PyTorch's batched form, whose trials take minutes")
+    parser.add_argument(
+        "--no-batched", action="store_true", help="leave out PyTorch's batched form, whose trials take minutes"
+    )
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="cellql-bench-"))
     try:
@@ -194,7 +201,9 @@ def enhance(args, folder, peak):
         for precision in ["f32", "bf16", "int8"]:
             call = f"expression(enhance(expr, precision => '{precision}'), 'INS')"
             load = run(args.cellql, "--quiet", "sql", store, "-c", f"SELECT {call} FROM cells WHERE cell_id = 0")[0]
-            seconds = run(args.cellql, "--quiet", "sql", store, "-c", f"SELECT {call} FROM cells WHERE cell_id <= {n}")[0]
+            seconds = run(args.cellql, "--quiet", "sql", store, "-c", f"SELECT {call} FROM cells WHERE cell_id <= {n}")[
+                0
+            ]
             rounds.setdefault(precision, []).append(seconds - load)
     base = show("enhance", "torch script fp32", rounds["script"], n, script["gflop"], peak, None)
     if not args.no_batched:

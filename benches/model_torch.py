@@ -6,8 +6,8 @@
     benches/model_torch.py --what embed --method script --weights MODEL.safetensors --cells CELLS.npz --out E.npy
     benches/model_torch.py --what enhance --method batched --size 100M --random 400,2000 --cells-each 4
 
-`--method script` is how the authors' script works: one cell at a time, fp32, expressed genes gathered, a padding mask of
-all False, each nn.TransformerEncoderLayer called in a loop with PyTorch's own choice of path, result to numpy.
+`--method script` is how the authors' script works: one cell at a time, fp32, expressed genes gathered, a padding mask
+of all False, each nn.TransformerEncoderLayer called in a loop with PyTorch's own choice of path, result to numpy.
 `--method batched` is the fastest way found to have PyTorch do the same work: cells sorted by length and run several at
 a time. `--precision` (default bfloat16,autocast), `--layout` (default packed,padded) and `--batch` say what may be
 tried: all combinations run once on a sample of the cells, the fastest is then timed on all. Name one of each to time
@@ -70,7 +70,8 @@ class Encoder(nn.Module):
         super().__init__()
         layer = dict(dim_feedforward=4 * hidden_dim, batch_first=True)
         self.transformer_encoder = nn.ModuleList(
-            nn.TransformerEncoderLayer(hidden_dim, heads, **layer) for _ in range(depth))
+            nn.TransformerEncoderLayer(hidden_dim, heads, **layer) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, x, padding):
@@ -139,8 +140,12 @@ class Decoder(nn.Module):
     def __init__(self, hidden_dim, depth, heads, dim_head, **_):
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Sequential(PreNorm(hidden_dim, LinearAttention(hidden_dim, heads, dim_head)),
-                          PreNorm(hidden_dim, FeedForward(hidden_dim))) for _ in range(depth))
+            nn.Sequential(
+                PreNorm(hidden_dim, LinearAttention(hidden_dim, heads, dim_head)),
+                PreNorm(hidden_dim, FeedForward(hidden_dim)),
+            )
+            for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, x):
@@ -266,10 +271,17 @@ def load_model(args):
         return build(config, load_file(args.weights))
     torch.manual_seed(1)
     e, d = SIZES[args.size][:3], SIZES[args.size][3:]
-    return build({
-        "seq_len": args.genes + 2, "bin_alpha": 1.0, "bin_num": 100, "pad_token_id": 103, "mask_token_id": 102,
-        "encoder": dict(zip(("hidden_dim", "depth", "heads"), e)),
-        "decoder": dict(zip(("hidden_dim", "depth", "heads", "dim_head"), d))})
+    return build(
+        {
+            "seq_len": args.genes + 2,
+            "bin_alpha": 1.0,
+            "bin_num": 100,
+            "pad_token_id": 103,
+            "mask_token_id": 102,
+            "encoder": dict(zip(("hidden_dim", "depth", "heads"), e)),
+            "decoder": dict(zip(("hidden_dim", "depth", "heads", "dim_head"), d)),
+        }
+    )
 
 
 def load_cells(args, genes):
@@ -298,9 +310,11 @@ def timed(run):
 
 def runner(model, what, cells, precision, layout, batch):
     """The batched way in one precision, as a function without arguments."""
+
     def run():
         with torch.autocast("cpu", BF16) if precision == "autocast" else contextlib.nullcontext():
             return model.batched(what, cells, layout, batch)
+
     return run
 
 
@@ -341,12 +355,27 @@ def measure(args):
         np.save(args.out, np.stack(out[0]))
     lengths, middle = [len(positions) for positions, _ in cells], statistics.median(seconds)
     work = gflop(model.config, what, lengths)
-    print(json.dumps({
-        "what": what, "method": args.method, "cells": len(cells), "tokens": sum(lengths), "seconds": middle,
-        "seconds_min": min(seconds), "seconds_max": max(seconds), "cells_per_s": len(cells) / middle,
-        "gflop": work, "gflops": work / middle,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "threads": torch.get_num_threads(), "torch": torch.__version__, **extra}), flush=True)
+    print(
+        json.dumps(
+            {
+                "what": what,
+                "method": args.method,
+                "cells": len(cells),
+                "tokens": sum(lengths),
+                "seconds": middle,
+                "seconds_min": min(seconds),
+                "seconds_max": max(seconds),
+                "cells_per_s": len(cells) / middle,
+                "gflop": work,
+                "gflops": work / middle,
+                "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                **extra,
+            }
+        ),
+        flush=True,
+    )
 
 
 def peak(args):
@@ -356,8 +385,20 @@ def peak(args):
             a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
             torch.mm(a, b)
             best = min(timed(lambda: torch.mm(a, b)[:1])[0] for _ in range(repeats))
-            print(json.dumps({"what": "peak", "dtype": str(dtype)[6:], "m": m, "k": k, "n": n,
-                              "gflops": 2e-9 * m * k * n / best, "threads": torch.get_num_threads()}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "what": "peak",
+                        "dtype": str(dtype)[6:],
+                        "m": m,
+                        "k": k,
+                        "n": n,
+                        "gflops": 2e-9 * m * k * n / best,
+                        "threads": torch.get_num_threads(),
+                    }
+                ),
+                flush=True,
+            )
 
 
 def check(folder):

@@ -3,9 +3,9 @@
 
     benches/queries.py --cellql PATH --store STORE --slaf DATASET.slaf [--gene INS] [--runs 7]
 
-Run by scripts/bench-queries.sh, which makes both from the same cells. Each statement runs once unmeasured, then --runs times;
-times are from a statement's being handed over to its result's being written. Prints medians in ms with the least and most
-in brackets, and stops where the two answer differently.
+Run by scripts/bench-queries.sh, which makes both from the same cells. Each statement runs once unmeasured, then --runs
+times; times are from a statement's being handed over to its result's being written. Prints medians in ms with the least
+and most in brackets, and stops where the two answer differently.
 """
 
 import argparse

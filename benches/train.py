@@ -4,14 +4,14 @@
     benches/train.py --cellql PROGRAM --source raw-Baron_human.h5ad [--only 3M] [--rounds 3] [--steps 4] [--threads 2]
                      [--device cuda]
 
-The cells: as many of Baron's human pancreas cells as a batch has, drawn at random from a seed, with the file's first 19,264
-genes. Ours is `cellql pretrain` over a store of exactly these cells, so every step goes through all of them; a step's time is
-its own `cells_per_second` in metrics.jsonl: reading, thinning and masking, gradients, clipping, AdamW. PyTorch's is that of
-benches/train_torch.py, which makes its examples beforehand: forward, backward, clipping, AdamW. Its forms are `plain`, and
-`sparse`, where the last decoder layer asks only masked positions, as ours does. Both start from random weights and mask by
-the same rule, each with its own draws. With `--device cuda` both learn on a GPU, from more cells a step. A run drops one step
-and measures `--steps`; printed are medians over all steps of all rounds with [smallest, largest], and the median over rounds of
-the ratio of a round's medians.
+The cells: as many of Baron's human pancreas cells as a batch has, drawn at random from a seed, with the file's first
+19,264 genes. Ours is `cellql pretrain` over a store of exactly these cells, so every step goes through all of them; a
+step's time is its own `cells_per_second` in metrics.jsonl: reading, thinning and masking, gradients, clipping, AdamW.
+PyTorch's is that of benches/train_torch.py, which makes its examples beforehand: forward, backward, clipping, AdamW.
+Its forms are `plain`, and `sparse`, where the last decoder layer asks only masked positions, as ours does. Both start
+from random weights and mask by the same rule, each with its own draws. With `--device cuda` both learn on a GPU, from
+more cells a step. A run drops one step and measures `--steps`; printed are medians over all steps of all rounds with
+[smallest, largest], and the median over rounds of the ratio of a round's medians.
 """
 
 import argparse
@@ -73,17 +73,62 @@ def call(command, threads):
 
 def ours(args, folder, size, precision, run):
     name = f"{size}-{precision}-{run}"
-    call([args.cellql, "--quiet", "pretrain", folder / "store", "--name", name, "--size", size, "--genes", folder / "genes.tsv",
-          "--batch", args.batches[size], "--steps", args.steps + 1, "--precision", precision, "--hold-out", 0,
-          "--run", folder / name, "--device", args.device], args.threads)
+    call(
+        [
+            args.cellql,
+            "--quiet",
+            "pretrain",
+            folder / "store",
+            "--name",
+            name,
+            "--size",
+            size,
+            "--genes",
+            folder / "genes.tsv",
+            "--batch",
+            args.batches[size],
+            "--steps",
+            args.steps + 1,
+            "--precision",
+            precision,
+            "--hold-out",
+            0,
+            "--run",
+            folder / name,
+            "--device",
+            args.device,
+        ],
+        args.threads,
+    )
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     return [line["cells_per_second"] for line in lines[1:]], lines[0]["loss"]
 
 
 def torch(args, folder, size, precision, form):
-    out = call([sys.executable, Path(__file__).with_name("train_torch.py"), "--size", size, "--batch", args.batches[size],
-                "--device", args.device, "--steps", args.steps, "--warmup", 1, "--threads", args.threads, "--precision", precision,
-                "--cells", folder / "cells.h5ad", *(["--sparse"] if form == "sparse" else [])], args.threads)
+    out = call(
+        [
+            sys.executable,
+            Path(__file__).with_name("train_torch.py"),
+            "--size",
+            size,
+            "--batch",
+            args.batches[size],
+            "--device",
+            args.device,
+            "--steps",
+            args.steps,
+            "--warmup",
+            1,
+            "--threads",
+            args.threads,
+            "--precision",
+            precision,
+            "--cells",
+            folder / "cells.h5ad",
+            *(["--sparse"] if form == "sparse" else []),
+        ],
+        args.threads,
+    )
     found = json.loads(out.splitlines()[-1])
     return [args.batches[size] / seconds for seconds in found["all"]], found["loss"][0]
 
@@ -99,22 +144,34 @@ def bench(args, size):
         write(folder / "cells.h5ad", dense, names)
         (folder / "genes.tsv").write_text("gene_name\tindex\n" + "".join(f"{n}\t{i}\n" for i, n in enumerate(names)))
         call([args.cellql, "--quiet", "init", folder / "store", "--no-model"], args.threads)
-        call([args.cellql, "--quiet", "ingest", folder / "store", folder / "cells.h5ad", "--min-genes", 0], args.threads)
-        print(f"{size}: {args.batches[size]} cells, {(dense > 0).sum(1).mean():.0f} genes expressed in each, {args.threads} threads",
-              flush=True)
+        call(
+            [args.cellql, "--quiet", "ingest", folder / "store", folder / "cells.h5ad", "--min-genes", 0], args.threads
+        )
+        print(
+            f"{size}: {args.batches[size]} cells, {(dense > 0).sum(1).mean():.0f} genes expressed in each, "
+            f"{args.threads} threads",
+            flush=True,
+        )
         for precision in ["f32", "bf16"]:
             rounds = {"ours": [], "plain": [], "sparse": []}
             for run in range(args.rounds):
                 for name in list(rounds) if run % 2 == 0 else list(rounds)[::-1]:
-                    found = ours(args, folder, size, precision, run) if name == "ours" else \
-                        torch(args, folder, size, precision, name)
+                    found = (
+                        ours(args, folder, size, precision, run)
+                        if name == "ours"
+                        else torch(args, folder, size, precision, name)
+                    )
                     rounds[name].append(found)
             for name, found in rounds.items():
-                ratio = statistics.median(statistics.median(o[0]) / statistics.median(f[0])
-                                          for o, f in zip(rounds["ours"], found))
+                ratio = statistics.median(
+                    statistics.median(o[0]) / statistics.median(f[0]) for o, f in zip(rounds["ours"], found)
+                )
                 beside = "" if name == "ours" else f", ours is {ratio:.2f} times as fast"
-                print(f"  {precision:5} {name:7} {spread([rate for f in found for rate in f[0]])} cells/s{beside}; "
-                      f"loss of the first step {found[0][1]:.2f}", flush=True)
+                print(
+                    f"  {precision:5} {name:7} {spread([rate for f in found for rate in f[0]])} cells/s{beside}; "
+                    f"loss of the first step {found[0][1]:.2f}",
+                    flush=True,
+                )
 
 
 def main():

@@ -6,9 +6,9 @@
 
 Timed: forward, backward, gradient clipping to 1, AdamW, zero_grad(set_to_none), on one batch, step after step; the
 median of `--steps` after `--warmup` steps; with `--device cuda` on a GPU, each step to its end. Examples of the
-pretraining task and their index tensors are made before. Weights are random. Cells are the first `--batch` rows of a permutation drawn from `--seed`. Columns are taken as
-positions of the vocabulary: those past `--genes` are dropped, missing ones are zero, so the decoder has as many
-positions as ours.
+pretraining task and their index tensors are made before. Weights are random. Cells are the first `--batch` rows of a
+permutation drawn from `--seed`. Columns are taken as positions of the vocabulary: those past `--genes` are dropped,
+missing ones are zero, so the decoder has as many positions as ours.
 
 The model is what a practised PyTorch user would write: nn.TransformerEncoderLayer in a loop (as nn.TransformerEncoder,
 with the authors' names; no dropout, so flash attention runs), cells padded to the longest; FAVOR+ of all cells and
@@ -181,23 +181,35 @@ def collate(dtype, *arrays):
     values = torch.column_stack([values, *depths, torch.zeros(cells)]).to(dtype)
     target, masked, hidden = F.pad(target, (0, 3)).to(dtype), F.pad(masked, (0, 3)).bool(), F.pad(hidden, (0, 3)).bool()
 
-    positions, at = (nn.utils.rnn.pad_sequence([row.nonzero()[:, 0] for row in flags], True, fill)
-                     for flags, fill in (((values > 0) & ~hidden, genes + 2), (masked, genes)))
+    positions, at = (
+        nn.utils.rnn.pad_sequence([row.nonzero()[:, 0] for row in flags], True, fill)
+        for flags, fill in (((values > 0) & ~hidden, genes + 2), (masked, genes))
+    )
     rows = torch.arange(2, 2 + positions.numel()).view_as(positions)
     return SimpleNamespace(
-        values=values.gather(1, positions), positions=positions, padding=positions == genes + 2,
-        source=hidden.long().scatter(1, positions, rows)[:, :-1].contiguous(), target=target.gather(1, at),
-        counted=at < genes, at=at + torch.arange(cells)[:, None] * (genes + 2))
+        values=values.gather(1, positions),
+        positions=positions,
+        padding=positions == genes + 2,
+        source=hidden.long().scatter(1, positions, rows)[:, :-1].contiguous(),
+        target=target.gather(1, at),
+        counted=at < genes,
+        at=at + torch.arange(cells)[:, None] * (genes + 2),
+    )
 
 
 def check(args):
     dtype = torch.float64 if args.precision == "f64" else torch.float32
-    tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(args.weights).items()
-               if tensor.is_floating_point()}
+    tensors = {
+        name.removeprefix("model."): tensor
+        for name, tensor in load_file(args.weights).items()
+        if tensor.is_floating_point()
+    }
     depth, layers = (sum(name.endswith(end) for name in tensors) for end in ("in_proj_weight", "to_q.weight"))
     first, (bins, dim) = "decoder.performer.net.layers.0.0.fn.", tensors["token_emb.emb.weight"].shape
-    (inner, width), dim_head = (tensors[first + "to_q.weight"].shape,
-                                tensors[first + "fast_attention.projection_matrix"].shape[1])
+    (inner, width), dim_head = (
+        tensors[first + "to_q.weight"].shape,
+        tensors[first + "fast_attention.projection_matrix"].shape[1],
+    )
     encoder, decoder = (dim, depth, args.heads), (width, layers, inner // dim_head, dim_head)
     model = Model(len(tensors["pos_emb.weight"]) - 3, bins, encoder, decoder, args.sparse)
     model.load_state_dict(tensors)
@@ -239,11 +251,22 @@ def measure(args):
         seconds.append(time.perf_counter() - start)
     names = "size", "batch", "precision", "sparse", "compile", "malloc", "threads", "device"
     seconds = seconds[args.warmup :]
-    print(json.dumps({name: getattr(args, name) for name in names} | {
-        "seconds_per_step": statistics.median(seconds), "all": seconds, "loss": [losses[0], losses[-1]],
-        "cells_per_second": args.batch / statistics.median(seconds), "tokens": int((~batch.padding).sum()),
-        "longest": batch.padding.shape[1], "masked": int(batch.counted.sum()), "torch": torch.__version__,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(
+        json.dumps(
+            {name: getattr(args, name) for name in names}
+            | {
+                "seconds_per_step": statistics.median(seconds),
+                "all": seconds,
+                "loss": [losses[0], losses[-1]],
+                "cells_per_second": args.batch / statistics.median(seconds),
+                "tokens": int((~batch.padding).sum()),
+                "longest": batch.padding.shape[1],
+                "masked": int(batch.counted.sum()),
+                "torch": torch.__version__,
+                "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        )
+    )
 
 
 def main():

@@ -1,6 +1,6 @@
 #!/bin/sh
-# A Python for a benchmark: an environment of its own below $CELLQL_TEST_DATA, else ~/.cache/cellql-test-data. Prints the
-# interpreter; installs the packages where one of the modules is missing.
+# A Python for a benchmark: an environment of its own below $CELLQL_TEST_DATA, else ~/.cache/cellql-test-data. Prints
+# the interpreter; installs the packages where one of the modules is missing.
 #
 # usage: [PYTHON=python3] scripts/bench-python.sh FOLDER MODULES PACKAGE...
 #        MODULES with commas, as `import` takes them

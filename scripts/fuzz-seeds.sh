@@ -1,5 +1,6 @@
 #!/bin/sh
-# Puts one small file of every format into a folder, for the fuzzer to begin with: those the tests of ingest are made of.
+# Puts one small file of every format into a folder, for the fuzzer to begin with: those the tests of ingest are made
+# of.
 set -eu
 out=$1
 cache=${CELLQL_TEST_DATA:-$HOME/.cache/cellql-test-data}

@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """Makes demo/baron_pancreas.h5ad: a few hundred real cells of every type, from two donors.
 
-Source: raw-Baron_human.h5ad inside the PyPI package came 0.1.13 (MIT): human pancreas, inDrop, Baron et al. 2016,
-Cell Systems 3:346, GEO GSE84133. Raw counts; all 20,125 genes are kept. The two donors that have every type between them
-are taken, and of each donor and type up to 20 cells by a fixed seed. Runs in a temporary virtual environment.
+Source: raw-Baron_human.h5ad inside the PyPI package came 0.1.13 (MIT): human pancreas, inDrop, Baron et al. 2016, Cell
+Systems 3:346, GEO GSE84133. Raw counts; all 20,125 genes are kept. The two donors that have every type between them are
+taken, and of each donor and type up to 20 cells by a fixed seed. Runs in a temporary virtual environment.
 
 usage: scripts/make-demo-data.py
 """
+
 import pathlib, subprocess, sys, tempfile, venv, zipfile
 
 PACKAGE = "came==0.1.13"
 OUT = pathlib.Path(__file__).resolve().parent.parent / "demo" / "baron_pancreas.h5ad"
 
-CHOOSE = '''
+CHOOSE = """
 import sys, numpy as np, scipy.sparse as sp, anndata as ad
 a = ad.read_h5ad(sys.argv[1])
 donors = a.obs["donor"].astype(str).to_numpy(); types = a.obs["cell_type1"].astype(str).to_numpy()
@@ -39,7 +40,7 @@ b.obs["organism"] = "Homo sapiens"
 for c in b.obs.columns: b.obs[c] = b.obs[c].astype("category")
 b.write_h5ad(sys.argv[2], compression="gzip", compression_opts=9)
 print(b, b.obs.groupby(["cell_type", "donor_id"], observed=True).size().unstack(), file=sys.stderr)
-'''
+"""
 
 
 def main():
@@ -54,7 +55,9 @@ def main():
             source = z.extract("raw-Baron_human.h5ad", folder)
         venv.create(folder / "env", with_pip=True)
         python = folder / "env" / "bin" / "python"
-        subprocess.run([python, "-m", "pip", "-q", "install", "anndata==0.11.4", "pandas==2.2.3", "numpy<2.3", "scipy"], check=True)
+        subprocess.run(
+            [python, "-m", "pip", "-q", "install", "anndata==0.11.4", "pandas==2.2.3", "numpy<2.3", "scipy"], check=True
+        )
         OUT.parent.mkdir(exist_ok=True)
         subprocess.run([python, "-c", CHOOSE, source, OUT], check=True)
     print(f"{OUT.name}: {OUT.stat().st_size} bytes", file=sys.stderr)

