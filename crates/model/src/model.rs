@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::DType;
+use candle_nn::VarBuilder;
 use cellql_schemas::recipe::{Pool, Precision, Recipe};
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
 
@@ -16,10 +17,10 @@ use crate::encoder::Encoder;
 use crate::error::{ModelError, Result};
 use crate::file::decode;
 use crate::file_bytes::FileBytes;
-use crate::graph::Graph;
 use crate::input::{NotEmbeddable, Sample, Tokens};
 use crate::runner::{OnCpu, Runner};
 use crate::weights::Tensors;
+use crate::xtrimogene::XTrimoGene;
 use crate::{file, input, pool};
 use cellql_kernels::{Form, Isa, Rows};
 
@@ -35,7 +36,7 @@ pub struct Model {
     decoders: Parts<Decoder>,
     /// Where it runs, if not on the CPU's kernels.
     device: Option<candle_core::Device>,
-    graphs: Parts<Graph>,
+    on_device: Parts<XTrimoGene>,
 }
 
 /// The form of numbers in which kernels compute a precision.
@@ -86,15 +87,15 @@ impl Model {
         let bytes = bytes.into();
         let (config, vocabulary) = file::header(name, &bytes)?;
         let embedding = Embedding::load(&Tensors::of(name, &bytes)?, &config)?;
-        let (encoders, decoders, graphs) = (Parts::default(), Parts::default(), Parts::default());
+        let (encoders, decoders, on_device) = (Parts::default(), Parts::default(), Parts::default());
         let name = name.to_owned();
-        Ok(Self { name, config, vocabulary, bytes, embedding, encoders, decoders, device: None, graphs })
+        Ok(Self { name, config, vocabulary, bytes, embedding, encoders, decoders, device: None, on_device })
     }
 
     /// Runs on a device from now on; `None` is the CPU.
     #[must_use]
     pub fn on(self, device: Option<candle_core::Device>) -> Self {
-        Self { device, graphs: Parts::default(), ..self }
+        Self { device, on_device: Parts::default(), ..self }
     }
 
     /// Loads every part, so that what is missing or misshapen is known.
@@ -142,7 +143,7 @@ impl Model {
         part(&self.decoders, precision, load)
     }
 
-    fn graph(&self, device: &candle_core::Device, precision: Precision) -> Result<Arc<Graph>> {
+    fn on_device(&self, device: &candle_core::Device, precision: Precision) -> Result<Arc<XTrimoGene>> {
         let dtype = match precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
@@ -150,16 +151,17 @@ impl Model {
                 return Err(ModelError::Device("precision int8 is for the CPU; on a GPU use bf16".into()));
             }
         };
-        part(&self.graphs, precision, || {
+        part(&self.on_device, precision, || {
             let weights = decode(&self.name, &self.bytes)?;
-            let moved = Graph::new(weights.config, &weights.tensors, device, dtype);
-            moved.map_err(ModelError::compute(&self.name, "moving weights to the device"))
+            let vb = VarBuilder::from_tensors(weights.tensors, dtype, device);
+            XTrimoGene::load(vb, &weights.config)
+                .map_err(ModelError::compute(&self.name, "moving weights to the device"))
         })
     }
 
     fn runner(&self, precision: Precision, decodes: bool) -> Result<Box<dyn Runner + '_>> {
         if let Some(device) = &self.device {
-            return Ok(Box::new(self.graph(device, precision)?));
+            return Ok(Box::new(self.on_device(device, precision)?));
         }
         Ok(Box::new(OnCpu {
             embedding: &self.embedding,
@@ -276,4 +278,4 @@ impl Model {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

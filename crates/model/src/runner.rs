@@ -1,4 +1,4 @@
-//! What runs the layers of a model: kernels over slices on the CPU, or the graph of tensors on a device.
+//! What runs the layers of a model: kernels over slices on the CPU, or tensors on a device.
 
 use std::sync::Arc;
 
@@ -8,8 +8,7 @@ use crate::batch::Packed;
 use crate::decoder::Decoder;
 use crate::embedding::Embedding;
 use crate::encoder::Encoder;
-use crate::graph::Whole;
-use crate::{Graph, Tokens};
+use crate::{DecoderInput, Tokens, XTrimoGene};
 use cellql_kernels::Rows;
 
 /// Encoder and decoder over cells that are tokens already. Each result is a function of its cell alone.
@@ -53,9 +52,9 @@ impl Runner for OnCpu<'_> {
 }
 
 /// Tensors on a device.
-impl Runner for Arc<Graph> {
+impl Runner for Arc<XTrimoGene> {
     fn encode(&self, packed: &Packed) -> candle_core::Result<Rows> {
-        let encoded = Graph::encode(self.as_ref(), &packed.positions, &packed.values, &packed.starts)?;
+        let encoded = XTrimoGene::encode(self.as_ref(), packed)?;
         let (tokens, dim) = encoded.dims2()?;
         let all = encoded.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let mut rows = Rows::new(tokens, dim);
@@ -64,7 +63,7 @@ impl Runner for Arc<Graph> {
     }
 
     fn contexts(&self, tokens: &Tokens, encoded: &Rows, first: usize, wanted: &[u32]) -> candle_core::Result<Vec<f32>> {
-        // The graph gives them in ascending order, each once.
+        // The model gives them in ascending order, each once.
         let mut ascending = wanted.to_vec();
         ascending.sort_unstable();
         ascending.dedup();
@@ -85,7 +84,7 @@ impl Runner for Arc<Graph> {
 
 /// Contexts of the positions of a cell, or of those that are wanted.
 fn decoded(
-    graph: &Graph,
+    model: &XTrimoGene,
     tokens: &Tokens,
     encoded: &Rows,
     first: usize,
@@ -93,8 +92,8 @@ fn decoded(
 ) -> candle_core::Result<Tensor> {
     let dim = encoded.row(first).len();
     let of_cell: Vec<f32> = (first..first + tokens.len()).flat_map(|i| encoded.row(i)).copied().collect();
-    let of_cell = Tensor::from_vec(of_cell, (tokens.len(), dim), graph.device())?;
-    let mut values = vec![0f32; graph.positions()];
+    let of_cell = Tensor::from_vec(of_cell, (tokens.len(), dim), model.device())?;
+    let mut values = vec![0f32; model.seq_len()];
     tokens.positions.iter().zip(&tokens.values).for_each(|(p, v)| values[*p as usize] = *v);
-    graph.decode(&[Whole { values, tokens: tokens.clone() }], &of_cell, wanted)
+    model.decode(&[DecoderInput { values, tokens: tokens.clone() }], &of_cell, wanted)
 }

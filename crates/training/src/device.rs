@@ -8,6 +8,7 @@
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarBuilder;
 
 use crate::error::{Result, TrainingError};
 use crate::learner::Learner;
@@ -17,7 +18,7 @@ use crate::network::Loss;
 use crate::parameters::Parameters;
 use crate::settings::Numbers;
 use crate::task::Example;
-use cellql_model::{Fused, Graph, Packed, Tokens, Whole};
+use cellql_model::{DecoderInput, FusedOps, Packed, Tokens, XTrimoGene};
 
 /// Numbers in rows of the decoder, over all its layers, of the cells learned from at once: 32 cells of 3M, 16 of 10M, 2 of 100M.
 const AT_ONCE: usize = 160_000_000;
@@ -30,7 +31,7 @@ pub struct OnDevices {
     devices: Vec<Device>,
     numbers: Numbers,
     /// Functions of each device, made with its first batch, and how many numbers it has room for.
-    functions: Vec<OnceLock<(Fused, usize)>>,
+    functions: Vec<OnceLock<(FusedOps, usize)>>,
     /// Whether they are used: on CUDA devices, in tests also on the CPU.
     fused: bool,
     #[cfg(feature = "nccl")]
@@ -70,7 +71,7 @@ impl OnDevices {
     }
 
     /// Functions of a device, where it has some, and how many [`AT_ONCE`] it takes.
-    fn functions(&self, number: usize, parameters: &Parameters) -> candle_core::Result<(Option<Fused>, usize)> {
+    fn functions(&self, number: usize, parameters: &Parameters) -> candle_core::Result<(Option<FusedOps>, usize)> {
         if !self.fused {
             return Ok((None, AT_ONCE));
         }
@@ -78,7 +79,7 @@ impl OnDevices {
         let (fused, room) = match made.get() {
             Some(made) => made,
             None => {
-                let fused = Fused::new(&self.devices[number], parameters.config(), parameters.buffers())?;
+                let fused = FusedOps::new(&self.devices[number], parameters.config())?;
                 let free = fused.keep_memory()?;
                 made.get_or_init(|| (fused, free.map_or(AT_ONCE, |free| AT_ONCE.min(free / BYTES))))
             }
@@ -87,12 +88,12 @@ impl OnDevices {
     }
 
     /// The model over variables, and the variables in the parameters' order.
-    fn graph(
+    fn model(
         &self,
         number: usize,
         parameters: &Parameters,
-        fused: Option<Fused>,
-    ) -> candle_core::Result<(Graph, Vec<Var>)> {
+        fused: Option<FusedOps>,
+    ) -> candle_core::Result<(XTrimoGene, Vec<Var>)> {
         let (device, mut tensors, mut vars) = (&self.devices[number], parameters.buffers().clone(), Vec::new());
         for slot in parameters.slots() {
             let values = Tensor::from_slice(&parameters.values[slot.at.clone()], slot.shape.as_slice(), device)?;
@@ -100,7 +101,8 @@ impl OnDevices {
             tensors.insert(slot.name.clone(), var.as_tensor().clone());
             vars.push(var);
         }
-        Ok((Graph::over(parameters.config().clone(), &tensors, device, self.dtype(), fused)?, vars))
+        let vb = VarBuilder::from_tensors(tensors, self.dtype(), device);
+        Ok((XTrimoGene::load_with(vb, parameters.config(), fused)?, vars))
     }
 
     /// Loss and, where asked for, gradient of the cells that one device takes, the gradient as one row on the device.
@@ -113,7 +115,7 @@ impl OnDevices {
     ) -> candle_core::Result<(Loss, Option<Tensor>)> {
         let device = &self.devices[number];
         let (fused, room) = self.functions(number, parameters)?;
-        let (graph, vars) = self.graph(number, parameters, fused)?;
+        let (model, vars) = self.model(number, parameters, fused)?;
         let (mut loss, mut row) = (Loss::default(), None);
         let mine =
             examples.iter().skip(number).step_by(self.devices.len()).filter(|example| !example.masked.is_empty());
@@ -121,7 +123,7 @@ impl OnDevices {
         let decoder = &config.decoder;
         let numbers_of_cell = config.seq_len * decoder.hidden_dim * decoder.depth;
         for cells in mine.chunks((room / numbers_of_cell).max(1)) {
-            let squares = squares(&graph, device, parameters, cells)?;
+            let squares = squares(&model, device, parameters, cells)?;
             if with_gradient {
                 let gradients = squares.backward()?;
                 let of = |var: &Var| match gradients.get(var) {
@@ -180,7 +182,7 @@ impl OnDevices {
 
 /// The sum of squared errors of some cells.
 fn squares(
-    graph: &Graph,
+    model: &XTrimoGene,
     device: &Device,
     parameters: &Parameters,
     examples: &[&Example],
@@ -191,18 +193,18 @@ fn squares(
         let depths = [example.target_depth, example.source_depth];
         let mut all: Vec<f32> = example.input.iter().copied().chain(depths).collect();
         example.hidden.iter().for_each(|p| all[*p as usize] = mask);
-        Whole { values: all, tokens: Tokens { positions, values } }
+        DecoderInput { values: all, tokens: Tokens { positions, values } }
     };
-    let cells: Vec<Whole> = examples.iter().map(whole).collect();
+    let cells: Vec<DecoderInput> = examples.iter().map(whole).collect();
     let packed = Packed::new(cells.iter().map(|cell| &cell.tokens));
     let (mut wanted, mut target) = (Vec::new(), Vec::new());
     for (first, example) in (0u32..).step_by(parameters.config().seq_len).zip(examples) {
         wanted.extend(example.masked.iter().map(|p| first + p));
         target.extend(example.masked.iter().map(|p| example.target[*p as usize]));
     }
-    let encoded = graph.encode(&packed.positions, &packed.values, &packed.starts)?;
-    let contexts = graph.decode(&cells, &encoded, Some(&wanted))?;
-    let predicted = graph.predict(&contexts)?.to_dtype(DType::F32)?;
+    let encoded = model.encode(&packed)?;
+    let contexts = model.decode(&cells, &encoded, Some(&wanted))?;
+    let predicted = model.predict(&contexts)?.to_dtype(DType::F32)?;
     (predicted - Tensor::new(target, device)?)?.sqr()?.sum_all()
 }
 

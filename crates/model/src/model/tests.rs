@@ -2,19 +2,18 @@
 
 use crate::batch::Packed;
 use crate::config::{Config, Decoder as DecoderConfig, Encoder as EncoderConfig, Size};
-use crate::fused::Fused;
-use crate::graph::{Graph, Whole};
 use crate::model::Model;
+use crate::xtrimogene::{DecoderInput, XTrimoGene};
 use crate::{NotEmbeddable, Sample, Tokens, Weights, encode, initialise};
-use candle_core::DType;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
 use cellql_schemas::expr::Profile;
 use cellql_schemas::nomenclature::Nomenclature;
 use cellql_schemas::recipe::{Precision, Recipe};
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
 
 /// A small model with weights at random, and two cells as tokens.
-fn small() -> (Weights, Vec<Tokens>) {
+pub(crate) fn small() -> (Weights, Vec<Tokens>) {
     let vocabulary = Vocabulary::new((0..90).map(|i| format!("gene{i}")).collect()).unwrap();
     let mut config = Config::of_size(Size::M3, 90);
     config.encoder = EncoderConfig { hidden_dim: 40, depth: 2, heads: 5 };
@@ -30,7 +29,7 @@ fn small() -> (Weights, Vec<Tokens>) {
     (weights, vec![cell(3, 3.1), cell(7, 2.6)])
 }
 
-fn worst(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn worst(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
 }
@@ -39,9 +38,10 @@ fn worst(a: &[f32], b: &[f32]) -> f32 {
 fn kernels_and_plain_tensors_agree() {
     let (weights, cells) = small();
     let model = Model::load("small", encode(&weights).unwrap().0).unwrap();
-    let graph = Graph::new(weights.config.clone(), &weights.tensors, &Device::Cpu, DType::F32).unwrap();
+    let vb = VarBuilder::from_tensors(weights.tensors.clone(), DType::F32, &Device::Cpu);
+    let tensors = XTrimoGene::load(vb, &weights.config).unwrap();
     let packed = Packed::new(cells.iter());
-    let plain = graph.encode(&packed.positions, &packed.values, &packed.starts).unwrap();
+    let plain = tensors.encode(&packed).unwrap();
     let fast = model.encoder(Precision::F32).unwrap().forward(&model.embedding, &packed);
     for (i, row) in plain.to_vec2::<f32>().unwrap().iter().enumerate() {
         assert!(worst(fast.row(i), row) < 1e-5);
@@ -52,8 +52,8 @@ fn kernels_and_plain_tensors_agree() {
         let encoded = plain.narrow(0, range.start, range.len()).unwrap();
         let mut values = vec![0f32; 92];
         cell.positions.iter().zip(&cell.values).for_each(|(p, v)| values[*p as usize] = *v);
-        let contexts = graph.decode(&[Whole { values, tokens: cell.clone() }], &encoded, None).unwrap();
-        let predicted = graph.predict(&contexts).unwrap().to_vec1::<f32>().unwrap();
+        let contexts = tensors.decode(&[DecoderInput { values, tokens: cell.clone() }], &encoded, None).unwrap();
+        let predicted = tensors.predict(&contexts).unwrap().to_vec1::<f32>().unwrap();
         let enhanced = decoder.enhance(&model.embedding, cell, fast.from(range.start), fast.stride());
         assert!(worst(&enhanced, &predicted[..90]) < 1e-5);
         let wanted: Vec<u32> = (0..90).rev().collect();
@@ -107,55 +107,6 @@ fn a_device_gives_what_the_kernels_give() {
             assert!(beside_kernels(model(), &gpu, Precision::Bf16) < 0.1);
         }
         Err(_) => eprintln!("no device: the model was not run on a GPU"),
-    }
-}
-
-#[test]
-fn functions_of_a_device_give_what_plain_tensors_give() {
-    let (weights, cells) = small();
-    let packed = Packed::new(cells.iter());
-    let given = |fused: Option<Fused>| {
-        let (config, tensors) = (weights.config.clone(), &weights.tensors);
-        let graph = Graph::over(config, tensors, &Device::Cpu, DType::F32, fused).unwrap();
-        let encoded = graph.encode(&packed.positions, &packed.values, &packed.starts).unwrap();
-        let whole = |cell: &Tokens| Whole { values: vec![0.0; 92], tokens: cell.clone() };
-        let whole: Vec<Whole> = cells.iter().map(whole).collect();
-        let [all, wanted] = [None, Some(&[0, 5, 91, 92, 100][..])].map(|wanted| {
-            let contexts = graph.decode(&whole, &encoded, wanted).unwrap();
-            contexts.to_vec2::<f32>().unwrap()
-        });
-        for (row, at) in wanted.iter().zip([0, 5, 91, 92, 100]) {
-            assert!(worst(row, &all[at]) < 1e-5, "what is asked for alone is what stands among all");
-        }
-        [encoded.flatten_all().unwrap().to_vec1::<f32>().unwrap(), all.concat()]
-    };
-    let fused = Fused::new(&Device::Cpu, &weights.config, &weights.tensors).unwrap();
-    let ([encoded, contexts], [plain_encoded, plain_contexts]) = (given(Some(fused)), given(None));
-    assert!(worst(&encoded, &plain_encoded) < 1e-5 && worst(&contexts, &plain_contexts) < 1e-5);
-}
-
-#[test]
-fn every_weight_gets_a_finite_gradient_and_none_is_cut_off() {
-    let (weights, cells) = small();
-    let vars: std::collections::HashMap<String, Var> =
-        weights.tensors.iter().map(|(n, t)| (n.clone(), Var::from_tensor(t).unwrap())).collect();
-    let tensors = vars.iter().map(|(n, v)| (n.clone(), v.as_tensor().clone())).collect();
-    let graph = Graph::new(weights.config.clone(), &tensors, &Device::Cpu, DType::F32).unwrap();
-    let mut loss = Tensor::new(0f32, &Device::Cpu).unwrap();
-    for cell in &cells {
-        let encoded = graph.encode(&cell.positions, &cell.values, &[0, cell.len()]).unwrap();
-        // Zeros, a masked position and padding, so that every kind of value is there.
-        let mut values = vec![0f32; 92];
-        cell.positions.iter().zip(&cell.values).for_each(|(p, v)| values[*p as usize] = *v);
-        (values[1], values[2]) = (102.0, 103.0);
-        let contexts = graph.decode(&[Whole { values, tokens: cell.clone() }], &encoded, None).unwrap();
-        loss = (loss + graph.predict(&contexts).unwrap().sqr().unwrap().mean_all().unwrap()).unwrap();
-    }
-    let gradients = loss.backward().unwrap();
-    for (name, var) in vars.iter().filter(|(n, _)| !n.ends_with("projection_matrix")) {
-        let gradient = gradients.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
-        let all = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert!(all.iter().all(|g| g.is_finite()) && all.iter().any(|g| *g != 0.0), "{name}");
     }
 }
 
