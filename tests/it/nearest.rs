@@ -6,7 +6,9 @@ use std::collections::HashSet;
 use arrow::array::AsArray;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type};
-use cellql::index::{self, Kind, Method, Metric, Question, Searcher, Vectors, exact};
+use cellql::index::{
+    self, IndexKind, KnnRequest, KnnResult, Metric, QueryVector, SearchMethod, Searcher, Vectors, exact,
+};
 use cellql::query::Session;
 use cellql_store::progress::silent;
 use cellql_store::{Store, embedding_table};
@@ -122,10 +124,10 @@ fn any_question_is_answered_as_the_plain_plan_answers_it() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
     let sessions = runtime.block_on(async {
-        let graph = indexed(folders[0].path(), Kind::Graph, 0..2000).await;
-        let ivf = indexed(folders[1].path(), Kind::Ivf, 0..2000).await;
+        let graph = indexed(folders[0].path(), IndexKind::Hnsw, 0..2000).await;
+        let ivf = indexed(folders[1].path(), IndexKind::Ivf, 0..2000).await;
         // Rows that came after the index, and rows that went.
-        let older = indexed(folders[2].path(), Kind::Graph, 0..1900).await;
+        let older = indexed(folders[2].path(), IndexKind::Hnsw, 0..1900).await;
         let new = some_vectors(1900..2000, 16, 9);
         let older = changed(&older, "cell_id % 19 = 4", Some(new)).await;
         let mut sessions = Vec::new();
@@ -168,19 +170,21 @@ async fn lances_partitions_find_what_a_scan_finds() {
     let store = Store::init(folder.path().join("store").to_str().unwrap()).await.unwrap();
     let n = 120_000;
     let store = with_vectors(&store, clustered(n)).await;
-    let (store, built) = index::build(&store, "far", "random", Some(Kind::Ivf), silent()).await.unwrap();
-    assert_eq!((built.kind, built.n_vectors, built.dim), (Kind::Ivf, n as usize, 16));
+    let (store, built) = index::build(&store, "far", "random", Some(IndexKind::Ivf), silent()).await.unwrap();
+    assert_eq!((built.kind, built.n_vectors, built.dim), (IndexKind::Ivf, n as usize, 16));
     let vectors = Vectors::read(&store, &embedding_table("random"), Metric::Cosine).await.unwrap();
     let half: HashSet<u64> = (0..n).filter(|id| id % 2 == 0).collect();
-    for among in [None, Some(&half)] {
+    for filter in [None, Some(&half)] {
         let searcher = Searcher::open(&store, "random").await.unwrap();
-        let queries: Vec<_> = (0..60).map(|i| (vectors.at(i * 1999).to_vec(), Some(i as u64 * 1999))).collect();
-        let question = Question { queries: &queries, k: 10, metric: Metric::Cosine, among };
-        let (found, method) = searcher.search(question).await.unwrap();
-        assert_eq!(method, Method::Index(Kind::Ivf, "far".into()));
+        let query = |i: usize| QueryVector { vector: vectors.at(i * 1999).to_vec(), exclude: Some(i as u64 * 1999) };
+        let queries: Vec<_> = (0..60).map(query).collect();
+        let request = KnnRequest { queries: &queries, k: 10, metric: Metric::Cosine, filter };
+        let KnnResult { neighbours, method } = searcher.search(request).await.unwrap();
+        assert_eq!(method, SearchMethod::Index(IndexKind::Ivf, "far".into()));
         let mut hits = 0;
-        for ((query, not), found) in queries.iter().zip(&found) {
-            let truth: HashSet<u64> = exact(&vectors, query, 10, among, *not).iter().map(|n| n.cell_id).collect();
+        for (query, found) in queries.iter().zip(&neighbours) {
+            let truth = exact(&vectors, &query.vector, 10, filter, query.exclude);
+            let truth: HashSet<u64> = truth.iter().map(|n| n.cell_id).collect();
             assert_eq!(found.len(), 10);
             hits += found.iter().filter(|n| truth.contains(&n.cell_id)).count();
         }
@@ -191,7 +195,7 @@ async fn lances_partitions_find_what_a_scan_finds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lances_index_is_doubted_too() {
     let folder = tempfile::tempdir().unwrap();
-    let store = indexed(folder.path(), Kind::Ivf, 0..2000).await;
+    let store = indexed(folder.path(), IndexKind::Ivf, 0..2000).await;
     let session = Session::open(store.clone()).await.unwrap();
     let ask = "SELECT cell_id FROM vector_search('cells', 7, k => 10)";
     let before = ids(&rows(&session, ask).await);
@@ -206,18 +210,19 @@ async fn lances_index_is_doubted_too() {
     let later = changed(&store, &format!("cell_id = {}", before[0]), Some(renamed)).await;
     let searcher = Searcher::open(&later, "random").await.unwrap();
     let query = searcher.vectors_of(&[7]).await.unwrap().pop().unwrap().unwrap();
-    let queries = [(query, Some(7))];
-    let question = Question { queries: &queries, k: 10, metric: Metric::Cosine, among: None };
-    let (found, method) = searcher.search(question).await.unwrap();
-    assert_eq!(method, Method::Index(Kind::Ivf, "near".into()));
-    let found: Vec<u64> = found[0].iter().map(|n| n.cell_id).collect();
+    let queries = [QueryVector { vector: query, exclude: Some(7) }];
+    let request = KnnRequest { queries: &queries, k: 10, metric: Metric::Cosine, filter: None };
+    let KnnResult { neighbours, method } = searcher.search(request).await.unwrap();
+    assert_eq!(method, SearchMethod::Index(IndexKind::Ivf, "near".into()));
+    let found: Vec<u64> = neighbours[0].iter().map(|n| n.cell_id).collect();
     assert_eq!((found[0], &found[1..]), (1 << 40, &before[1..]));
 
     // Its files are gone: named, and the answer is that of a scan.
     let files = store.local_path(&format!("{table}.lance/_indices")).unwrap();
     std::fs::remove_dir_all(files).unwrap();
     let fresh = Store::open(folder.path().join("store").to_str().unwrap()).await.unwrap();
-    let (again, method) = Searcher::open(&fresh, "random").await.unwrap().search(question).await.unwrap();
-    assert!(matches!(&method, Method::ExactInstead(why) if why.contains("'near'")), "{method:?}");
-    assert_eq!(again[0].iter().map(|n| n.cell_id).collect::<Vec<_>>(), found);
+    let KnnResult { neighbours, method } =
+        Searcher::open(&fresh, "random").await.unwrap().search(request).await.unwrap();
+    assert!(matches!(&method, SearchMethod::ExactInstead(why) if why.contains("'near'")), "{method:?}");
+    assert_eq!(neighbours[0].iter().map(|n| n.cell_id).collect::<Vec<_>>(), found);
 }

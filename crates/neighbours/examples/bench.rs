@@ -9,7 +9,7 @@ use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use cellql_neighbours::{Found, Graph, Options};
+use cellql_neighbours::{Hit, HnswConfig, HnswGraph};
 use rayon::prelude::*;
 
 /// Neighbours asked for.
@@ -57,10 +57,10 @@ fn peak() -> f64 {
     line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / f64::from(1 << 20)
 }
 
-fn build(folder: &Path, dim: usize, links: usize, breadth: usize) {
+fn build(folder: &Path, dim: usize, m: usize, ef_construction: usize) {
     let vectors = floats(&folder.join("base.f32"));
     let (start, work) = (Instant::now(), processor_seconds());
-    let graph = Graph::build(&vectors, dim, &Options { links, breadth, seed: 0 }, |_| ());
+    let graph = HnswGraph::build(&vectors, dim, &HnswConfig { m, ef_construction, seed: 0 }, |_| ());
     let (seconds, cpu_seconds) = (start.elapsed().as_secs_f64(), processor_seconds() - work);
     let mut out = BufWriter::new(File::create(folder.join("ours.graph")).unwrap());
     graph.write(&mut out).unwrap();
@@ -76,7 +76,7 @@ fn build(folder: &Path, dim: usize, links: usize, breadth: usize) {
 fn query(folder: &Path, dim: usize, ladder: Vec<usize>, enough: f64) {
     let vectors = floats(&folder.join("base.f32"));
     let queries = floats(&folder.join("queries.f32"));
-    let graph = Graph::read(&read(folder.join("ours.graph")).unwrap()).unwrap();
+    let graph = HnswGraph::read(&read(folder.join("ours.graph")).unwrap()).unwrap();
     assert_eq!(graph.dim(), dim, "a graph of other vectors");
     let exact = numbers(&folder.join("exact-1.0.u32"));
     graph.search_many(&vectors, &queries, K, ladder[0], None);
@@ -96,7 +96,7 @@ fn query(folder: &Path, dim: usize, ladder: Vec<usize>, enough: f64) {
     println!(r#"{{"peak_gib": {}, "ladder": [{}], "filters": [{}]}}"#, peak(), points.join(","), filters.join(","));
 }
 
-fn positions(found: Vec<Vec<Found>>) -> Vec<Vec<u32>> {
+fn positions(found: Vec<Vec<Hit>>) -> Vec<Vec<u32>> {
     found.into_iter().map(|found| found.into_iter().map(|f| f.position).collect()).collect()
 }
 
@@ -119,7 +119,7 @@ fn recall(found: &[Vec<u32>], exact: &[u32]) -> f64 {
 /// Answers under a filter both ways, and names the one a caller would take, by the bytes that each reads: a walk about
 /// twelve codes for every candidate it keeps, with as much again for links and order as 256 bytes, and it goes past 1 / share
 /// candidates for one that is allowed; a scan all vectors that are allowed.
-fn filter(folder: &Path, share: &str, graph: &Graph, vectors: &[f32], queries: &[f32]) -> String {
+fn filter(folder: &Path, share: &str, graph: &HnswGraph, vectors: &[f32], queries: &[f32]) -> String {
     let among = read(folder.join(format!("among-{share}.u8"))).unwrap();
     let exact = numbers(&folder.join(format!("exact-{share}.u32")));
     let kept: Vec<u32> = (0..among.len() as u32).filter(|id| among[*id as usize] == 1).collect();
