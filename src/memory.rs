@@ -2,8 +2,8 @@
 
 use sysinfo::System;
 
-/// Bytes of memory that this process may use: the machine's, or the limit of its container (cgroup) where that is lower.
-/// `None` where the system does not tell.
+/// Bytes of memory that this process may use: the machine's, or the limit of its container (cgroup) where that is
+/// lower. `None` where the system does not tell.
 pub(crate) fn limit() -> Option<u64> {
     let mut system = System::new();
     system.refresh_memory();

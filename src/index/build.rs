@@ -8,8 +8,9 @@ use crate::error::{Error, Result};
 use cellql_store::progress::OnProgress;
 use cellql_store::{Store, embedding_table};
 
-/// Builds an index over the embedding table of a recipe and replaces any index of the same name. Without a `kind`, builds the
-/// one that fits the memory ([`IndexKind::fitting`]). `on_progress` gets the number of vectors linked, for HNSW only.
+/// Builds an index over the embedding table of a recipe and replaces any index of the same name. Without a `kind`,
+/// builds the one that fits the memory ([`IndexKind::fitting`]). `on_progress` gets the number of vectors linked, for
+/// HNSW only.
 ///
 /// # Errors
 /// The table does not exist or holds no vector, or the index cannot be written.

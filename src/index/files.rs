@@ -1,8 +1,8 @@
 //! The files of an HNSW index in the store.
 //!
-//! Each build writes a folder of its own: `manifest.json` and the files of [`super::hnsw`]. The manifest states the format,
-//! the table that was indexed and the checksum of every block of each file. The row in `indexes` has the checksum of the
-//! manifest, so every byte is checked before it is used.
+//! Each build writes a folder of its own: `manifest.json` and the files of [`super::hnsw`]. The manifest states the
+//! format, the table that was indexed and the checksum of every block of each file. The row in `indexes` has the
+//! checksum of the manifest, so every byte is checked before it is used.
 
 use std::collections::BTreeMap;
 

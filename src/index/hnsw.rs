@@ -1,7 +1,7 @@
 //! An HNSW graph with the f32 vectors it was built from and the ids of their rows.
 //!
-//! It has three files: `graph` (as `cellql-neighbours` writes it), `ids` (u64 `[n]`) and `vectors` (f32 `[n, dim]`, unit
-//! length), the last two little-endian. [`super::files`] checks every byte before it is read here.
+//! It has three files: `graph` (as `cellql-neighbours` writes it), `ids` (u64 `[n]`) and `vectors` (f32 `[n, dim]`,
+//! unit length), the last two little-endian. [`super::files`] checks every byte before it is read here.
 
 use cellql_neighbours::{GraphReadError, Hit, HnswConfig, HnswGraph};
 use serde::{Deserialize, Serialize};
@@ -95,8 +95,8 @@ impl HnswIndex {
         bytemuck::try_cast_slice(&self.vectors).unwrap_or_default()
     }
 
-    /// The approximate `k` nearest to each prepared query among the rows that pass `filter`, nearest first. The query's own
-    /// row is not excluded.
+    /// The approximate `k` nearest to each prepared query among the rows that pass `filter`, nearest first. The query's
+    /// own row is not excluded.
     pub(super) fn search(
         &self,
         queries: &[QueryVector],

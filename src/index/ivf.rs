@@ -1,9 +1,9 @@
-//! Lance's IVF_SQ index over a table's vectors: partitions of similar vectors in 8-bit codes, for more vectors than memory
-//! holds.
+//! Lance's IVF_SQ index over a table's vectors: partitions of similar vectors in 8-bit codes, for more vectors than
+//! memory holds.
 //!
-//! The index is part of its table, so the table's version, and with it the store's, determines it. Lance scans rows that were
-//! added after the build and leaves out rows that were deleted. As with the table's own files, there are no checksums of
-//! ours: checksumming tens of gigabytes at every open is too slow.
+//! The index is part of its table, so the table's version, and with it the store's, determines it. Lance scans rows
+//! that were added after the build and leaves out rows that were deleted. As with the table's own files, there are no
+//! checksums of ours: checksumming tens of gigabytes at every open is too slow.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -94,9 +94,9 @@ pub(super) async fn exists(table: &Dataset) -> Result<bool> {
     Ok(!found.is_empty())
 }
 
-/// The approximate `k` nearest to each query by cosine distance, nearest first, ties by id; fewer if few of the near rows
-/// pass the filter. The filter is applied to what Lance finds, because a condition of a hundred thousand ids costs Lance
-/// more than the search.
+/// The approximate `k` nearest to each query by cosine distance, nearest first, ties by id; fewer if few of the near
+/// rows pass the filter. The filter is applied to what Lance finds, because a condition of a hundred thousand ids costs
+/// Lance more than the search.
 ///
 /// # Errors
 /// The index or the table cannot be read.

@@ -125,7 +125,8 @@ pub(super) struct UpdatedHnsw {
 }
 
 impl UpdatedHnsw {
-    /// The approximate `k` nearest to each prepared query: from the graph, and from an exact scan of the vectors it lacks.
+    /// The approximate `k` nearest to each prepared query: from the graph, and from an exact scan of the vectors it
+    /// lacks.
     pub(super) fn search(
         &self,
         queries: &[QueryVector],

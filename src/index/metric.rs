@@ -44,8 +44,9 @@ impl Metric {
         NAMES.iter().find(|(metric, _)| *metric == self).map_or("cosine", |(_, name)| name)
     }
 
-    /// Prepares a vector for [`Metric::distance`]: scales it to length one for cosine, centres it before that for correlation.
-    /// `None` if the vector has values that are not finite, or length 0 after that centring where it must be scaled.
+    /// Prepares a vector for [`Metric::distance`]: scales it to length one for cosine, centres it before that for
+    /// correlation. `None` if the vector has values that are not finite, or length 0 after that centring where it must
+    /// be scaled.
     pub fn prepare(self, vector: &[f32]) -> Option<Vec<f32>> {
         match self {
             Metric::L2 | Metric::InnerProduct => vector.iter().all(|v| v.is_finite()).then(|| vector.to_vec()),

@@ -20,18 +20,19 @@ use cellql_store::{Store, embedding_table, is_one_of};
 
 /// Tables of fewer vectors are scanned: a scan is exact and faster than loading a graph.
 const MIN_INDEXED: usize = 1_000;
-/// An index is used for k up to the number of vectors divided by this: ef_search is 4 k, and a greater part of the graph
-/// would be visited.
+/// An index is used for k up to the number of vectors divided by this: ef_search is 4 k, and a greater part of the
+/// graph would be visited.
 const MAX_K_SHARE: usize = 20;
-/// Filters that keep a smaller part of the vectors are answered by a scan of those rows. A graph search would visit many
-/// vectors for each one that passes.
+/// Filters that keep a smaller part of the vectors are answered by a scan of those rows. A graph search would visit
+/// many vectors for each one that passes.
 const MIN_FILTER_SHARE: f64 = 0.1;
 /// Bytes of vectors that stay in memory between requests by default.
 const CACHE_BYTES: usize = 4 << 30;
 /// Rows that a scan of a larger table reads at once.
 const SCAN_ROWS: usize = 8192;
 
-/// Answers requests about one embedding table at one version of a store. It keeps the index and the vectors it has read.
+/// Answers requests about one embedding table at one version of a store. It keeps the index and the vectors it has
+/// read.
 #[derive(Debug)]
 pub struct Searcher {
     store: Store,
@@ -69,7 +70,8 @@ impl Searcher {
         })
     }
 
-    /// Limits the vectors kept in memory for each metric to `bytes`. A table with more is read from its files by each scan.
+    /// Limits the vectors kept in memory for each metric to `bytes`. A table with more is read from its files by each
+    /// scan.
     pub fn with_cache_bytes(self, bytes: usize) -> Self {
         Self { cache_bytes: bytes, ..self }
     }
@@ -79,9 +81,9 @@ impl Searcher {
         &self.recipe
     }
 
-    /// Chooses how a request is answered. An index is used for cosine distance, in a table that is large enough, for a k that
-    /// is small in proportion, and with a filter that keeps enough rows. `filter_rows` is the number of rows that pass the
-    /// filter, `None` without a filter.
+    /// Chooses how a request is answered. An index is used for cosine distance, in a table that is large enough, for a
+    /// k that is small in proportion, and with a filter that keeps enough rows. `filter_rows` is the number of rows
+    /// that pass the filter, `None` without a filter.
     ///
     /// # Errors
     /// The table of indexes cannot be read.
@@ -102,7 +104,8 @@ impl Searcher {
     /// Answers a request.
     ///
     /// # Errors
-    /// A query vector has another dimension than the table or the metric is not defined for it, or the table cannot be read.
+    /// A query vector has another dimension than the table or the metric is not defined for it, or the table cannot be
+    /// read.
     pub async fn search(&self, request: KnnRequest<'_>) -> Result<KnnResult> {
         let KnnRequest { k, metric, filter, .. } = request;
         let queries = self.prepare(&request)?;

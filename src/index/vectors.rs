@@ -26,8 +26,8 @@ pub(super) fn dimension(rows: &Dataset, table: &str) -> Result<usize> {
     }
 }
 
-/// Prepared vectors and the ids of their rows. Rows without a vector are left out, and rows whose vector the metric is not
-/// defined for (for cosine, one of length 0).
+/// Prepared vectors and the ids of their rows. Rows without a vector are left out, and rows whose vector the metric is
+/// not defined for (for cosine, one of length 0).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Vectors {
     /// The metric that the vectors are prepared for.
@@ -98,8 +98,8 @@ impl Vectors {
     }
 }
 
-/// The exact `k` nearest to a prepared query `[dim]` among the rows in `filter` (`None`: all) and without the row `exclude`,
-/// nearest first, ties by id. Compares the query with every such vector.
+/// The exact `k` nearest to a prepared query `[dim]` among the rows in `filter` (`None`: all) and without the row
+/// `exclude`, nearest first, ties by id. Compares the query with every such vector.
 pub fn exact(
     vectors: &Vectors,
     query: &[f32],

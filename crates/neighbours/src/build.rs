@@ -1,8 +1,8 @@
 //! Building the graph: vectors are inserted one by one, on all threads.
 //!
-//! Rows of links are read without locks and written under one of a few thousand locks. A vector's level depends only on the
-//! seed and its position. The entry point is the vector of the highest level, chosen before the first insertion, so it never
-//! changes.
+//! Rows of links are read without locks and written under one of a few thousand locks. A vector's level depends only on
+//! the seed and its position. The entry point is the vector of the highest level, chosen before the first insertion, so
+//! it never changes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -20,11 +20,12 @@ const LOCKS: usize = 4096;
 const MAX_LEVEL: u8 = 31;
 
 impl HnswGraph {
-    /// Builds the graph over unit vectors `[n, dim]`. `progress` gets the number of vectors linked so far, every thousand
-    /// or so and from any thread.
+    /// Builds the graph over unit vectors `[n, dim]`. `progress` gets the number of vectors linked so far, every
+    /// thousand or so and from any thread.
     ///
     /// # Panics
-    /// The length of `vectors` is not a multiple of `dim`, there are 2³² − 1 vectors or more, or `dim` is 0 or above 65,536.
+    /// The length of `vectors` is not a multiple of `dim`, there are 2³² − 1 vectors or more, or `dim` is 0 or above
+    /// 65,536.
     pub fn build(vectors: &[f32], dim: usize, config: &HnswConfig, progress: impl Fn(u64) + Sync) -> Self {
         assert!((1..=65_536).contains(&dim) && vectors.len().is_multiple_of(dim), "no vectors of that dimension");
         let n = vectors.len() / dim;
@@ -63,8 +64,9 @@ impl HnswGraph {
         progress(self.len() as u64);
     }
 
-    /// INSERT of the paper: links a vector on all its layers. The neighbours are found from the top layer down, and the links
-    /// are written from the base layer up, so that no other thread reaches the vector on a layer before it is linked below.
+    /// INSERT of the paper: links a vector on all its layers. The neighbours are found from the top layer down, and the
+    /// links are written from the base layer up, so that no other thread reaches the vector on a layer before it is
+    /// linked below.
     fn insert(
         &self,
         id: u32,
@@ -124,8 +126,8 @@ struct InsertScratch {
     query: EncodedQuery,
 }
 
-/// SELECT-NEIGHBORS-HEURISTIC of the paper: a candidate is selected if it is nearer to the vector than to all candidates
-/// selected before it. So links lead in different directions.
+/// SELECT-NEIGHBORS-HEURISTIC of the paper: a candidate is selected if it is nearer to the vector than to all
+/// candidates selected before it. So links lead in different directions.
 #[derive(Debug, Default)]
 struct Selection {
     /// Dot product with the vector, and id; nearest first.
@@ -173,7 +175,8 @@ fn random(seed: u64, counter: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Level of a vector: exponentially distributed with the paper's mL = 1 / ln M, so one in M vectors is on each further layer.
+/// Level of a vector: exponentially distributed with the paper's mL = 1 / ln M, so one in M vectors is on each further
+/// layer.
 fn level(seed: u64, id: u64, m: usize) -> u8 {
     let uniform = ((random(seed, id) >> 11) + 1) as f64 / (1u64 << 53) as f64;
     (-uniform.ln() / (m as f64).ln()).min(f64::from(MAX_LEVEL)) as u8

@@ -1,8 +1,8 @@
 //! Integer dot products of 16-bit weights with 8-bit codes, exact in 32 bits: the only arithmetic of a graph search.
 //!
-//! They are compiled for AVX-512, for AVX2 and for any CPU, and chosen at run time. The results are equal bit for bit, so a
-//! graph does not depend on the machine that built it. Memory limits the speed: each row of codes is read once from a random
-//! place, so later rows are prefetched while a row is computed.
+//! They are compiled for AVX-512, for AVX2 and for any CPU, and chosen at run time. The results are equal bit for bit,
+//! so a graph does not depend on the machine that built it. Memory limits the speed: each row of codes is read once
+//! from a random place, so later rows are prefetched while a row is computed.
 
 use std::sync::OnceLock;
 
@@ -11,7 +11,8 @@ pub(crate) const BLOCK: usize = 64;
 /// Bytes of codes that are prefetched while a row is computed.
 const AHEAD: usize = 2048;
 
-/// An instruction set that this CPU has. Values other than the scalar one come only from detection, so a value is a proof.
+/// An instruction set that this CPU has. Values other than the scalar one come only from detection, so a value is a
+/// proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Isa(Level);
 
@@ -51,8 +52,8 @@ impl Isa {
     }
 }
 
-/// 16-bit weights `[stride]` of the dimensions. The sum of their magnitudes is at most 2³¹ / 255, so no sum of products with
-/// codes overflows.
+/// 16-bit weights `[stride]` of the dimensions. The sum of their magnitudes is at most 2³¹ / 255, so no sum of products
+/// with codes overflows.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Weights {
     wide: Vec<i16>,

@@ -64,11 +64,6 @@ impl HnswGraph {
         self.quantised.dim
     }
 
-    /// Bytes of memory that the graph holds. The f32 vectors are not counted.
-    pub fn bytes(&self) -> usize {
-        self.quantised.rows.get().len() + 4 * (self.base.all().len() + self.upper.all().len()) + 5 * self.len()
-    }
-
     /// The links of a layer (0 is the base layer), and the row of a vector in them.
     pub(crate) fn layer(&self, layer: usize) -> (&Links, impl Fn(u32) -> usize + '_) {
         let links = if layer == 0 { &self.base } else { &self.upper };

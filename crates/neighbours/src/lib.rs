@@ -2,12 +2,13 @@
 //!
 //! The graph and the vectors it searches are flat arrays. A search reads scalar-quantised vectors (8 bits a dimension),
 //! because memory traffic limits it and these are a quarter of f32; the best candidates are then rescored with the f32
-//! vectors. Building and searching use all threads of rayon's pool. On one thread a seed gives the same graph on every CPU.
+//! vectors. Building and searching use all threads of rayon's pool. On one thread a seed gives the same graph on every
+//! CPU.
 //!
 //! The crate depends on `cellql-kernels` for f32 dot products, on rayon, and on libc for advice about memory. It knows
-//! nothing of stores, files or models. The f32 vectors `[n, dim]` stay with the caller and are passed to each call; passing
-//! vectors of another number or dimension than the graph's is a fault of the caller and panics. A damaged graph file is a
-//! [`GraphReadError`] and never panics.
+//! nothing of stores, files or models. The f32 vectors `[n, dim]` stay with the caller and are passed to each call;
+//! passing vectors of another number or dimension than the graph's is a fault of the caller and panics. A damaged graph
+//! file is a [`GraphReadError`] and never panics.
 //!
 //! # Example
 //!

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Advises the system to use huge pages for a buffer, which saves TLB misses of random reads. To be called before the buffer
-/// is first written; the advice changes only speed.
+/// Advises the system to use huge pages for a buffer, which saves TLB misses of random reads. To be called before the
+/// buffer is first written; the advice changes only speed.
 #[allow(unsafe_code, reason = "madvise on the memory of a vector")]
 fn advise<T>(buffer: &mut Vec<T>) {
     #[cfg(target_os = "linux")]
@@ -58,8 +58,8 @@ impl Bytes {
 /// Fills the rest of a row that has fewer links than places.
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// Links of vectors: `[rows, width]`, each row a list of positions. A row may be read while another thread writes it: the
-/// reader may see a mix of old and new links, and each of them was a link of the row.
+/// Links of vectors: `[rows, width]`, each row a list of positions. A row may be read while another thread writes it:
+/// the reader may see a mix of old and new links, and each of them was a link of the row.
 #[derive(Debug)]
 pub(crate) struct Links {
     width: usize,

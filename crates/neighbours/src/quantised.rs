@@ -1,8 +1,8 @@
 //! Scalar quantisation: vectors in 8 bits a dimension, and queries encoded for products with them.
 //!
-//! Each dimension has its own range, divided into 255 steps: x ≈ min + step · code. So v·x ≈ v·min + Σ (v · step) · code.
-//! With the weights v · step in 16 bits the sum is over integers. Only x is rounded to 8 bits, by at most a 510th of its
-//! dimension's range, so dimensions of very different ranges lose nothing to each other.
+//! Each dimension has its own range, divided into 255 steps: x ≈ min + step · code. So v·x ≈ v·min + Σ (v · step) ·
+//! code. With the weights v · step in 16 bits the sum is over integers. Only x is rounded to 8 bits, by at most a 510th
+//! of its dimension's range, so dimensions of very different ranges lose nothing to each other.
 
 use rayon::prelude::*;
 
@@ -111,7 +111,8 @@ impl QuantisedVectors {
         }
         let largest = values.iter().fold(0f32, |a, b| a.max(b.abs()));
         let sum: f32 = values.iter().map(|w| w.abs()).sum();
-        // The finest unit for which weights fit 16 bits, and 255 times the sum of all weights, each rounded up, fits 32.
+        // The finest unit for which weights fit 16 bits, and 255 times the sum of all weights, each rounded up, fits
+        // 32.
         let room = (i32::MAX / 255) as f32 * 0.999 - self.dim as f32;
         let units = (32_512.0 / largest).min(room / sum);
         let units = if units.is_finite() { units } else { 0.0 };

@@ -87,10 +87,10 @@ impl SearchScratch {
 }
 
 impl HnswGraph {
-    /// The `k` nearest to a unit vector `[dim]`, nearest first, ties by position. `vectors` `[n, dim]` are those the graph
-    /// was built from. `ef` (`ef_search`) candidates are kept during the search, at least `k`; a greater `ef` raises recall
-    /// and time. With a `filter`, vectors that do not pass it are searched through but are not hits; there may be fewer than
-    /// `k` hits then.
+    /// The `k` nearest to a unit vector `[dim]`, nearest first, ties by position. `vectors` `[n, dim]` are those the
+    /// graph was built from. `ef` (`ef_search`) candidates are kept during the search, at least `k`; a greater `ef`
+    /// raises recall and time. With a `filter`, vectors that do not pass it are searched through but are not hits;
+    /// there may be fewer than `k` hits then.
     ///
     /// # Panics
     /// `vectors` has another number of vectors than the graph, or `query` another dimension.
@@ -130,11 +130,12 @@ impl HnswGraph {
         queries.map(|query| self.search(vectors, query, k, ef, filter)).collect()
     }
 
-    /// Descends from the entry point to the layer above `layer` and leaves the entry points of `layer` in `scratch.best`.
+    /// Descends from the entry point to the layer above `layer` and leaves the entry points of `layer` in
+    /// `scratch.best`.
     ///
-    /// The paper keeps one candidate on upper layers (ef = 1), this keeps eight: the nearest vector of an upper layer may be
-    /// in another cluster than the nearest of all. With one, eight queries of a thousand ended in a wrong cluster, with eight
-    /// none did.
+    /// The paper keeps one candidate on upper layers (ef = 1), this keeps eight: the nearest vector of an upper layer
+    /// may be in another cluster than the nearest of all. With one, eight queries of a thousand ended in a wrong
+    /// cluster, with eight none did.
     pub(crate) fn search_upper_layers(&self, query: &EncodedQuery, layer: usize, scratch: &mut SearchScratch) {
         const EF_UPPER: usize = 8;
         scratch.best.clear();
@@ -144,8 +145,8 @@ impl HnswGraph {
         }
     }
 
-    /// SEARCH-LAYER of the paper: searches a layer from the entry points in `scratch.best` and leaves up to `ef` nearest
-    /// there, nearest first.
+    /// SEARCH-LAYER of the paper: searches a layer from the entry points in `scratch.best` and leaves up to `ef`
+    /// nearest there, nearest first.
     pub(crate) fn search_layer(&self, query: &EncodedQuery, layer: usize, ef: usize, scratch: &mut SearchScratch) {
         let (links, row) = self.layer(layer);
         scratch.start(self.len());
@@ -170,8 +171,8 @@ impl HnswGraph {
         }
     }
 
-    /// [`search_layer`](Self::search_layer) of the base layer that keeps only vectors which pass the filter. It ends when no
-    /// vector nearer than the `ef` kept ones is left to expand.
+    /// [`search_layer`](Self::search_layer) of the base layer that keeps only vectors which pass the filter. It ends
+    /// when no vector nearer than the `ef` kept ones is left to expand.
     fn search_base_layer_filtered(
         &self,
         query: &EncodedQuery,

@@ -214,7 +214,10 @@ proptest! {
 
     /// A damaged graph is refused, or searches of it end and every hit is a vector of the set.
     #[test]
-    fn damage_never_panics(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8), header: bool) {
+    fn damage_never_panics(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        header: bool,
+    ) {
         let vectors = clustered(120, 6, 1);
         let mut bytes = written(&build(&vectors, 6));
         let end = if header { 16 } else { bytes.len() };

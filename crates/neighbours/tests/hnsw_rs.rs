@@ -1,9 +1,9 @@
 //! The graph beside hnsw_rs, the oracle: at equal M, ef_construction and ef_search its recall is not lower.
 //!
-//! This holds from ef_search = 4 k on, which is the least that `cellql` uses. Below, hnsw_rs finds up to four hundredths more,
-//! for two reasons: at ef_search = k our candidates are ranked by 8-bit codes and there are no others to rescore, and a full
-//! row of links is cut by the paper's heuristic here (as in hnswlib) but to the nearest M there, so its rows are fuller and a
-//! search compares more vectors.
+//! This holds from ef_search = 4 k on, which is the least that `cellql` uses. Below, hnsw_rs finds up to four
+//! hundredths more, for two reasons: at ef_search = k our candidates are ranked by 8-bit codes and there are no others
+//! to rescore, and a full row of links is cut by the paper's heuristic here (as in hnswlib) but to the nearest M there,
+//! so its rows are fuller and a search compares more vectors.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use cellql_neighbours::{HnswConfig, HnswGraph};
