@@ -17,7 +17,8 @@ use cellql_store::progress::silent;
 
 use crate::stores::{embed_all, empty, number, rows, say, take_in, vectors, worst};
 
-fn data(file: &str) -> Option<PathBuf> {
+/// Path of a data set that `scripts/fetch-test-data.sh` gets; `None`, and a line that says so, where it is absent.
+pub fn data(file: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("CELLQL_TEST_DATA")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/cellql-test-data")))?;

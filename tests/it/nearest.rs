@@ -1,4 +1,4 @@
-//! Questions about neighbours, whatever their shape, are answered by an index as the plain plan answers them.
+//! An index answers queries for neighbours of every shape as the plain plan does, and finds what an exact scan finds.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -10,15 +10,20 @@ use cellql::index::{
     self, IndexKind, KnnRequest, KnnResult, Metric, QueryVector, SearchMethod, Searcher, Vectors, exact,
 };
 use cellql::query::Session;
+use cellql_analysis::pca::{SparseRows, principal_components};
+use cellql_neighbours::HnswConfig;
+use cellql_schemas::cells;
+use cellql_schemas::expr::Profiles;
 use cellql_store::progress::silent;
 use cellql_store::{Store, embedding_table};
+use hnsw_rs::prelude::{Distance, Hnsw};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rand::{Rng, SeedableRng};
 
 use crate::plans::indexed;
 use crate::search::{changed, some_vectors, with_vectors};
-use crate::stores::{ids, rows};
+use crate::stores::{ids, rows, say};
 
 /// Ways to ask.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +45,8 @@ struct Case {
 }
 
 impl Case {
-    /// The question in SQL, rows `cell_id, d`; `distance` is the name of the distance. `all` asks for every row there is.
+    /// The question in SQL, rows `cell_id, d`; `distance` is the name of the distance. `all` asks for every row there
+    /// is.
     fn sql(&self, distance: &str, all: bool) -> String {
         let numbers: Vec<String> = self.vector.iter().map(|v| format!("{v:.4}")).collect();
         let vector = format!("[{}]", numbers.join(", "));
@@ -225,4 +231,93 @@ async fn lances_index_is_doubted_too() {
         Searcher::open(&fresh, "random").await.unwrap().search(request).await.unwrap();
     assert!(matches!(&method, SearchMethod::ExactInstead(why) if why.contains("'near'")), "{method:?}");
     assert_eq!(neighbours[0].iter().map(|n| n.cell_id).collect::<Vec<_>>(), found);
+}
+
+/// Log-normalised counts of Baron's 2,142 cells: of the 2,000 genes that most cells express, and their first 50
+/// principal components over all genes. Each as dimension and values `[cells, dim]`.
+async fn baron_vectors(file: &std::path::Path) -> [(usize, Vec<f32>); 2] {
+    let folder = tempfile::tempdir().unwrap();
+    let store = crate::stores::empty(folder.path()).await;
+    let (store, _) = crate::stores::take_in(&store, file, crate::stores::any_cell()).await.unwrap();
+    let batches = store.read(cells::TABLE, &[cells::EXPR], None).await.unwrap();
+    let (mut offsets, mut columns, mut values) = (vec![0], Vec::new(), Vec::new());
+    for batch in &batches {
+        for profile in Profiles::new(batch.column(0)).unwrap().iter().flatten() {
+            let total = profile.total();
+            columns.extend_from_slice(profile.gene_ids);
+            values.extend(profile.values.iter().map(|v| (f64::from(*v) / total * 1e4).ln_1p() as f32));
+            offsets.push(columns.len());
+        }
+    }
+    let n_genes = columns.iter().max().map_or(0, |most| *most as usize + 1);
+    let rows = SparseRows { dim: n_genes, offsets: &offsets, columns: &columns, values: &values };
+    let components = principal_components(rows, 50, 0);
+
+    let mut expressed = vec![0u32; n_genes];
+    columns.iter().for_each(|gene| expressed[*gene as usize] += 1);
+    let mut genes: Vec<usize> = (0..n_genes).collect();
+    genes.sort_by_key(|gene| std::cmp::Reverse(expressed[*gene]));
+    let mut place = vec![None; n_genes];
+    genes.iter().take(2000).enumerate().for_each(|(i, gene)| place[*gene] = Some(i));
+    let mut counts = vec![0f32; (offsets.len() - 1) * 2000];
+    for (row, bounds) in counts.chunks_mut(2000).zip(offsets.windows(2)) {
+        for i in bounds[0]..bounds[1] {
+            if let Some(at) = place[columns[i] as usize] {
+                row[at] = values[i];
+            }
+        }
+    }
+    [(2000, counts), (components.count, components.scores)]
+}
+
+/// One minus the dot product, by the kernel that our graph uses too.
+struct UnitCosine;
+
+impl Distance<f32> for UnitCosine {
+    fn eval(&self, a: &[f32], b: &[f32]) -> f32 {
+        // hnsw_rs requires distances that are not negative.
+        (1.0 - cellql_kernels::dot(a, b)).max(0.0)
+    }
+}
+
+/// The oracle is hnsw_rs with the same M and ef_construction (the defaults) and the ef_search that an index takes for k
+/// = 10.
+#[tokio::test(flavor = "multi_thread")]
+async fn recall_among_real_cells_is_not_below_that_of_hnsw_rs() {
+    const K: usize = 10;
+    let Some(file) = crate::baron::data("raw-Baron_human.h5ad") else { return };
+    for (dim, values) in baron_vectors(&file).await {
+        let n = values.len() / dim;
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::init(folder.path().join("store").to_str().unwrap()).await.unwrap();
+        let rows = crate::search::vectors_of(0..n as u64, dim, |row, at| values[row as usize * dim + at]);
+        let store = with_vectors(&store, rows).await;
+        let (store, _) = index::build(&store, "graph", "random", Some(IndexKind::Hnsw), silent()).await.unwrap();
+        let vectors = Vectors::read(&store, &embedding_table("random"), Metric::Cosine).await.unwrap();
+        assert_eq!(vectors.len(), n);
+
+        let query = |i: usize| QueryVector { vector: vectors.at(i).to_vec(), exclude: Some(vectors.ids[i]) };
+        let queries: Vec<_> = (0..n).step_by(2).map(query).collect();
+        let searcher = Searcher::open(&store, "random").await.unwrap();
+        let request = KnnRequest { queries: &queries, k: K, metric: Metric::Cosine, filter: None };
+        let ours = searcher.search(request).await.unwrap();
+        assert_eq!(ours.method, SearchMethod::Index(IndexKind::Hnsw, "graph".into()));
+
+        let HnswConfig { m, ef_construction, .. } = HnswConfig::default();
+        let theirs = Hnsw::new(m, n, 16, ef_construction, UnitCosine);
+        (0..n).for_each(|i| theirs.insert_slice((vectors.at(i), i)));
+        let (mut of_ours, mut of_theirs) = (0, 0);
+        for (query, found) in queries.iter().zip(&ours.neighbours) {
+            let truth = exact(&vectors, &query.vector, K, None, query.exclude);
+            let truth: HashSet<u64> = truth.iter().map(|n| n.cell_id).collect();
+            of_ours += found.iter().filter(|n| truth.contains(&n.cell_id)).count();
+            let found = theirs.search(&query.vector, K + 1, 128).into_iter().map(|n| vectors.ids[n.d_id]);
+            of_theirs += found.filter(|id| Some(*id) != query.exclude && truth.contains(id)).count();
+        }
+        let recall = |hits: usize| hits as f64 / (K * queries.len()) as f64;
+        let (ours, theirs) = (recall(of_ours), recall(of_theirs));
+        say(&format!("recall@10 among {n} cells of {dim} dimensions: {ours:.4}, hnsw_rs {theirs:.4}"));
+        // Three standard errors of a recall of 0.995 over these 10,710 neighbours are 0.002.
+        assert!(ours >= theirs - 0.002, "{dim} dimensions: {ours:.4}, hnsw_rs {theirs:.4}");
+    }
 }
