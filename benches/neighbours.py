@@ -1,23 +1,27 @@
 #!/usr/bin/env python3
-"""Times approximate nearest-neighbour search of cellql-neighbours beside hnswlib, usearch and faiss, in one run on one set.
+"""Times approximate nearest-neighbour search of cellql-neighbours, hnsw_rs, hnswlib, usearch and faiss on one set.
 
     benches/neighbours.py --ours PROGRAM --source raw-Baron_human.h5ad --cache FOLDER
-                          [--count 100000] [--dim 256] [--threads 1,2] [--repeat 3] [--only ours,hnswlib,...]
+                          [--count 100000] [--dim 256] [--threads 1,2] [--repeat 3] [--only ours,hnsw_rs,hnswlib,...]
 
 The vectors: Baron's human pancreas cells, counts scaled to 10,000 a cell, log(1 + x), centred, their first 50 principal
-components (numpy, exact). A vector is the scores of a cell drawn at random plus Gaussian noise in every component, half as
-wide as that component's spread within cell types (the authors' labels), then turned into `--dim` dimensions by one random
-matrix of orthonormal rows and scaled to unit length. So the set is clustered like an atlas: types, cells within them, and
-neighbours around every cell. The 1,000 queries are drawn in the same way and are not in the set. Exact neighbours come from
-numpy's matrix product over the whole set, and so do those among a random half, twentieth and thousandth of it.
+components (numpy, exact). A vector is the scores of a cell drawn at random plus Gaussian noise in every component, half
+as wide as that component's spread within cell types (the authors' labels), then projected into `--dim` dimensions by
+one random matrix of orthonormal rows and scaled to unit length. So the set is clustered like an atlas: types, cells
+within them, and neighbours around every cell. The 1,000 queries are drawn in the same way and are not in the set. Exact
+neighbours come from numpy's matrix product over the whole set, and so do those among a random half, twentieth and
+thousandth of it.
 
-All graphs have 32 links a vector on the ground layer (M = 16) and are built with 128 candidates, by all the `--threads`
-there are. Programs run by turns, each in a process of its own, and answer the 1,000 queries as one batch at every breadth of
-a ladder up to recall 0.99; that is a round, and there are `--repeat` of them. Printed are medians over the rounds with
-[smallest, largest], by the clock on the wall and by the seconds that processors spent, which other work on the machine
-disturbs less. Queries/s at recall 0.95 lie on the line through the two neighbouring breadths, of log(queries/s) over recall; a program
-whose least breadth finds more than that is taken at its least breadth. Memory is the peak of the process that answers.
-Graphs are kept in FOLDER, and a graph found there is not built again: its seconds are those of the run that built it.
+All graphs have M = 16 (32 links a vector on the base layer) and are built with ef_construction = 128, by the greatest
+number of `--threads`. Programs run in turns, each in its own process, and answer the 1,000 queries as one batch with
+every ef_search of a ladder up to recall 0.99; that is a round, and there are `--repeat` rounds. Printed are medians
+over the rounds with [smallest, largest], by wall clock and by processor seconds, which other work on the machine
+disturbs less. Queries/s at recall 0.95 are interpolated between the two neighbouring ef_search, log(queries/s) being
+linear in recall; a program that finds more with the least ef_search is taken there. Memory is the peak of the process
+that answers. Graphs are kept in FOLDER, and a graph found there is not built again: its seconds are those of the run
+that built it.
+
+hnsw_rs runs in the same program as ours (crates/neighbours/examples/bench) and computes distances with the same kernel.
 """
 
 import argparse
@@ -32,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
-K, QUERIES, LINKS, BREADTH, COMPONENTS, NOISE = 10, 1000, 16, 128, 50, 0.5
+K, QUERIES, M, EF_CONSTRUCTION, COMPONENTS, NOISE = 10, 1000, 16, 128, 50, 0.5
 SHARES = [0.5, 0.05, 0.001]
 LADDER = [10, 14, 20, 28, 40, 56, 80, 112, 160, 224]
 AIM, ENOUGH = 0.95, 0.99
@@ -69,11 +73,11 @@ def make(folder, source, count, dim):
     folder.mkdir(parents=True, exist_ok=True)
     found, spread = scores(source)
     rng = np.random.default_rng(1)
-    turn = np.linalg.qr(rng.standard_normal((dim, COMPONENTS)))[0].T
+    projection = np.linalg.qr(rng.standard_normal((dim, COMPONENTS)))[0].T
 
     def draw(rows):
         chosen = found[rng.integers(len(found), size=rows)] + NOISE * spread * rng.standard_normal((rows, COMPONENTS))
-        chosen = chosen @ turn
+        chosen = chosen @ projection
         return (chosen / np.linalg.norm(chosen, axis=1, keepdims=True)).astype("<f4")
 
     queries = draw(QUERIES)
@@ -119,7 +123,7 @@ class Hnswlib:
         self.count, self.index_file = len(base), None
 
     def build(self, base):
-        self.index.init_index(len(base), M=LINKS, ef_construction=BREADTH)
+        self.index.init_index(len(base), M=M, ef_construction=EF_CONSTRUCTION)
         self.index.add_items(base, num_threads=self.threads)
 
     def save(self, path):
@@ -128,8 +132,8 @@ class Hnswlib:
     def load(self, path):
         self.index.load_index(path, max_elements=self.count)
 
-    def search(self, queries, breadth):
-        self.index.set_ef(breadth)
+    def search(self, queries, ef):
+        self.index.set_ef(ef)
         return self.index.knn_query(queries, K, num_threads=self.threads)[0]
 
 
@@ -138,7 +142,7 @@ class Usearch:
         from usearch.index import Index
 
         self.threads = threads
-        self.index = Index(ndim=dim, metric="ip", dtype=dtype, connectivity=LINKS, expansion_add=BREADTH)
+        self.index = Index(ndim=dim, metric="ip", dtype=dtype, connectivity=M, expansion_add=EF_CONSTRUCTION)
 
     def build(self, base):
         step = 20_000
@@ -152,8 +156,8 @@ class Usearch:
     def load(self, path):
         self.index.load(path)
 
-    def search(self, queries, breadth):
-        self.index.expansion_search = breadth
+    def search(self, queries, ef):
+        self.index.expansion_search = ef
         return self.index.search(queries, K, threads=self.threads).keys
 
 
@@ -164,10 +168,10 @@ class Faiss:
         faiss.omp_set_num_threads(threads)
         self.faiss, metric = faiss, faiss.METRIC_INNER_PRODUCT
         if bits == 8:
-            self.index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, LINKS, metric)
+            self.index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, M, metric)
         else:
-            self.index = faiss.IndexHNSWFlat(dim, LINKS, metric)
-        self.index.hnsw.efConstruction = BREADTH
+            self.index = faiss.IndexHNSWFlat(dim, M, metric)
+        self.index.hnsw.efConstruction = EF_CONSTRUCTION
 
     def build(self, base):
         if not self.index.is_trained:
@@ -180,11 +184,13 @@ class Faiss:
     def load(self, path):
         self.index = self.faiss.read_index(path)
 
-    def search(self, queries, breadth):
-        self.index.hnsw.efSearch = breadth
+    def search(self, queries, ef):
+        self.index.hnsw.efSearch = ef
         return self.index.search(queries, K)[1]
 
 
+# Those that the program `--ours` runs.
+RUST = ["ours", "hnsw_rs"]
 RIVALS = {
     "hnswlib f32": Hnswlib,
     "usearch f32": lambda *a: Usearch(*a, "f32"),
@@ -196,7 +202,7 @@ RIVALS = {
 
 
 def worker(args, folder):
-    """A process of one rival: builds its graph, or answers the queries at every breadth."""
+    """A process of one rival: builds its graph, or answers the queries with every ef_search."""
     name, threads = args.worker, int(args.threads)
     base = np.memmap(folder / "base.f32", "<f4", "r", shape=(args.count, args.dim))
     rival = RIVALS[name](base, args.dim, threads)
@@ -213,12 +219,12 @@ def worker(args, folder):
     queries = np.fromfile(folder / "queries.f32", "<f4").reshape(QUERIES, args.dim)
     exact, found = truth(folder), []
     rival.search(queries, LADDER[0])
-    for breadth in LADDER:
+    for ef in LADDER:
         start, work = time.perf_counter(), time.process_time()
-        keys = rival.search(queries, breadth)
+        keys = rival.search(queries, ef)
         seconds, work = time.perf_counter() - start, time.process_time() - work
         hits = sum(len(np.intersect1d(a, b)) for a, b in zip(keys.astype(np.int64), exact.astype(np.int64)))
-        found.append({"breadth": breadth, "recall": hits / exact.size, "rate": QUERIES / seconds, "cpu_rate": QUERIES / work})
+        found.append({"ef": ef, "recall": hits / exact.size, "rate": QUERIES / seconds, "cpu_rate": QUERIES / work})
         if found[-1]["recall"] > ENOUGH:
             break
     peak = peak_gib()
@@ -226,7 +232,7 @@ def worker(args, folder):
 
 
 def call(command, threads):
-    settings = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    settings = {name: str(threads) for name in ["OMP_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"]}
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env={**os.environ, **settings})
     if done.returncode != 0:
         sys.exit(f"{command}\n{done.stdout}\n{done.stderr}")
@@ -234,15 +240,15 @@ def call(command, threads):
 
 
 def command(args, folder, name, threads, build):
-    if name == "ours":
-        verb = ["build", LINKS, BREADTH] if build else ["query", ",".join(map(str, LADDER)), ENOUGH]
-        return [args.ours, verb[0], folder, args.dim, *verb[1:]]
+    if name in RUST:
+        verb = ["build", M, EF_CONSTRUCTION] if build else ["query", ",".join(map(str, LADDER)), ENOUGH]
+        return [args.ours, name, verb[0], folder, args.dim, *verb[1:]]
     rest = ["--count", args.count, "--dim", args.dim, "--threads", threads, "--cache", args.cache]
     return [sys.executable, __file__, "--worker", name, *rest, *(["--build"] if build else [])]
 
 
 def at_aim(ladder, rate):
-    """Queries/s at recall 0.95, or None where no breadth reaches it; `rate` says by which clock."""
+    """Queries/s at recall 0.95, or None where no ef_search reaches it; `rate` says by which clock."""
     before = None
     for point in ladder:
         if point["recall"] >= AIM:
@@ -259,10 +265,11 @@ def spread(values, form):
 
 
 def bench(args, folder):
-    names = [name for name in ["ours", *RIVALS] if not args.only or {name, name.split()[0]} & set(args.only.split(","))]
+    names = [name for name in [*RUST, *RIVALS] if not args.only or {name, name.split()[0]} & set(args.only.split(","))]
     threads = [int(t) for t in args.threads.split(",")]
-    print(f"{args.count} vectors x {args.dim}, {QUERIES} queries, recall@{K}; M = {LINKS}, {BREADTH} candidates; "
-          f"{COMPONENTS} components, noise {NOISE} of the spread within types", flush=True)
+    print(f"{args.count} vectors x {args.dim}, {QUERIES} queries, recall@{K}; M = {M}, "
+          f"ef_construction = {EF_CONSTRUCTION}; {COMPONENTS} components, "
+          f"noise {NOISE} of the spread within types", flush=True)
     make(folder, args.source, args.count, args.dim)
     built = {}
     for name in names:
@@ -271,8 +278,8 @@ def bench(args, folder):
             note.write_text(json.dumps(call(command(args, folder, name, max(threads), True), max(threads))[-1]))
         built[name] = json.loads(note.read_text())
         took = {"cpu_seconds": math.nan, "peak_gib": math.nan, **built[name]}
-        print(f"{name:14} built in {took['seconds']:6.0f} s by {took['threads']} threads, {took['cpu_seconds']:6.0f} s of "
-              f"processors, {took['peak_gib']:.2f} GiB", flush=True)
+        print(f"{name:14} built in {took['seconds']:6.0f} s by {took['threads']} threads, "
+              f"{took['cpu_seconds']:6.0f} s of processors, {took['peak_gib']:.2f} GiB", flush=True)
     rounds = {}
     for turn in range(args.repeat):
         for count in threads:
@@ -284,22 +291,24 @@ def bench(args, folder):
     if "ours" in names:
         for count in threads:
             for way in rounds["ours", count][0]["filters"]:
-                print(f"ours, {count} threads, filter keeping {way['share']:6.1%}: {way['way']}, recall {way['recall']:.3f}, "
-                      f"{way['rate']:.0f} queries/s; other way recall {way['other_recall']:.3f}, {way['other_rate']:.0f} queries/s")
+                other = f"recall {way['other_recall']:.3f}, {way['other_rate']:.0f} queries/s"
+                print(f"ours, {count} threads, filter keeping {way['share']:6.1%}: {way['way']}, "
+                      f"recall {way['recall']:.3f}, {way['rate']:.0f} queries/s; other way {other}")
 
 
 def report(name, count, results):
     label = f"{name:14} {count} threads: "
-    ladder = " ".join(f"{p['breadth']}:{p['recall']:.3f}/{statistics.median(r['ladder'][i]['rate'] for r in results):.0f}"
+    ladder = " ".join(f"{p['ef']}:{p['recall']:.3f}/{statistics.median(r['ladder'][i]['rate'] for r in results):.0f}"
                       for i, p in enumerate(results[0]["ladder"]))
     peak = statistics.median(r["peak_gib"] for r in results)
     if at_aim(results[0]["ladder"], "rate") is None:
         best = max(p["recall"] for p in results[0]["ladder"])
-        print(f"{label}recall {AIM} not reached, at most {best:.3f}; {peak:.2f} GiB; breadth:recall/rate {ladder}", flush=True)
+        print(f"{label}recall {AIM} not reached, at most {best:.3f}; {peak:.2f} GiB; ef:recall/rate {ladder}",
+              flush=True)
         return
     wall, work = ([at_aim(r["ladder"], rate) for r in results] for rate in ["rate", "cpu_rate"])
     print(f"{label}{spread(wall, '%.0f')} queries/s, {spread(work, '%.0f')} per second of processor, {peak:.2f} GiB; "
-          f"breadth:recall/rate {ladder}", flush=True)
+          f"ef:recall/rate {ladder}", flush=True)
 
 
 def main():

@@ -11,6 +11,7 @@ pub mod export;
 pub mod index;
 pub mod ingest;
 pub mod jobs;
+mod memory;
 pub mod pretrain;
 pub mod query;
 pub mod registry;

@@ -387,7 +387,7 @@ pub(super) enum IndexVerb {
         name: Option<String>,
         /// What it is (default: hnsw where it takes no more than half of this machine's memory, else ivf)
         #[arg(long, value_enum)]
-        kind: Option<IndexKind>,
+        kind: Option<IndexKindArg>,
     },
     /// List the indexes of a store
     List {
@@ -405,7 +405,7 @@ pub(super) enum Target {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum IndexKind {
+pub(super) enum IndexKindArg {
     /// A graph, searched in memory
     Hnsw,
     /// Lance's partitions, searched on disk

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use cellql_schemas::recipe::{Precision, Recipe};
 
-use super::args::{EmbedArgs, IndexKind, IndexVerb, RecipeArgs};
+use super::args::{EmbedArgs, IndexKindArg, IndexVerb, RecipeArgs};
 use super::output;
 use super::talk::Talk;
 use crate::error::{Error, Result};
-use crate::index::{Kind, build};
+use crate::index::{IndexKind, build};
 use crate::jobs::{EmbedOptions, EmbedReport, Groups, Memory, embed_cells, embed_genes};
 use crate::query::{Session, StoreEngine};
 use cellql_model::{Device, Model};
@@ -19,7 +19,7 @@ pub(super) async fn run(verb: IndexVerb, talk: &Talk) -> Result<()> {
     match verb {
         IndexVerb::Build { recipe, on: _, name, kind } => {
             let store = super::open_to_write(&recipe.store, talk).await?;
-            build_over(&store, &recipe, name, kind.map(Kind::from), talk).await?;
+            build_over(&store, &recipe, name, kind.map(IndexKind::from), talk).await?;
             Ok(())
         }
         IndexVerb::List { store, format } => {
@@ -64,7 +64,7 @@ pub(super) async fn build_over(
     store: &Store,
     args: &RecipeArgs,
     name: Option<String>,
-    kind: Option<Kind>,
+    kind: Option<IndexKind>,
     talk: &Talk,
 ) -> Result<Store> {
     let (store, report) = fill(store, args, talk).await?;
@@ -139,11 +139,11 @@ fn recipe(engine: &StoreEngine, args: &RecipeArgs, talk: &Talk) -> Result<Recipe
     Ok(recipe)
 }
 
-impl From<IndexKind> for Kind {
-    fn from(kind: IndexKind) -> Self {
+impl From<IndexKindArg> for IndexKind {
+    fn from(kind: IndexKindArg) -> Self {
         match kind {
-            IndexKind::Hnsw => Kind::Graph,
-            IndexKind::Ivf => Kind::Ivf,
+            IndexKindArg::Hnsw => IndexKind::Hnsw,
+            IndexKindArg::Ivf => IndexKind::Ivf,
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Lance's own index over a table's vectors: partitions of like vectors, in 8-bit codes (IVF_SQ), for more vectors than a
-//! graph can hold in memory.
+//! Lance's IVF_SQ index over a table's vectors: partitions of similar vectors in 8-bit codes, for more vectors than
+//! memory holds.
 //!
-//! It is part of its table: the table's version names it, so a store's version does. Rows that came after it are looked at one
-//! by one and rows that are gone are left out, both by Lance. Its files carry no checksums beyond Lance's own, as the
-//! table's do not.
+//! The index is part of its table, so the table's version, and with it the store's, determines it. Lance scans rows
+//! that were added after the build and leaves out rows that were deleted. As with the table's own files, there are no
+//! checksums of ours: checksumming tens of gigabytes at every open is too slow.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,34 +19,39 @@ use lance_index::vector::ivf::IvfBuildParams;
 use lance_index::vector::sq::builder::SQBuildParams;
 use lance_linalg::distance::MetricType;
 
-use super::Kind;
-use super::file::{Built, Entry, record};
-use super::search::Neighbour;
+use super::entries::{BuiltIndex, IndexEntry, record};
+use super::kind::IndexKind;
+use super::neighbour::Neighbour;
+use super::request::QueryVector;
+use super::vectors;
 use crate::error::{Error, Result};
 use cellql_store::{Store, embedding_table};
 
-/// Name within the table: a table has one.
+/// Name of the index within its table. A table has one.
 const NAME: &str = "nearest";
-/// Vectors of a partition, on the average. Many small ones cost a read each, few large ones a look at more vectors.
+/// Average number of vectors in a partition. Each partition costs a query one read, and all its vectors are compared.
 const PARTITION: usize = 4096;
-/// Partitions that a query looks into: this part of them, and no fewer than the second number.
-const PROBED: (usize, usize) = (10, 20);
-/// How many times k are found by codes and compared by their vectors.
-const REFINED: u32 = 5;
-/// With a filter, how many times as many are asked for as would hold k of those it keeps, were these spread evenly.
-const MORE_FILTERED: usize = 2;
-/// Column of distances in Lance's answers.
+/// A query searches one in so many partitions.
+const PROBED_SHARE: usize = 10;
+/// A query searches at least so many partitions.
+const MIN_PROBED: usize = 20;
+/// This multiple of k is found by codes and compared by f32 vectors (Lance's refine factor).
+const REFINE_FACTOR: u32 = 5;
+/// With a filter, this multiple of the rows is requested that would hold k passing ones if these were spread evenly.
+const FILTER_OVERSAMPLING: usize = 2;
+/// Column of distances in Lance's results.
 const DISTANCE: &str = "_distance";
 
+/// Number of partitions for a number of vectors.
 fn partitions(vectors: usize) -> usize {
     vectors.div_ceil(PARTITION).max(1)
 }
 
-/// Builds the index over the vectors of a recipe, in the place of any before.
+/// Builds the index over the vectors of a recipe and replaces an earlier one.
 ///
 /// # Errors
 /// The table does not exist or holds no vector, or the index cannot be written.
-pub(super) async fn build(store: &Store, name: &str, recipe: &str) -> Result<(Store, Built)> {
+pub(super) async fn build(store: &Store, name: &str, recipe: &str) -> Result<(Store, BuiltIndex)> {
     let table = embedding_table(recipe);
     let mut transaction = store.begin(&format!("index build {name}")).await?;
     let rows = transaction.store().table(&table).await?;
@@ -57,21 +62,21 @@ pub(super) async fn build(store: &Store, name: &str, recipe: &str) -> Result<(St
     let ivf = IvfBuildParams::new(partitions(n_vectors));
     let params = VectorIndexParams::with_ivf_sq_params(MetricType::Cosine, ivf, SQBuildParams::default());
     let table_version = transaction.index_vectors(&table, embeddings::VECTOR, NAME, &params).await?;
-    let row = Entry {
+    let row = IndexEntry {
         name: name.to_owned(),
         recipe: recipe.to_owned(),
         table_version,
-        kind: Kind::Ivf,
+        kind: IndexKind::Ivf,
         n_vectors: n_vectors as u64,
         path: String::new(),
         checksum: String::new(),
     };
     record(&mut transaction, &row).await?;
-    let dim = super::vectors::dimension(&rows, &table)?;
-    Ok((transaction.publish().await?, Built { kind: Kind::Ivf, n_vectors, dim }))
+    let dim = vectors::dimension(&rows, &table)?;
+    Ok((transaction.publish().await?, BuiltIndex { kind: IndexKind::Ivf, n_vectors, dim }))
 }
 
-/// Rows with a vector.
+/// Number of rows that have a vector.
 ///
 /// # Errors
 /// The table cannot be read.
@@ -80,7 +85,7 @@ pub(super) async fn count(table: &Dataset) -> Result<usize> {
     held.map_err(Error::internal("counting vectors"))
 }
 
-/// Whether a version of a table has the index.
+/// Whether this version of a table has the index.
 ///
 /// # Errors
 /// The table's list of indexes cannot be read.
@@ -89,41 +94,44 @@ pub(super) async fn exists(table: &Dataset) -> Result<bool> {
     Ok(!found.is_empty())
 }
 
-/// The `k` nearest to each query by cosine distance, nearest first, ties by id; fewer where a filter keeps little of what is
-/// near. A filter is applied to what is found: a hundred thousand ids as a condition cost Lance more than a search.
+/// The approximate `k` nearest to each query by cosine distance, nearest first, ties by id; fewer if few of the near
+/// rows pass the filter. The filter is applied to what Lance finds, because a condition of a hundred thousand ids costs
+/// Lance more than the search.
 ///
 /// # Errors
 /// The index or the table cannot be read.
 pub(super) async fn search(
     table: &Arc<Dataset>,
-    queries: &[(Vec<f32>, Option<u64>)],
+    queries: &[QueryVector],
     k: usize,
-    among: Option<&HashSet<u64>>,
+    filter: Option<&HashSet<u64>>,
 ) -> Result<Vec<Vec<Neighbour>>> {
     let threads = rayon::current_num_threads();
     let rows = table.count_rows(None).await.map_err(Error::internal("counting vectors"))?;
-    let probed = (partitions(rows) / PROBED.0).max(PROBED.1);
-    let wanted = match among {
+    let probed = (partitions(rows) / PROBED_SHARE).max(MIN_PROBED);
+    let wanted = match filter {
         None => k,
-        Some(ids) => (k * MORE_FILTERED * rows).div_ceil(ids.len().max(1)).min(rows),
+        Some(ids) => (k * FILTER_OVERSAMPLING * rows).div_ceil(ids.len().max(1)).min(rows),
     };
-    // One more than that, since the row of the query itself may be among them.
-    let asked: Vec<_> = queries.iter().map(|(query, _)| one(table, query, wanted + 1, probed)).collect();
-    let mut all: Vec<_> = stream::iter(asked).buffered(threads).try_collect().await?;
-    for (found, (_, not)) in all.iter_mut().zip(queries) {
-        found.retain(|n: &Neighbour| Some(n.cell_id) != *not && among.is_none_or(|ids| ids.contains(&n.cell_id)));
+    // One more than that, because the excluded row may be among them.
+    let searches: Vec<_> = queries.iter().map(|query| search_one(table, &query.vector, wanted + 1, probed)).collect();
+    let mut all: Vec<_> = stream::iter(searches).buffered(threads).try_collect().await?;
+    for (found, query) in all.iter_mut().zip(queries) {
+        let passes = |id: u64| Some(id) != query.exclude && filter.is_none_or(|rows| rows.contains(&id));
+        found.retain(|neighbour: &Neighbour| passes(neighbour.cell_id));
         found.truncate(k);
     }
     Ok(all)
 }
 
-async fn one(table: &Arc<Dataset>, query: &[f32], k: usize, probed: usize) -> Result<Vec<Neighbour>> {
+/// The approximate `k` nearest to a vector; `probed` partitions are searched.
+async fn search_one(table: &Arc<Dataset>, query: &[f32], k: usize, probed: usize) -> Result<Vec<Neighbour>> {
     let doing = || Error::internal("searching Lance's index");
     let mut scan = table.scan();
     scan.project(&[embeddings::CELL_ID, DISTANCE]).map_err(doing())?;
     let vector = Float32Array::from(query.to_vec());
     let nearest = scan.nearest(embeddings::VECTOR, &vector, k).map_err(doing())?;
-    nearest.minimum_nprobes(probed).refine(REFINED);
+    nearest.minimum_nprobes(probed).refine(REFINE_FACTOR);
     let batches = scan.try_into_stream().await.map_err(doing())?;
     let mut found = Vec::new();
     for batch in batches.try_collect::<Vec<_>>().await.map_err(doing())? {

@@ -1,73 +1,45 @@
-//! Kinds of indexes, and which of them fits a table.
+//! Kinds of indexes.
 
 use std::str::FromStr;
 
-use super::file::{self, Built};
-use super::graph::GraphOptions;
-use super::{ivf, vectors};
-use crate::error::{Error, Result};
-use cellql_store::progress::OnProgress;
-use cellql_store::{Store, embedding_table};
+use crate::memory;
 
-/// What an index is.
+/// Kind of an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A navigable graph in files of its own, searched in memory.
-    Graph,
-    /// Partitions of like vectors, by Lance, searched on disk.
+pub enum IndexKind {
+    /// An HNSW graph in files of its own, searched in memory.
+    Hnsw,
+    /// Lance's IVF_SQ: partitions of similar vectors in 8-bit codes, searched on disk.
     Ivf,
 }
 
-const NAMES: [(Kind, &str); 2] = [(Kind::Graph, "hnsw"), (Kind::Ivf, "ivf")];
+const NAMES: [(IndexKind, &str); 2] = [(IndexKind::Hnsw, "hnsw"), (IndexKind::Ivf, "ivf")];
 
-impl FromStr for Kind {
+impl FromStr for IndexKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let known = NAMES.iter().find(|(_, name)| *name == text);
-        known.map(|(kind, _)| *kind).ok_or_else(|| format!("unknown kind of index '{text}'"))
+        known.map(|(kind, _)| *kind).ok_or_else(|| format!("unknown kind of index '{text}'; there are: hnsw, ivf"))
     }
 }
 
-impl Kind {
-    /// Its name in `indexes`.
+impl IndexKind {
+    /// Name of the kind in the table `indexes`.
     pub fn name(self) -> &'static str {
         NAMES.iter().find(|(kind, _)| *kind == self).map_or("hnsw", |(_, name)| name)
     }
 
-    /// The kind for so many vectors of so many numbers: a graph where it takes no more than half of this machine's memory.
+    /// The kind for `n_vectors` vectors of dimension `dim`: HNSW if the graph and its vectors take at most half of the
+    /// memory that this process may use, IVF otherwise.
     pub fn fitting(n_vectors: usize, dim: usize) -> Self {
-        // A vector in f32 and in codes of a byte, and some 40 links of four bytes.
-        let graph = n_vectors as u64 * (5 * dim as u64 + 160);
-        if memory().is_some_and(|memory| graph > memory / 2) { Kind::Ivf } else { Kind::Graph }
+        Self::fitting_in(memory::limit(), n_vectors, dim)
     }
-}
 
-/// Bytes of memory of this machine, where the system says.
-fn memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(1024 * line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?)
-}
-
-/// Builds an index over an embedding table and puts it in the place of any of the same name. Without a kind, the one that fits.
-///
-/// # Errors
-/// The table does not exist or holds no vector, or the index cannot be written.
-pub async fn build(
-    store: &Store,
-    name: &str,
-    recipe: &str,
-    kind: Option<Kind>,
-    on_progress: OnProgress,
-) -> Result<(Store, Built)> {
-    let name_of_table = embedding_table(recipe);
-    let table = store.table(&name_of_table).await?;
-    let dim = vectors::dimension(&table, &name_of_table)?;
-    let rows = table.count_rows(None).await.map_err(Error::internal(format!("counting {name_of_table}")))?;
-    match kind.unwrap_or_else(|| Kind::fitting(rows, dim)) {
-        Kind::Graph => file::build(store, name, recipe, GraphOptions::default(), on_progress).await,
-        Kind::Ivf => ivf::build(store, name, recipe).await,
+    fn fitting_in(memory: Option<u64>, n_vectors: usize, dim: usize) -> Self {
+        // A vector in f32 and in 8-bit codes, and some 40 links of four bytes.
+        let graph = n_vectors as u64 * (5 * dim as u64 + 160);
+        if memory.is_some_and(|memory| graph > memory / 2) { IndexKind::Ivf } else { IndexKind::Hnsw }
     }
 }
 
@@ -76,11 +48,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_memory_cannot_hold_is_not_made_a_graph() {
-        assert_eq!(Kind::fitting(1_000, 512), Kind::Graph);
-        if memory().is_some() {
-            assert_eq!(Kind::fitting(1_000_000_000_000, 512), Kind::Ivf);
-        }
+    fn a_graph_takes_at_most_half_of_the_memory() {
+        let bytes = 1_000 * (5 * 512 + 160);
+        assert_eq!(IndexKind::fitting_in(Some(2 * bytes), 1_000, 512), IndexKind::Hnsw);
+        assert_eq!(IndexKind::fitting_in(Some(2 * bytes - 2), 1_000, 512), IndexKind::Ivf);
+        assert_eq!(IndexKind::fitting_in(None, 1_000_000_000_000, 512), IndexKind::Hnsw);
+    }
+
+    #[test]
+    fn names_and_kinds_convert_into_each_other() {
         for (kind, name) in NAMES {
             assert_eq!((name.parse(), kind.name()), (Ok(kind), name));
         }

@@ -1,21 +1,21 @@
-//! What near means.
+//! Distance metrics.
 
 use std::str::FromStr;
 
 use cellql_kernels::dot;
 use cellql_schemas::suggest::did_you_mean;
 
-/// A distance between vectors; the nearest have the smallest.
+/// A distance metric between vectors. The nearest vectors have the smallest distance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Metric {
-    /// 1 − cosine of the angle, 0 to 2.
+    /// Cosine distance: 1 − cosine of the angle, 0 to 2.
     #[default]
     Cosine,
     /// Euclidean distance.
     L2,
-    /// The dot product with its sign turned, so that the largest product is nearest.
+    /// The negated dot product, so that the largest product is nearest.
     InnerProduct,
-    /// 1 − Pearson's correlation, 0 to 2.
+    /// Correlation distance: 1 − Pearson correlation, 0 to 2.
     Correlation,
 }
 
@@ -39,13 +39,14 @@ impl FromStr for Metric {
 }
 
 impl Metric {
-    /// Its name in SQL.
+    /// Name of the metric in SQL.
     pub fn name(self) -> &'static str {
         NAMES.iter().find(|(metric, _)| *metric == self).map_or("cosine", |(_, name)| name)
     }
 
-    /// A vector as [`Metric::distance`] takes it: of length one for cosine, centred before that for correlation. `None` for a
-    /// vector that has no direction, or numbers that are not finite.
+    /// Prepares a vector for [`Metric::distance`]: scales it to length one for cosine, centres it before that for
+    /// correlation. `None` if the vector has values that are not finite, or length 0 after that centring where it must
+    /// be scaled.
     pub fn prepare(self, vector: &[f32]) -> Option<Vec<f32>> {
         match self {
             Metric::L2 | Metric::InnerProduct => vector.iter().all(|v| v.is_finite()).then(|| vector.to_vec()),
@@ -57,10 +58,10 @@ impl Metric {
         }
     }
 
-    /// Distance of prepared vectors of one length.
+    /// Distance of two prepared vectors `[dim]`.
     pub fn distance(self, a: &[f32], b: &[f32]) -> f32 {
         match self {
-            // Never below zero by rounding.
+            // Rounding must not make it negative.
             Metric::Cosine | Metric::Correlation => (1.0 - dot(a, b)).max(0.0),
             Metric::InnerProduct => -dot(a, b),
             Metric::L2 => a.iter().zip(b).map(|(x, y)| (x - y) * (x - y)).sum::<f32>().sqrt(),
@@ -68,7 +69,7 @@ impl Metric {
     }
 }
 
-/// Scales to length one; `None` where there is no direction.
+/// Scales a vector to length one; `None` if its length is 0 or not finite.
 fn unit(vector: impl Iterator<Item = f64> + Clone) -> Option<Vec<f32>> {
     let norm = vector.clone().map(|v| v * v).sum::<f64>().sqrt();
     (norm.is_finite() && norm > 0.0).then(|| vector.map(|v| (v / norm) as f32).collect())
@@ -79,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distances_are_what_their_names_say() {
+    fn distances_are_those_of_the_definitions() {
         let (a, b) = ([1.0f32, 2.0, 4.0], [2.0f32, 1.0, -1.0]);
         let between = |metric: Metric| metric.distance(&metric.prepare(&a).unwrap(), &metric.prepare(&b).unwrap());
         let near = |x: f32, y: f64| assert!((f64::from(x) - y).abs() < 1e-6, "{x} {y}");
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_direction_is_left_out() {
+    fn vectors_without_a_direction_are_not_prepared() {
         assert!(Metric::Cosine.prepare(&[0.0, 0.0]).is_none());
         assert!(Metric::Correlation.prepare(&[3.0, 3.0]).is_none());
         assert!(Metric::L2.prepare(&[f32::NAN]).is_none());

@@ -1,20 +1,28 @@
 //! Nearest neighbours among the vectors of an embedding table.
 //!
-//! A graph (`cellql-neighbours`) behind our own files answers most questions, Lance's IVF those about more vectors than memory
-//! holds; an exact scan answers the rest, and checks both. [`Searcher::plan`] is the one place that decides.
+//! An HNSW graph (`cellql-neighbours`) in checked files answers most requests, Lance's IVF those over more vectors than
+//! memory holds, and an exact scan all others. [`Searcher::plan`] chooses between them.
 //!
-//! Depends on `store`. Knows nothing of models or SQL: an index rests on vectors, wherever they come from.
+//! Depends on `store`. Knows nothing of models or SQL: it indexes vectors, wherever they come from.
 
-mod file;
-mod graph;
+mod build;
+mod entries;
+mod files;
+mod hnsw;
 mod ivf;
 mod kind;
+mod loaded;
 mod metric;
+mod neighbour;
+mod request;
 mod search;
 mod vectors;
 
-pub use file::{Built, Entry, list};
-pub use kind::{Kind, build};
+pub use build::build;
+pub use entries::{BuiltIndex, IndexEntry, list};
+pub use kind::IndexKind;
 pub use metric::Metric;
-pub use search::{Found, Method, Neighbour, Question, Searcher};
+pub use neighbour::Neighbour;
+pub use request::{KnnRequest, KnnResult, QueryVector, SearchMethod};
+pub use search::Searcher;
 pub use vectors::{Vectors, exact};

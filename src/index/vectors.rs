@@ -1,4 +1,4 @@
-//! Vectors of a table in memory, prepared for a metric, and the exact search over them.
+//! Vectors of a table in memory, prepared for a metric, and exact search over them.
 
 use std::collections::{BinaryHeap, HashSet};
 
@@ -9,15 +9,15 @@ use cellql_schemas::embeddings;
 use lance::Dataset;
 use rayon::prelude::*;
 
-use super::Metric;
-use super::search::Neighbour;
+use super::metric::Metric;
+use super::neighbour::Neighbour;
 use crate::error::{Error, Result};
 use cellql_store::Store;
 
-/// Numbers per vector of an embedding table.
+/// Dimension of the vectors of an embedding table.
 ///
 /// # Errors
-/// It has no column of vectors.
+/// The table has no column of vectors.
 pub(super) fn dimension(rows: &Dataset, table: &str) -> Result<usize> {
     let schema = Schema::from(rows.schema());
     match schema.field_with_name(embeddings::VECTOR).map(|f| f.data_type()) {
@@ -26,25 +26,25 @@ pub(super) fn dimension(rows: &Dataset, table: &str) -> Result<usize> {
     }
 }
 
-/// Prepared vectors and the rows they belong to. Rows without a vector, or with one that the metric says nothing about, are
-/// left out.
+/// Prepared vectors and the ids of their rows. Rows without a vector are left out, and rows whose vector the metric is
+/// not defined for (for cosine, one of length 0).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Vectors {
-    /// What they are prepared for.
+    /// The metric that the vectors are prepared for.
     pub metric: Metric,
-    /// Numbers per vector.
+    /// Dimension of the vectors.
     pub dim: usize,
-    /// `[n]`: `cell_id`s, or `gene_id`s.
+    /// `[n]`: `cell_id` of each row, or `gene_id`.
     pub ids: Vec<u64>,
-    /// `[n, dim]`
+    /// `[n, dim]`: the vectors.
     pub prepared: Vec<f32>,
 }
 
 impl Vectors {
-    /// Columns of an embedding table that this reads.
+    /// The columns of an embedding table that are read.
     pub const COLUMNS: [&str; 2] = [embeddings::CELL_ID, embeddings::VECTOR];
 
-    /// Reads an embedding table, whole.
+    /// Reads a whole embedding table.
     ///
     /// # Errors
     /// The table cannot be read.
@@ -52,10 +52,10 @@ impl Vectors {
         Self::from_batches(&store.read(table, &Self::COLUMNS, None).await?, metric)
     }
 
-    /// Reads rows whose first column is an id and whose second a vector.
+    /// Reads batches whose first column is an id and whose second is a vector.
     ///
     /// # Errors
-    /// Another table's rows.
+    /// The batches have other columns.
     pub fn from_batches(batches: &[RecordBatch], metric: Metric) -> Result<Self> {
         let mut vectors = Self { metric, ..Self::default() };
         for batch in batches {
@@ -87,25 +87,25 @@ impl Vectors {
         self.ids.len()
     }
 
-    /// True without vectors.
+    /// True if there are no vectors.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// The vector of a position.
+    /// `[dim]`: the vector at a position.
     pub fn at(&self, position: usize) -> &[f32] {
         &self.prepared[position * self.dim..(position + 1) * self.dim]
     }
 }
 
-/// The `k` nearest to a prepared vector among the rows `among` allows, nearest first, ties by id. Exact: every vector is looked
-/// at.
+/// The exact `k` nearest to a prepared query `[dim]` among the rows in `filter` (`None`: all) and without the row
+/// `exclude`, nearest first, ties by id. Compares the query with every such vector.
 pub fn exact(
     vectors: &Vectors,
     query: &[f32],
     k: usize,
-    among: Option<&HashSet<u64>>,
-    not: Option<u64>,
+    filter: Option<&HashSet<u64>>,
+    exclude: Option<u64>,
 ) -> Vec<Neighbour> {
     const ROWS: usize = 4096;
     let starts: Vec<usize> = (0..vectors.len()).step_by(ROWS).collect();
@@ -113,7 +113,7 @@ pub fn exact(
         let mut heap = BinaryHeap::new();
         for i in start..vectors.len().min(start + ROWS) {
             let cell_id = vectors.ids[i];
-            if Some(cell_id) == not || among.is_some_and(|set| !set.contains(&cell_id)) {
+            if Some(cell_id) == exclude || filter.is_some_and(|rows| !rows.contains(&cell_id)) {
                 continue;
             }
             heap.push(Neighbour { distance: vectors.metric.distance(query, vectors.at(i)), cell_id });

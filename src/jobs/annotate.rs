@@ -15,7 +15,7 @@ use cellql_schemas::{cells, embeddings, genes};
 use tempfile::TempDir;
 
 use crate::error::{Error, Result};
-use crate::index::{Method, Metric, Neighbour, Question};
+use crate::index::{KnnRequest, Metric, Neighbour, QueryVector, SearchMethod};
 use crate::ingest::{IngestOptions, Input, ingest};
 use crate::query::StoreEngine;
 use cellql_model::{DEFAULT_TOKEN_BUDGET, Sample};
@@ -46,7 +46,7 @@ pub struct Annotated {
     /// Nearest first; `None` for cells without a vector.
     pub neighbours: Vec<Option<Vec<Neighbour>>>,
     /// How they were found.
-    pub method: Method,
+    pub method: SearchMethod,
 }
 
 impl Annotated {
@@ -110,19 +110,20 @@ pub async fn annotate(
         vectors.extend(each.map(|(vector, valid)| valid.then(|| vector.to_vec())));
         on_progress(vectors.len() as u64, Some(barcodes.len() as u64));
     }
-    let among = match &asked.condition {
+    let filter = match &asked.condition {
         Some(condition) => Some(engine.cells_where(condition).await?),
         None => None,
     };
     // A vector that the metric says nothing about has no neighbours, as a cell without one.
     vectors.iter_mut().for_each(|v| *v = v.take().filter(|v| asked.metric.prepare(v).is_some()));
     let has_vector: Vec<bool> = vectors.iter().map(Option::is_some).collect();
-    let queries: Vec<(Vec<f32>, Option<u64>)> = vectors.into_iter().flatten().map(|v| (v, None)).collect();
-    let question = Question { queries: &queries, k: asked.k, metric: asked.metric, among: among.as_ref() };
-    let (found, method) = searcher.search(question).await?;
-    let mut found = found.into_iter();
+    let queries: Vec<QueryVector> =
+        vectors.into_iter().flatten().map(|vector| QueryVector { vector, exclude: None }).collect();
+    let request = KnnRequest { queries: &queries, k: asked.k, metric: asked.metric, filter: filter.as_ref() };
+    let result = searcher.search(request).await?;
+    let mut found = result.neighbours.into_iter();
     let neighbours = has_vector.into_iter().map(|has| if has { found.next() } else { None }).collect();
-    Ok(Annotated { barcodes, neighbours, method })
+    Ok(Annotated { barcodes, neighbours, method: result.method })
 }
 
 /// The recipe that a table's vectors were made with, after checking that its model is the store's.

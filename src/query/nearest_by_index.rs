@@ -33,7 +33,7 @@ use datafusion::prelude::SessionContext;
 use super::StoreEngine;
 use super::table::StoreTable;
 use crate::error::Error;
-use crate::index::{Method, Metric, Question};
+use crate::index::{KnnRequest, Metric, QueryVector, SearchMethod};
 
 /// Rows asked of the index beyond the limit.
 const MORE: usize = 16;
@@ -192,28 +192,29 @@ impl NearestByIndex {
         keeping: Vec<LogicalPlan>,
     ) -> crate::error::Result<Option<Vec<u64>>> {
         let searcher = self.engine.searcher(Some(recipe)).await?;
-        if !matches!(searcher.plan(k + MORE, Metric::Cosine, None).await?, Method::Index(..)) {
+        if !matches!(searcher.plan(k + MORE, Metric::Cosine, None).await?, SearchMethod::Index(..)) {
             return Ok(None);
         }
-        let mut among: Option<HashSet<u64>> = None;
+        let mut filter: Option<HashSet<u64>> = None;
         for plan in keeping {
             let ids = ids_of(plan).await?;
-            among = Some(match among {
+            filter = Some(match filter {
                 None => ids,
                 Some(before) => before.intersection(&ids).copied().collect(),
             });
         }
-        let kept = among.as_ref().map(HashSet::len);
-        if !matches!(searcher.plan(k + MORE, Metric::Cosine, kept).await?, Method::Index(..)) {
+        let kept = filter.as_ref().map(HashSet::len);
+        if !matches!(searcher.plan(k + MORE, Metric::Cosine, kept).await?, SearchMethod::Index(..)) {
             return Ok(None);
         }
-        let queries = [(query, None)];
-        let question = Question { queries: &queries, k: k + MORE, metric: Metric::Cosine, among: among.as_ref() };
-        let Ok((mut found, _)) = searcher.search(question).await else {
-            // A vector of another length, say: the plan as it is will tell.
+        let queries = [QueryVector { vector: query, exclude: None }];
+        let (metric, filter) = (Metric::Cosine, filter.as_ref());
+        let Ok(mut result) = searcher.search(KnnRequest { queries: &queries, k: k + MORE, metric, filter }).await
+        else {
+            // If the vector has another dimension, for example, the unchanged plan reports it.
             return Ok(None);
         };
-        let found = found.pop().unwrap_or_default();
+        let found = result.neighbours.pop().unwrap_or_default();
         Ok((found.len() >= k).then(|| found.into_iter().map(|n| n.cell_id).collect()))
     }
 }

@@ -14,7 +14,7 @@ use cellql_udfs::engine::{Query, SearchRequest};
 
 use super::StoreEngine;
 use crate::error::{Error, Result};
-use crate::index::{Method, Metric, Neighbour, Question, Searcher, Vectors, exact};
+use crate::index::{KnnRequest, Metric, Neighbour, QueryVector, SearchMethod, Searcher, Vectors, exact};
 use cellql_store::{StoreError, gene_embedding_table, is_one_of};
 
 /// Distance column of a search.
@@ -115,11 +115,11 @@ impl StoreEngine {
     pub(super) async fn method_of(&self, request: &SearchRequest) -> Result<String> {
         let metric = metric(request)?;
         if request.target.parse() == Ok(Target::Genes) {
-            return Ok(Method::Exact.to_string());
+            return Ok(SearchMethod::Exact.to_string());
         }
         let searcher = self.searcher(request.recipe.as_deref()).await?;
         let method = searcher.plan(request.k, metric, None).await?;
-        let (Method::Index(..), Some(filter)) = (&method, &request.filter) else { return Ok(method.to_string()) };
+        let (SearchMethod::Index(..), Some(filter)) = (&method, &request.filter) else { return Ok(method.to_string()) };
         // What a filter keeps decides between an index and a scan, and nothing else.
         let table = self.store().table(cells::TABLE).await?;
         let kept = table.count_rows(Some(filter.clone())).await.map_err(|e| wrong_filter(filter, &e))?;
@@ -138,18 +138,18 @@ impl StoreEngine {
 
     async fn nearest_cells(&self, request: &SearchRequest) -> Result<Vec<Neighbour>> {
         let searcher = self.searcher(request.recipe.as_deref()).await?;
-        let among = match &request.filter {
+        let filter = match &request.filter {
             Some(filter) => Some(self.matching(Target::Cells, filter).await?),
             None => None,
         };
         let query = match &request.query {
-            Query::Vector(vector) => (vector.clone(), None),
+            Query::Vector(vector) => QueryVector { vector: vector.clone(), exclude: None },
             Query::Cell(id) => {
                 let vector = searcher.vectors_of(&[*id]).await?.pop().flatten().ok_or_else(|| {
                     let recipe = searcher.recipe();
                     Error::Request(format!("cell {id} has no vector in the embedding table '{recipe}'"))
                 })?;
-                (vector, Some(*id))
+                QueryVector { vector, exclude: Some(*id) }
             }
             Query::Gene(name) => {
                 return Err(Error::Request(format!(
@@ -158,10 +158,10 @@ impl StoreEngine {
             }
         };
         let (k, metric) = (request.k, metric(request)?);
-        let question = Question { queries: &[query], k, metric, among: among.as_ref() };
-        let (mut found, method) = searcher.search(question).await?;
-        self.note(|notices| notices.searches.push(format!("searched '{}': {method}", searcher.recipe())));
-        Ok(found.pop().unwrap_or_default())
+        let request = KnnRequest { queries: &[query], k, metric, filter: filter.as_ref() };
+        let mut result = searcher.search(request).await?;
+        self.note(|n| n.searches.push(format!("searched '{}': {}", searcher.recipe(), result.method)));
+        Ok(result.neighbours.pop().unwrap_or_default())
     }
 
     /// Genes are some tens of thousands: every one is looked at.

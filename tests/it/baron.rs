@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use cellql::index::{self, Kind, Metric, Question, Searcher, Vectors, exact};
+use cellql::index::{self, IndexKind, KnnRequest, Metric, QueryVector, Searcher, Vectors, exact};
 use cellql::ingest::IngestOptions;
 use cellql::query::Session;
 use cellql::registry;
@@ -17,7 +17,8 @@ use cellql_store::progress::silent;
 
 use crate::stores::{embed_all, empty, number, rows, say, take_in, vectors, worst};
 
-fn data(file: &str) -> Option<PathBuf> {
+/// Path of a data set that `scripts/fetch-test-data.sh` gets; `None`, and a line that says so, where it is absent.
+pub fn data(file: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("CELLQL_TEST_DATA")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/cellql-test-data")))?;
@@ -49,7 +50,7 @@ async fn the_whole_data_set_is_ingested_embedded_and_searched() {
     let seconds = start.elapsed().as_secs_f64();
     say(&format!("2,142 cells embedded with a 3M model in {seconds:.0} s, {:.1} cells/s", 2142.0 / seconds));
 
-    let (store, built) = index::build(&store, "m3", "m3", Some(Kind::Graph), silent()).await.unwrap();
+    let (store, built) = index::build(&store, "m3", "m3", Some(IndexKind::Hnsw), silent()).await.unwrap();
     assert_eq!(built.n_vectors, 2142);
     let session = Session::open(store.clone()).await.unwrap();
     assert_eq!(number(&rows(&session, "SELECT count(DISTINCT cell_type1) FROM cells").await), 14.0);
@@ -60,12 +61,12 @@ async fn the_whole_data_set_is_ingested_embedded_and_searched() {
     let mut hits = 0;
     for i in (0..2142).step_by(21) {
         let (cell, unit) = (vectors.ids[i], vectors.at(i));
-        let queries = [(unit.to_vec(), Some(cell))];
-        let question = Question { queries: &queries, k: 10, metric: Metric::Cosine, among: None };
-        let (found, method) = searcher.search(question).await.unwrap();
-        assert_eq!(method, index::Method::Index(Kind::Graph, "m3".into()));
+        let queries = [QueryVector { vector: unit.to_vec(), exclude: Some(cell) }];
+        let request = KnnRequest { queries: &queries, k: 10, metric: Metric::Cosine, filter: None };
+        let result = searcher.search(request).await.unwrap();
+        assert_eq!(result.method, index::SearchMethod::Index(IndexKind::Hnsw, "m3".into()));
         let truth: HashSet<u64> = exact(&vectors, unit, 10, None, Some(cell)).into_iter().map(|n| n.cell_id).collect();
-        hits += found[0].iter().filter(|n| truth.contains(&n.cell_id)).count();
+        hits += result.neighbours[0].iter().filter(|n| truth.contains(&n.cell_id)).count();
     }
     let recall = hits as f64 / 1020.0;
     say(&format!("recall@10 of the graph over 102 queries: {recall:.3}"));

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use arrow::array::AsArray;
-use cellql::index::{self, Kind};
+use cellql::index::{self, IndexKind};
 use cellql::query::Session;
 use cellql_store::Store;
 use cellql_store::progress::silent;
@@ -117,7 +117,7 @@ async fn a_cancelled_query_ends_with_the_batch_that_runs() {
 }
 
 /// 2,000 cells, some of which have random vectors with an index.
-pub async fn indexed(folder: &std::path::Path, kind: Kind, vectors: std::ops::Range<u64>) -> Store {
+pub async fn indexed(folder: &std::path::Path, kind: IndexKind, vectors: std::ops::Range<u64>) -> Store {
     let path = folder.join("store");
     let genes = "INS,GCG,SST";
     let cells: String = (0..2000).map(|i| format!("c{i},{},{},{}\n", i % 7 + 1, i % 5, i % 3)).collect();
@@ -138,7 +138,7 @@ fn literal(i: usize) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limited_order_by_distance_is_answered_by_the_index() {
     let folder = tempfile::tempdir().unwrap();
-    let session = Session::open(indexed(folder.path(), Kind::Graph, 0..2000).await).await.unwrap();
+    let session = Session::open(indexed(folder.path(), IndexKind::Hnsw, 0..2000).await).await.unwrap();
     let by_index = |plan: &str| plan.contains("cell_id IN");
     let fires = [
         "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q) LIMIT 10",
@@ -170,7 +170,7 @@ async fn a_limited_order_by_distance_is_answered_by_the_index() {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_orders_by_distance_look_at_every_row() {
     let folder = tempfile::tempdir().unwrap();
-    let session = Session::open(indexed(folder.path(), Kind::Graph, 0..2000).await).await.unwrap();
+    let session = Session::open(indexed(folder.path(), IndexKind::Hnsw, 0..2000).await).await.unwrap();
     for sql in [
         "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q)",
         "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q) DESC LIMIT 10",
@@ -191,7 +191,7 @@ async fn other_orders_by_distance_look_at_every_row() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_is_explained_and_not_run() {
     let folder = tempfile::tempdir().unwrap();
-    let session = Session::open(indexed(folder.path(), Kind::Graph, 0..2000).await).await.unwrap();
+    let session = Session::open(indexed(folder.path(), IndexKind::Hnsw, 0..2000).await).await.unwrap();
     let ask = |options: &str| format!("SELECT cell_id FROM vector_search('cells', 7{options})");
     for (options, by) in [
         ("", "by=index 'near'"),

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Float32Type;
-use cellql::index::{self, Kind, Method, Metric, Question, Searcher, Vectors, exact};
+use cellql::index::{
+    self, IndexKind, KnnRequest, KnnResult, Metric, QueryVector, SearchMethod, Searcher, Vectors, exact,
+};
 use cellql::jobs::{Annotation, Groups, Memory, annotate, embed_genes};
 use cellql::query::Session;
 use cellql_store::progress::silent;
@@ -98,21 +100,21 @@ pub async fn with_vectors(store: &Store, batch: arrow::record_batch::RecordBatch
 async fn indexed(folder: &std::path::Path) -> Store {
     let store = Store::init(folder.join("store").to_str().unwrap()).await.unwrap();
     let store = with_vectors(&store, some_vectors(0..3000, 16, 3)).await;
-    index::build(&store, "graph", "random", Some(Kind::Graph), silent()).await.unwrap().0
+    index::build(&store, "graph", "random", Some(IndexKind::Hnsw), silent()).await.unwrap().0
 }
 
 /// The ten nearest to a cell, as a fresh process finds them.
-async fn ask(store: &Store, cell: u64) -> (Vec<u64>, Method) {
-    among(store, cell, None).await
+async fn ask(store: &Store, cell: u64) -> (Vec<u64>, SearchMethod) {
+    ask_among(store, cell, None).await
 }
 
-async fn among(store: &Store, cell: u64, among: Option<&HashSet<u64>>) -> (Vec<u64>, Method) {
+async fn ask_among(store: &Store, cell: u64, filter: Option<&HashSet<u64>>) -> (Vec<u64>, SearchMethod) {
     let searcher = Searcher::open(store, "random").await.unwrap();
     let query = searcher.vectors_of(&[cell]).await.unwrap().pop().unwrap().unwrap();
-    let queries = [(query, Some(cell))];
-    let question = Question { queries: &queries, k: 10, metric: Metric::Cosine, among };
-    let (found, method) = searcher.search(question).await.unwrap();
-    (found[0].iter().map(|n| n.cell_id).collect(), method)
+    let queries = [QueryVector { vector: query, exclude: Some(cell) }];
+    let request = KnnRequest { queries: &queries, k: 10, metric: Metric::Cosine, filter };
+    let KnnResult { neighbours, method } = searcher.search(request).await.unwrap();
+    (neighbours[0].iter().map(|n| n.cell_id).collect(), method)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,7 +125,7 @@ async fn a_graph_is_used_when_whole_and_doubted_when_not() {
     let mut hits = 0;
     for cell in (0..3000).step_by(60) {
         let (found, method) = ask(&store, cell).await;
-        assert_eq!(method, Method::Index(Kind::Graph, "graph".into()));
+        assert_eq!(method, SearchMethod::Index(IndexKind::Hnsw, "graph".into()));
         let truth = exact(&vectors, vectors.at(cell as usize), 10, None, Some(cell));
         let truth: HashSet<u64> = truth.into_iter().map(|n| n.cell_id).collect();
         hits += found.iter().filter(|id| truth.contains(id)).count();
@@ -143,7 +145,7 @@ async fn a_graph_is_used_when_whole_and_doubted_when_not() {
         let (found, method) = ask(&store, 7).await;
         let truth = exact(&vectors, vectors.at(7), 10, None, Some(7));
         assert_eq!(found, truth.iter().map(|n| n.cell_id).collect::<Vec<_>>());
-        assert!(matches!(&method, Method::ExactInstead(why) if why.contains(file)), "{method:?}");
+        assert!(matches!(&method, SearchMethod::ExactInstead(why) if why.contains(file)), "{method:?}");
         std::fs::write(&at, &whole).unwrap();
     }
 }
@@ -210,31 +212,32 @@ async fn an_index_finds_what_came_after_it_and_not_what_is_gone() {
     let store = changed(&store, &format!("cell_id = {}", before[0]), Some(new)).await;
 
     let (now, method) = ask(&store, 7).await;
-    assert_eq!(method, Method::Index(Kind::Graph, "graph".into()), "an index that lacks little is used");
+    assert_eq!(method, SearchMethod::Index(IndexKind::Hnsw, "graph".into()), "an index that lacks little is used");
     assert_eq!(now[..2], [3000, 3001]);
     assert_eq!(now[2..], before[1..9]);
 
     let store = changed(&store, "cell_id < 1000 AND cell_id <> 7", None).await;
     let (now, method) = ask(&store, 7).await;
-    assert!(matches!(&method, Method::ExactInstead(why) if why.contains("older version")), "{method:?}");
+    assert!(matches!(&method, SearchMethod::ExactInstead(why) if why.contains("older version")), "{method:?}");
     assert!(now.len() == 10 && now.iter().all(|id| *id >= 1000));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_memory_does_not_hold_is_scanned_by_parts() {
+async fn a_table_larger_than_the_cache_is_scanned_in_parts() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::init(folder.path().join("store").to_str().unwrap()).await.unwrap();
     let store = with_vectors(&store, some_vectors(0..20_000, 8, 4)).await;
     let searcher = Searcher::open(&store, "random").await.unwrap();
     let queries: Vec<_> = searcher.vectors_of(&[3, 19_999]).await.unwrap().into_iter().map(Option::unwrap).collect();
-    let queries: Vec<_> = queries.into_iter().zip([Some(3), None]).collect();
+    let queries = queries.into_iter().zip([Some(3), None]);
+    let queries: Vec<_> = queries.map(|(vector, exclude)| QueryVector { vector, exclude }).collect();
     let most: HashSet<u64> = (0..20_000).filter(|id| id % 3 > 0).collect();
     for metric in [Metric::Cosine, Metric::L2, Metric::InnerProduct, Metric::Correlation] {
-        for among in [None, Some(&most)] {
-            let question = Question { queries: &queries, k: 15, metric, among };
-            let (whole, _) = searcher.search(question).await.unwrap();
-            let by_parts = Searcher::open(&store, "random").await.unwrap().keeping(1000);
-            assert_eq!(by_parts.search(question).await.unwrap().0, whole, "{metric:?}");
+        for filter in [None, Some(&most)] {
+            let request = KnnRequest { queries: &queries, k: 15, metric, filter };
+            let whole = searcher.search(request).await.unwrap().neighbours;
+            let in_parts = Searcher::open(&store, "random").await.unwrap().with_cache_bytes(1000);
+            assert_eq!(in_parts.search(request).await.unwrap().neighbours, whole, "{metric:?}");
             assert!(whole.iter().all(|found| found.len() == 15));
         }
     }
@@ -249,8 +252,8 @@ async fn filters_keep_k_rows_however_little_they_keep() {
         let kept: HashSet<u64> = (0..3000).filter(|id| id % every == 1).collect();
         let (mut hits, mut all) = (0, 0);
         for cell in (0..3000).step_by(100) {
-            let (found, method) = among(&store, cell, Some(&kept)).await;
-            assert_eq!(matches!(method, Method::Index(..)), by_graph, "{method:?}");
+            let (found, method) = ask_among(&store, cell, Some(&kept)).await;
+            assert_eq!(matches!(method, SearchMethod::Index(..)), by_graph, "{method:?}");
             let truth = exact(&vectors, vectors.at(cell as usize), 10, Some(&kept), Some(cell));
             let truth: HashSet<u64> = truth.into_iter().map(|n| n.cell_id).collect();
             assert_eq!(found.len(), truth.len());

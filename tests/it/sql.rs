@@ -5,7 +5,7 @@ use std::path::Path;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use async_trait::async_trait;
 use cellql::error::Error;
-use cellql::index::Kind;
+use cellql::index::IndexKind;
 use cellql::query::Session;
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 
@@ -47,7 +47,7 @@ const OVER_VECTORS: &str = "nearest";
 async fn golden(file: &Path) {
     let folder = tempfile::tempdir().unwrap();
     let store = match file.file_stem().is_some_and(|name| name == OVER_VECTORS) {
-        true => crate::plans::indexed(folder.path(), Kind::Graph, 0..2000).await,
+        true => crate::plans::indexed(folder.path(), IndexKind::Hnsw, 0..2000).await,
         false => demo_store().await,
     };
     let mut runner = Runner::new(|| async { Ok(Database(Session::open(store.clone()).await?)) });

@@ -1,23 +1,24 @@
-//! Dot products, the only arithmetic of a walk: 16-bit weights against 8-bit codes, exact in 32-bit integers.
+//! Integer dot products of 16-bit weights with 8-bit codes, exact in 32 bits: the only arithmetic of a graph search.
 //!
-//! They are compiled for AVX-512, for AVX2 and for any CPU, and chosen at run time. They are the same on all of them, bit
-//! for bit, so a graph does not depend on the machine that built it. Limit: memory; a code is read once
-//! from a random place, so rows are prefetched ahead of the one in hand.
+//! They are compiled for AVX-512, for AVX2 and for any CPU, and chosen at run time. The results are equal bit for bit,
+//! so a graph does not depend on the machine that built it. Memory limits the speed: each row of codes is read once
+//! from a random place, so later rows are prefetched while a row is computed.
 
 use std::sync::OnceLock;
 
-/// Codes in a block: one vector of AVX-512. Rows of codes are whole blocks.
+/// Codes in a block: those of one AVX-512 register. A row of codes has whole blocks.
 pub(crate) const BLOCK: usize = 64;
-/// Bytes of codes on the way from memory while a row is worked on.
+/// Bytes of codes that are prefetched while a row is computed.
 const AHEAD: usize = 2048;
 
-/// Instructions this CPU has. Only detection makes the ones that need hardware, so holding one proves it is there.
+/// An instruction set that this CPU has. Values other than the scalar one come only from detection, so a value is a
+/// proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Isa(Level);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
-    Plain,
+    Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
@@ -25,15 +26,15 @@ enum Level {
 }
 
 impl Isa {
-    /// The best this CPU has.
+    /// The fastest instruction set of this CPU.
     pub(crate) fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(|| Self::all().last().copied().unwrap_or(Isa(Level::Plain)))
+        *BEST.get_or_init(|| Self::all().last().copied().unwrap_or(Isa(Level::Scalar)))
     }
 
-    /// Everything this CPU has, the best last.
+    /// All instruction sets of this CPU, the fastest last.
     pub(crate) fn all() -> Vec<Self> {
-        let mut all = vec![Isa(Level::Plain)];
+        let mut all = vec![Isa(Level::Scalar)];
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -51,16 +52,17 @@ impl Isa {
     }
 }
 
-/// Weights of a row of codes. The sum of their sizes is at most 2³¹ / 255, so no sum of products overflows.
+/// 16-bit weights `[stride]` of the dimensions. The sum of their magnitudes is at most 2³¹ / 255, so no sum of products
+/// with codes overflows.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Weights {
     wide: Vec<i16>,
-    /// The same in two bytes: `wide = 256 · high + low`. Block by block, high before low.
+    /// The weights as two bytes, `wide = 256 · high + low`, by block: `[high, low]`.
     split: Vec<[[i8; BLOCK]; 2]>,
 }
 
 impl Weights {
-    /// Takes weights of at most ±32,512, rounded; what is missing to `stride` is zero.
+    /// Sets the weights, which are within ±32,512, to the nearest integers, and pads them with zeros to `stride`.
     pub(crate) fn set(&mut self, stride: usize, weights: impl Iterator<Item = f32>) {
         self.wide.clear();
         self.wide.extend(weights.map(|w| w.round_ties_even() as i16));
@@ -89,7 +91,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Asks for bytes that are read soon.
+/// Prefetches items that are read soon into the cache.
 #[inline(always)]
 #[allow(unsafe_code, reason = "a hint to the memory")]
 pub(crate) fn prefetch<T>(items: &[T]) {
@@ -103,11 +105,11 @@ pub(crate) fn prefetch<T>(items: &[T]) {
     let _ = items;
 }
 
-/// Products of the weights with some rows.
+/// Products of the weights with the rows of `ids`, in their order.
 pub(crate) fn products(isa: Isa, weights: &Weights, table: Table<'_>, ids: &[u32], out: &mut Vec<i32>) {
     out.clear();
     match isa.0 {
-        Level::Plain => each(table, ids, out, |row| plain(&weights.wide, row)),
+        Level::Scalar => for_each_row(table, ids, out, |row| scalar(&weights.wide, row)),
         // SAFETY: the level proves the instructions.
         #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code, reason = "calls functions compiled for features that were detected")]
@@ -119,9 +121,9 @@ pub(crate) fn products(isa: Isa, weights: &Weights, table: Table<'_>, ids: &[u32
     }
 }
 
-/// Goes through rows and has later ones fetched meanwhile.
+/// Computes the product of each row and prefetches later rows meanwhile.
 #[inline(always)]
-fn each(table: Table<'_>, ids: &[u32], out: &mut Vec<i32>, product: impl Fn(&[[u8; BLOCK]]) -> i32) {
+fn for_each_row(table: Table<'_>, ids: &[u32], out: &mut Vec<i32>, product: impl Fn(&[[u8; BLOCK]]) -> i32) {
     let ahead = (AHEAD / table.stride).max(1);
     for id in ids.iter().take(ahead) {
         prefetch(table.row(*id));
@@ -135,7 +137,7 @@ fn each(table: Table<'_>, ids: &[u32], out: &mut Vec<i32>, product: impl Fn(&[[u
 }
 
 #[inline(always)]
-fn plain(weights: &[i16], row: &[[u8; BLOCK]]) -> i32 {
+fn scalar(weights: &[i16], row: &[[u8; BLOCK]]) -> i32 {
     weights.iter().zip(row.as_flattened()).map(|(w, c)| i32::from(*w) * i32::from(*c)).sum()
 }
 
@@ -143,16 +145,16 @@ fn plain(weights: &[i16], row: &[[u8; BLOCK]]) -> i32 {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{BLOCK, Table, Weights, each};
+    use super::{BLOCK, Table, Weights, for_each_row};
 
     #[target_feature(enable = "avx2")]
     pub(super) fn products_avx2(weights: &Weights, table: Table<'_>, ids: &[u32], out: &mut Vec<i32>) {
-        each(table, ids, out, |row| avx2(&weights.wide, row));
+        for_each_row(table, ids, out, |row| avx2(&weights.wide, row));
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     pub(super) fn products_avx512(weights: &Weights, table: Table<'_>, ids: &[u32], out: &mut Vec<i32>) {
-        each(table, ids, out, |row| avx512(&weights.split, row));
+        for_each_row(table, ids, out, |row| avx512(&weights.split, row));
     }
 
     #[inline]

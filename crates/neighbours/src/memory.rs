@@ -1,12 +1,13 @@
-//! Long buffers that are read at random places.
+//! Long buffers that are read at random places: quantised vectors and links.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Asks the system for large pages, of which the processor knows many more bytes' places. Before the first use of a buffer;
-/// the advice changes nothing but speed.
-#[allow(unsafe_code, reason = "advice about memory of a vector")]
+/// Advises the system to use huge pages for a buffer, which saves TLB misses of random reads. To be called before the
+/// buffer is first written; the advice changes only speed.
+#[allow(unsafe_code, reason = "madvise on the memory of a vector")]
 fn advise<T>(buffer: &mut Vec<T>) {
     #[cfg(target_os = "linux")]
     {
@@ -25,7 +26,7 @@ fn advise<T>(buffer: &mut Vec<T>) {
     let _ = buffer;
 }
 
-/// Bytes that start at a cache line, all zero at first.
+/// Bytes that start at a cache line.
 #[derive(Debug)]
 pub(crate) struct Bytes {
     data: Vec<u8>,
@@ -34,6 +35,7 @@ pub(crate) struct Bytes {
 }
 
 impl Bytes {
+    /// `len` bytes, all zero.
     pub(crate) fn zeroed(len: usize) -> Self {
         let mut data = Vec::with_capacity(len + LINE);
         advise(&mut data);
@@ -42,20 +44,22 @@ impl Bytes {
         Self { data, first, len }
     }
 
+    /// All bytes.
     pub(crate) fn get(&self) -> &[u8] {
         &self.data[self.first..][..self.len]
     }
 
+    /// All bytes, to write.
     pub(crate) fn get_mut(&mut self) -> &mut [u8] {
         &mut self.data[self.first..][..self.len]
     }
 }
 
-/// Ends a list that is shorter than its row.
+/// Fills the rest of a row that has fewer links than places.
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// Lists of links, rows of one width. Rows may be read while others are written: a reader may see a row half old and half
-/// new, yet every number in it is a link that was given.
+/// Links of vectors: `[rows, width]`, each row a list of positions. A row may be read while another thread writes it:
+/// the reader may see a mix of old and new links, and each of them was a link of the row.
 #[derive(Debug)]
 pub(crate) struct Links {
     width: usize,
@@ -63,6 +67,7 @@ pub(crate) struct Links {
 }
 
 impl Links {
+    /// `rows` rows of `width` places without links.
     pub(crate) fn empty(rows: usize, width: usize) -> Self {
         let mut data = Vec::with_capacity(rows * width);
         advise(&mut data);
@@ -70,32 +75,36 @@ impl Links {
         Self { width, data }
     }
 
+    /// Places in a row.
     pub(crate) fn width(&self) -> usize {
         self.width
     }
 
-    /// All rows, as they lie.
+    /// The places of all rows, `[rows · width]`.
     pub(crate) fn all(&self) -> &[AtomicU32] {
         &self.data
     }
 
+    /// The places of a row, `[width]`.
     #[inline(always)]
     pub(crate) fn row(&self, row: usize) -> &[AtomicU32] {
         &self.data[row * self.width..][..self.width]
     }
 
+    /// The links of a row.
     #[inline(always)]
     pub(crate) fn of(&self, row: usize) -> impl Iterator<Item = u32> + '_ {
         self.row(row).iter().map(|link| link.load(Ordering::Relaxed)).take_while(|link| *link != NONE)
     }
 
+    /// Replaces the links of a row.
     pub(crate) fn set(&self, row: usize, links: impl Iterator<Item = u32>) {
         for (place, link) in self.row(row).iter().zip(links.chain(std::iter::repeat(NONE))) {
             place.store(link, Ordering::Relaxed);
         }
     }
 
-    /// Adds a link where the row has room.
+    /// Adds a link if the row has room. Returns whether it had.
     pub(crate) fn push(&self, row: usize, link: u32) -> bool {
         let free = self.row(row).iter().find(|place| place.load(Ordering::Relaxed) == NONE);
         free.map(|place| place.store(link, Ordering::Relaxed)).is_some()
@@ -107,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_start_at_a_line_and_hold_what_is_written() {
+    fn buffers_start_at_a_cache_line_and_hold_what_is_written() {
         for len in [0, 1, 64, 5_000_000] {
             let mut bytes = Bytes::zeroed(len);
             assert!(bytes.get().iter().all(|b| *b == 0));

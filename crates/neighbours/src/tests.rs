@@ -1,4 +1,4 @@
-//! The graph as a whole, against exact search.
+//! The graph as a whole, compared with exact search.
 
 use std::collections::HashSet;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Found, Graph, Options};
+use crate::{GraphReadError, Hit, HnswConfig, HnswGraph};
 
 const K: usize = 10;
 
@@ -25,40 +25,40 @@ fn clustered(n: usize, dim: usize, seed: u64) -> Vec<f32> {
     vectors
 }
 
-/// The `k` nearest by looking at all, in double precision.
-fn exact(vectors: &[f32], query: &[f32], k: usize, allowed: impl Fn(u32) -> bool) -> Vec<u32> {
+/// Positions of the `k` nearest that pass the filter, by exact search in f64.
+fn exact(vectors: &[f32], query: &[f32], k: usize, filter: impl Fn(u32) -> bool) -> Vec<u32> {
     let product = |v: &[f32]| -> f64 { v.iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
     let mut all: Vec<(f64, u32)> =
-        vectors.chunks(query.len()).map(product).zip(0..).filter(|(_, id)| allowed(*id)).collect();
+        vectors.chunks(query.len()).map(product).zip(0..).filter(|(_, id)| filter(*id)).collect();
     all.sort_by(|a, b| b.0.total_cmp(&a.0));
     all.into_iter().take(k).map(|(_, id)| id).collect()
 }
 
-fn positions(found: &[Found]) -> Vec<u32> {
-    found.iter().map(|f| f.position).collect()
+fn positions(hits: &[Hit]) -> Vec<u32> {
+    hits.iter().map(|hit| hit.position).collect()
 }
 
-/// Share of exact neighbours found for a hundred queries.
-fn recall(graph: &Graph, vectors: &[f32], breadth: usize, allowed: impl Fn(u32) -> bool + Sync) -> f64 {
+/// recall@10 of a hundred queries.
+fn recall(graph: &HnswGraph, vectors: &[f32], ef: usize, filter: impl Fn(u32) -> bool + Sync) -> f64 {
     let dim = graph.dim();
     let queries = clustered(100, dim, 2);
-    let found = graph.search_many(vectors, &queries, K, breadth, Some(&allowed));
+    let found = graph.search_many(vectors, &queries, K, ef, Some(&filter));
     let hits = queries.chunks(dim).zip(found).map(|(query, found)| {
         let found: HashSet<u32> = positions(&found).into_iter().collect();
-        exact(vectors, query, K, &allowed).iter().filter(|id| found.contains(id)).count()
+        exact(vectors, query, K, &filter).iter().filter(|id| found.contains(id)).count()
     });
     hits.sum::<usize>() as f64 / (100 * K) as f64
 }
 
-fn build(vectors: &[f32], dim: usize) -> Graph {
-    Graph::build(vectors, dim, &Options::default(), |_| ())
+fn build(vectors: &[f32], dim: usize) -> HnswGraph {
+    HnswGraph::build(vectors, dim, &HnswConfig::default(), |_| ())
 }
 
 fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
 }
 
-fn written(graph: &Graph) -> Vec<u8> {
+fn written(graph: &HnswGraph) -> Vec<u8> {
     let mut bytes = Vec::new();
     graph.write(&mut bytes).unwrap();
     bytes
@@ -75,7 +75,7 @@ fn nearly_all_neighbours_are_found_whatever_the_number_of_threads() {
 }
 
 #[test]
-fn answers_of_a_filter_obey_it_and_are_nearly_all_there() {
+fn hits_pass_the_filter_and_nearly_all_are_found() {
     let vectors = clustered(5000, 48, 1);
     let graph = build(&vectors, 48);
     for every in [2, 20, 1000] {
@@ -103,9 +103,9 @@ fn distances_are_exact_and_in_order() {
     }
 }
 
-/// Vectors nearer to each other than 8 bits can tell.
+/// Vectors that differ by less than one step of the 8-bit codes.
 #[test]
-fn neighbours_that_codes_cannot_tell_apart_are_compared_in_full() {
+fn neighbours_of_equal_codes_are_rescored() {
     let angles = (0..360u16).map(|degree| f32::from(degree).to_radians());
     let vectors: Vec<f32> = angles.flat_map(|a| [a.cos(), a.sin()]).collect();
     let graph = build(&vectors, 2);
@@ -125,7 +125,7 @@ fn neighbours_that_codes_cannot_tell_apart_are_compared_in_full() {
 }
 
 #[test]
-fn equal_vectors_are_told_by_position() {
+fn equal_vectors_are_sorted_by_position() {
     let vectors = [1.0f32, 0.0].repeat(300);
     let found = build(&vectors, 2).search(&vectors, &[1.0, 0.0], 300, 300, None);
     assert!(found.is_sorted() && found.len() > 10, "{}", found.len());
@@ -133,27 +133,30 @@ fn equal_vectors_are_told_by_position() {
 }
 
 #[test]
-fn a_seed_gives_one_graph_on_one_thread() {
+fn a_seed_gives_the_same_graph_on_one_thread() {
     let vectors = clustered(2000, 20, 1);
-    let of =
-        |seed| on_threads(1, || written(&Graph::build(&vectors, 20, &Options { seed, ..Options::default() }, |_| ())));
+    let of = |seed| {
+        on_threads(1, || {
+            written(&HnswGraph::build(&vectors, 20, &HnswConfig { seed, ..HnswConfig::default() }, |_| ()))
+        })
+    };
     assert_eq!(of(1), of(1));
     assert_ne!(of(1), of(2));
 }
 
 #[test]
-fn a_graph_of_none_or_few_answers_what_there_is() {
+fn a_graph_of_no_or_one_vector_is_searched() {
     assert!(build(&[], 4).search(&[], &[1.0, 0.0, 0.0, 0.0], 5, 10, None).is_empty());
     let one = [0.6f32, 0.8];
     let found = build(&one, 2).search(&one, &[1.0, 0.0], 5, 1, None);
     assert_eq!(positions(&found), [0]);
     assert!((found[0].distance - 0.4).abs() < 1e-6);
     let graph = build(&[], 4);
-    assert!(Graph::read(&written(&graph)).unwrap().is_empty());
+    assert!(HnswGraph::read(&written(&graph)).unwrap().is_empty());
 }
 
 #[test]
-fn what_is_no_number_is_harmless() {
+fn nan_and_infinity_are_harmless() {
     let mut vectors = clustered(300, 8, 1);
     vectors[8..16].fill(f32::NAN);
     vectors[16] = f32::INFINITY;
@@ -165,7 +168,7 @@ fn what_is_no_number_is_harmless() {
 fn progress_ends_at_the_number_of_vectors() {
     let vectors = clustered(3000, 8, 1);
     let most = std::sync::atomic::AtomicU64::new(0);
-    Graph::build(&vectors, 8, &Options::default(), |done| {
+    HnswGraph::build(&vectors, 8, &HnswConfig::default(), |done| {
         most.fetch_max(done, std::sync::atomic::Ordering::Relaxed);
     });
     assert_eq!(most.into_inner(), 3000);
@@ -176,30 +179,52 @@ fn a_graph_read_is_the_graph_written() {
     let vectors = clustered(1500, 30, 1);
     let graph = build(&vectors, 30);
     let bytes = written(&graph);
-    let read = Graph::read(&bytes).unwrap();
+    let read = HnswGraph::read(&bytes).unwrap();
     assert_eq!(written(&read), bytes);
     for query in vectors.chunks(30).take(10) {
         assert_eq!(read.search(&vectors, query, K, 40, None), graph.search(&vectors, query, K, 40, None));
     }
-    for cut in [0, 3, 15, 16, 100, bytes.len() / 2, bytes.len() - 1] {
-        assert!(Graph::read(&bytes[..cut]).is_err(), "{cut}");
+}
+
+#[test]
+fn a_damaged_graph_is_refused_with_the_reason() {
+    let vectors = clustered(1500, 30, 1);
+    let bytes = written(&build(&vectors, 30));
+    let error = |bytes: &[u8]| HnswGraph::read(bytes).unwrap_err();
+    for cut in [0, 3, 15, 16, 100, bytes.len() / 2] {
+        assert_eq!(error(&bytes[..cut]), GraphReadError::Truncated, "{cut}");
     }
-    assert!(Graph::read(&[bytes.as_slice(), &[0]].concat()).is_err());
+    for end in [bytes[..bytes.len() - 1].to_vec(), [bytes.as_slice(), &[0]].concat()] {
+        assert!(matches!(error(&end), GraphReadError::UpperLayers { .. }), "{}", end.len());
+    }
+    let with_word = |place: usize, word: u32| {
+        let mut bytes = bytes.clone();
+        bytes[4 * place..][..4].copy_from_slice(&word.to_le_bytes());
+        bytes
+    };
+    assert_eq!(error(&with_word(1, 0)), GraphReadError::Header { vectors: 1500, dim: 0, m: 16 });
+    assert_eq!(error(&with_word(3, 1500)), GraphReadError::EntryPoint { entry_point: 1500 });
+    // The first link of the first vector: after the header and two ranges of 30 values.
+    let link = error(&with_word(4 + 60, 1_000_000));
+    assert_eq!(link, GraphReadError::Link { from: 0, to: 1_000_000, layer: 0 });
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// A damaged graph is refused or is some graph: walks over it end, and every answer is a vector.
+    /// A damaged graph is refused, or searches of it end and every hit is a vector of the set.
     #[test]
-    fn damage_never_panics(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8), header: bool) {
+    fn damage_never_panics(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        header: bool,
+    ) {
         let vectors = clustered(120, 6, 1);
         let mut bytes = written(&build(&vectors, 6));
         let end = if header { 16 } else { bytes.len() };
         for (place, value) in changes {
             bytes[place.index(end)] = value;
         }
-        if let Ok(graph) = Graph::read(&bytes) && graph.len() == 120 && graph.dim() == 6 {
+        if let Ok(graph) = HnswGraph::read(&bytes) && graph.len() == 120 && graph.dim() == 6 {
             for query in vectors.chunks(6).take(5) {
                 let found = graph.search(&vectors, query, 5, 20, None);
                 prop_assert!(found.iter().all(|f| f.position < 120));
@@ -210,6 +235,6 @@ proptest! {
 
     #[test]
     fn bytes_that_were_never_a_graph_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        prop_assert!(Graph::read(&bytes).is_err());
+        prop_assert!(HnswGraph::read(&bytes).is_err());
     }
 }

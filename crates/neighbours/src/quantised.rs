@@ -1,0 +1,190 @@
+//! Scalar quantisation: vectors in 8 bits a dimension, and queries encoded for products with them.
+//!
+//! Each dimension has its own range, divided into 255 steps: x ≈ min + step · code. So v·x ≈ v·min + Σ (v · step) ·
+//! code. With the weights v · step in 16 bits the sum is over integers. Only x is rounded to 8 bits, by at most a 510th
+//! of its dimension's range, so dimensions of very different ranges lose nothing to each other.
+
+use rayon::prelude::*;
+
+use crate::dot::{BLOCK, Isa, Table, Weights, products};
+use crate::memory::Bytes;
+
+/// Scalar-quantised vectors.
+#[derive(Debug)]
+pub(crate) struct QuantisedVectors {
+    /// Dimension of the vectors.
+    pub(crate) dim: usize,
+    /// Bytes from one row of codes to the next: `dim` rounded up to whole blocks.
+    pub(crate) stride: usize,
+    /// `[dim]`: the smallest value of each dimension.
+    pub(crate) min: Vec<f32>,
+    /// `[dim]`: the difference of value between two neighbouring codes.
+    pub(crate) step: Vec<f32>,
+    /// `[n, stride]`: the codes.
+    pub(crate) rows: Bytes,
+    isa: Isa,
+}
+
+/// A query encoded for products with quantised vectors.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EncodedQuery {
+    weights: Weights,
+    /// Product of the query with `min`.
+    offset: f32,
+    /// Product of f32 vectors for one unit of the integer product.
+    scale: f32,
+    /// Standard deviation of an integer product that quantisation causes.
+    pub(crate) error: f32,
+    /// Buffer of `[dim]` values.
+    values: Vec<f32>,
+}
+
+impl EncodedQuery {
+    /// The dot product of the f32 vectors, estimated from the integer product.
+    pub(crate) fn dot(&self, integer: i32) -> f32 {
+        self.offset + self.scale * integer as f32
+    }
+}
+
+impl QuantisedVectors {
+    /// Quantises vectors `[n, dim]`.
+    pub(crate) fn new(vectors: &[f32], dim: usize) -> Self {
+        let n = vectors.len() / dim;
+        let rows = 4096 * dim;
+        let ranges = vectors.par_chunks(rows).map(|part| range(part, dim)).reduce_with(|mut a, b| {
+            for (a, b) in a.iter_mut().zip(b) {
+                *a = (a.0.min(b.0), a.1.max(b.1));
+            }
+            a
+        });
+        let ranges = ranges.unwrap_or_else(|| vec![(0.0, 0.0); dim]);
+        let min = ranges.iter().map(|(min, _)| *min).collect();
+        let step: Vec<f32> = ranges.iter().map(|(min, max)| (max - min) / 255.0).collect();
+        let mut codes = Self::zeroed(n, dim, min, step);
+        let (stride, min, step) = (codes.stride, &codes.min, &codes.step);
+        let inverse: Vec<f32> = step.iter().map(|s| if *s > 0.0 { 1.0 / s } else { 0.0 }).collect();
+        codes.rows.get_mut().par_chunks_mut(stride).zip(vectors.par_chunks(dim)).for_each(|(row, vector)| {
+            for (i, code) in row[..dim].iter_mut().enumerate() {
+                *code = ((vector[i] - min[i]) * inverse[i]).round_ties_even() as u8;
+            }
+        });
+        codes
+    }
+
+    /// `n` rows of codes that are all zero, with ranges `min` and `step` `[dim]`.
+    pub(crate) fn zeroed(n: usize, dim: usize, min: Vec<f32>, step: Vec<f32>) -> Self {
+        let stride = dim.next_multiple_of(BLOCK);
+        Self { dim, stride, min, step, rows: Bytes::zeroed(n * stride), isa: Isa::best() }
+    }
+
+    /// `[dim]`: the codes of a vector.
+    pub(crate) fn code(&self, id: u32) -> &[u8] {
+        &self.rows.get()[id as usize * self.stride..][..self.dim]
+    }
+
+    /// Encodes a vector `[dim]`.
+    pub(crate) fn encode(&self, vector: &[f32], query: &mut EncodedQuery) {
+        let mut values = std::mem::take(&mut query.values);
+        values.clear();
+        values.extend(vector);
+        self.encode_values(values, query);
+    }
+
+    /// Encodes one of the quantised vectors as a query.
+    pub(crate) fn encode_row(&self, id: u32, query: &mut EncodedQuery) {
+        let mut values = std::mem::take(&mut query.values);
+        values.clear();
+        values.extend(
+            self.code(id)
+                .iter()
+                .zip(&self.min)
+                .zip(&self.step)
+                .map(|((code, min), step)| min + step * f32::from(*code)),
+        );
+        self.encode_values(values, query);
+    }
+
+    fn encode_values(&self, mut values: Vec<f32>, query: &mut EncodedQuery) {
+        query.offset = cellql_kernels::dot(&values, &self.min);
+        for (weight, step) in values.iter_mut().zip(&self.step) {
+            *weight *= step;
+        }
+        let largest = values.iter().fold(0f32, |a, b| a.max(b.abs()));
+        let sum: f32 = values.iter().map(|w| w.abs()).sum();
+        // The finest unit for which weights fit 16 bits, and 255 times the sum of all weights, each rounded up, fits
+        // 32.
+        let room = (i32::MAX / 255) as f32 * 0.999 - self.dim as f32;
+        let units = (32_512.0 / largest).min(room / sum);
+        let units = if units.is_finite() { units } else { 0.0 };
+        query.scale = if units > 0.0 { 1.0 / units } else { 0.0 };
+        // The error of a code is uniform within half a step: its standard deviation is 1/√12 of a step.
+        let squares: f32 = values.iter().map(|w| w * w).sum();
+        query.error = (squares / 12.0).sqrt() * units;
+        query.weights.set(self.stride, values.iter().map(|w| w * units));
+        query.values = values;
+    }
+
+    /// Integer products of a query with the vectors of `ids`, in their order.
+    pub(crate) fn products(&self, query: &EncodedQuery, ids: &[u32], out: &mut Vec<i32>) {
+        products(self.isa, &query.weights, Table { codes: self.rows.get(), stride: self.stride }, ids, out);
+    }
+
+    /// The estimated dot product of a query with one vector.
+    pub(crate) fn dot(&self, query: &EncodedQuery, id: u32, out: &mut Vec<i32>) -> f32 {
+        self.products(query, &[id], out);
+        query.dot(out.first().copied().unwrap_or_default())
+    }
+}
+
+/// `[dim]`: smallest and largest value of each dimension.
+fn range(vectors: &[f32], dim: usize) -> Vec<(f32, f32)> {
+    let mut range = vec![(f32::INFINITY, f32::NEG_INFINITY); dim];
+    for vector in vectors.chunks_exact(dim) {
+        for (range, value) in range.iter_mut().zip(vector) {
+            *range = (range.0.min(*value), range.1.max(*value));
+        }
+    }
+    range
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    #[test]
+    fn products_with_quantised_vectors_are_those_with_vectors_within_rounding() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        for dim in [3usize, 64, 100, 3072] {
+            // Dimensions of very different widths, one of no width at all.
+            let widths: Vec<f32> = (0..dim).map(|d| if d == 1 { 0.0 } else { 10f32.powi(-(d as i32 % 4)) }).collect();
+            let vectors: Vec<f32> = (0..20 * dim).map(|i| widths[i % dim] * rng.random_range(-1.0f32..1.0)).collect();
+            let codes = QuantisedVectors::new(&vectors, dim);
+            let (mut query, mut out) = (EncodedQuery::default(), Vec::new());
+            let v = &vectors[7 * dim..8 * dim];
+            codes.encode(v, &mut query);
+            for (id, x) in vectors.chunks(dim).enumerate() {
+                let exact: f64 = v.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                // Half a step for x, and weights rounded to a 2¹³th of the largest.
+                let bound: f32 =
+                    v.iter().zip(&widths).map(|(v, w)| v.abs() * w * 2.0 / 510.0).sum::<f32>() * 1.2 + 0.03;
+                let got = codes.dot(&query, id as u32, &mut out);
+                assert!((f64::from(got) - exact).abs() < f64::from(bound), "{dim}: {got} {exact} {bound}");
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_with_nan_infinity_or_zeros_are_harmless() {
+        let vectors = [f32::NAN, f32::INFINITY, -f32::INFINITY, 0.0, 1.0, f32::MAX];
+        let codes = QuantisedVectors::new(&vectors, 2);
+        let (mut query, mut out) = (EncodedQuery::default(), Vec::new());
+        for vector in vectors.chunks(2) {
+            codes.encode(vector, &mut query);
+            codes.products(&query, &[0, 1, 2], &mut out);
+            assert_eq!(out.len(), 3);
+        }
+    }
+}
