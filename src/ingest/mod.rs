@@ -30,7 +30,7 @@ use std::sync::Arc;
 use arrow::array::AsArray;
 use arrow::datatypes::Schema;
 use arrow::record_batch::RecordBatch;
-use cellql_formats::{CellSource, Kind, OpenOptions, TableSource, recognise};
+use cellql_formats::{CellSource, Format, OpenOptions, TableSource, recognise};
 use cellql_schemas::cells::{self as table, ValueKind};
 use cellql_schemas::recipe::Input as Values;
 use cellql_schemas::{datasets, genes};
@@ -264,7 +264,7 @@ async fn commit(
 /// Opens an input off the async threads.
 async fn open(input: &Input, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
     let (path, options) = (input.path.clone(), options.clone());
-    if recognise(&path)? == Some(Kind::Lance) {
+    if recognise(&path)? == Some(Format::Lance) {
         let table = LanceTable::open(&path).await?;
         return guarded(&input.path, move || Ok(Box::new(TableSource::open(&path, Box::new(table))?) as _)).await;
     }
