@@ -1,5 +1,5 @@
-//! Reader of dense text (CSV, TSV or semicolons), plain or gzipped, in either orientation. Cells × genes is read line by line,
-//! genes × cells is transposed. The axis with the larger share of gene names is the axis of genes.
+//! Reader of dense text (CSV, TSV or semicolons), plain or gzipped, in either orientation. Cells × genes is read line
+//! by line, genes × cells is transposed. The axis with the larger share of gene names is the axis of genes.
 
 use std::path::{Path, PathBuf};
 
@@ -183,7 +183,8 @@ impl Lines {
     /// Transposes a file of genes × cells in one pass: the gene names, and the values by cell.
     fn transpose(&mut self) -> Result<(Vec<String>, Spill)> {
         let cells = self.header.len() as u64;
-        // Estimate of the number of values: one takes at least two bytes of text, and gzip compresses text about tenfold.
+        // Estimate of the number of values: one takes at least two bytes of text, and gzip compresses text about
+        // tenfold.
         let bytes = std::fs::metadata(&self.path).map(|m| m.len()).unwrap_or_default();
         let spill = Spill::new(Some((cells, bytes)));
         let mut spill = spill.map_err(|e| FormatError::new(&self.path, "file", spill_problem(&e)))?;

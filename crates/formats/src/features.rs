@@ -36,8 +36,8 @@ pub(crate) fn are_ensembl<'a>(names: impl IntoIterator<Item = &'a str>) -> bool 
     ids * 2 > all
 }
 
-/// Features from the index of `var` and, if there is one, a second column of symbols or Ensembl ids. `column` returns a text
-/// column by its name.
+/// Features from the index of `var` and, if there is one, a second column of symbols or Ensembl ids. `column` returns a
+/// text column by its name.
 pub(crate) fn from_index<E>(
     index: Vec<String>,
     mut column: impl FnMut(&str) -> Option<Result<Vec<String>, E>>,

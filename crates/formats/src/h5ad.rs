@@ -1,5 +1,5 @@
-//! Reader of AnnData's `.h5ad` in every encoding: dataframes as groups (0.1.0, 0.2.0) or compound tables; `X`, `raw.X` or a
-//! layer as CSR, CSC (also of h5sparse) or dense matrix.
+//! Reader of AnnData's `.h5ad` in every encoding: dataframes as groups (0.1.0, 0.2.0) or compound tables; `X`, `raw.X`
+//! or a layer as CSR, CSC (also of h5sparse) or dense matrix.
 
 use std::path::Path;
 

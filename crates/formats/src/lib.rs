@@ -1,13 +1,14 @@
-//! Readers of single-cell expression files (`.h5ad`, 10x HDF5, loom, Matrix Market, CSV, `.npz`, Parquet), and a writer of
-//! `.h5ad`.
+//! Readers of single-cell expression files (`.h5ad`, 10x HDF5, loom, Matrix Market, CSV, `.npz`, Parquet), and a writer
+//! of `.h5ad`.
 //!
-//! [`open()`] recognises the format by the file's content and returns a [`CellSource`]: the features, the obs columns, and
-//! then the cells in blocks. Memory use depends on the size of a block, not on the size of the file. Sizes stated in a file
-//! are checked against the file before memory is allocated for them. Every error names the file and the object in it.
+//! [`open()`] recognises the format by the file's content and returns a [`CellSource`]: the features, the obs columns,
+//! and then the cells in blocks. Memory use depends on the size of a block, not on the size of the file. Sizes stated
+//! in a file are checked against the file before memory is allocated for them. Every error names the file and the
+//! object in it.
 //!
-//! Common types (`block`, `options`, `error`, `rows`, `spill`) are at the bottom; each format module uses them, and `open`
-//! uses the format modules. The crate depends on `schemas` to decide which axis of a table holds genes. It knows nothing of
-//! stores, models or SQL, so readers can be fuzzed without building these.
+//! Common types (`block`, `options`, `error`, `rows`, `spill`) are at the bottom; each format module uses them, and
+//! `open` uses the format modules. The crate depends on `schemas` to decide which axis of a table holds genes. It knows
+//! nothing of stores, models or SQL, so readers can be fuzzed without building these.
 //!
 //! ```
 //! use cellql_formats::{Format, OpenOptions, open, recognise};

@@ -1,4 +1,5 @@
-//! Reader of loom files: a dense genes × cells matrix and layers, with row attributes (genes) and column attributes (cells).
+//! Reader of loom files: a dense genes × cells matrix and layers, with row attributes (genes) and column attributes
+//! (cells).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -89,7 +90,8 @@ impl Loom {
     fn transpose(&self) -> Result<Spill> {
         let (genes, cells) = (self.features.len() as u64, self.barcodes.len() as u64);
         let fail = |e: std::io::Error| self.data.error(spill_problem(&e));
-        // Most values of an expression matrix are zero. The file does not state how many; a quarter is an upper estimate.
+        // Most values of an expression matrix are zero. The file does not state how many; a quarter is an upper
+        // estimate.
         let mut spill = Spill::new(Some((cells, genes.saturating_mul(cells) / 4))).map_err(fail)?;
         let step = (BLOCK_VALUES as u64 / cells.max(1)).clamp(1, genes.max(1));
         for gene in (0..genes).step_by(step as usize) {

@@ -1,5 +1,5 @@
-//! Reader of scipy's `.npz` of a sparse matrix (CSR, CSC or COO). It holds no names: genes come from `--genes`, barcodes from
-//! `--barcodes` or are numbered.
+//! Reader of scipy's `.npz` of a sparse matrix (CSR, CSC or COO). It holds no names: genes come from `--genes`,
+//! barcodes from `--barcodes` or are numbered.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -124,7 +124,8 @@ impl Entries {
 
     fn spill(mut self, by_gene: bool, cells: u64) -> Result<Spill> {
         let fail = |e: std::io::Error| FormatError::new(&self.path, "data", spill_problem(&e));
-        // A number of cells far above the number of values is not believed: it is only stated, and memory depends on it.
+        // A number of cells far above the number of values is not believed: it is only stated, and memory depends on
+        // it.
         if self.layout != Layout::Csr && !by_gene && cells > self.data.len.saturating_mul(1000) + 1000 {
             return Err(self.data.error(format!("the shape states {cells} cells for only {} values", self.data.len)));
         }

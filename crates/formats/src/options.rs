@@ -18,7 +18,8 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
-    /// Path of the requested matrix inside an `.h5ad` file (`layers/counts`); `None` if the caller left the choice open.
+    /// Path of the requested matrix inside an `.h5ad` file (`layers/counts`); `None` if the caller left the choice
+    /// open.
     pub fn matrix(&self) -> Option<String> {
         match (&self.layer, self.raw) {
             (Some(layer), _) if layer == "X" => Some("X".to_owned()),

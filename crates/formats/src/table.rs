@@ -1,5 +1,5 @@
-//! Reader of tables, from Parquet or any [`TableReader`]: an export of cellql (one row per cell, with `expr`) or long form
-//! (one row per value: cell, gene, value) in any order.
+//! Reader of tables, from Parquet or any [`TableReader`]: an export of cellql (one row per cell, with `expr`) or long
+//! form (one row per value: cell, gene, value) in any order.
 
 use std::collections::HashMap;
 use std::fs::File;

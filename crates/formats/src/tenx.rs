@@ -1,5 +1,5 @@
-//! Reader of 10x Genomics HDF5 matrices: version 3 (`matrix`, with feature types) and version 2 (a group per genome). Both
-//! store genes × cells in CSC form, which is cells × genes in CSR form, so no transpose is needed.
+//! Reader of 10x Genomics HDF5 matrices: version 3 (`matrix`, with feature types) and version 2 (a group per genome).
+//! Both store genes × cells in CSC form, which is cells × genes in CSR form, so no transpose is needed.
 
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! Long one-dimensional arrays of numbers, read chunk by chunk and inflated on every core. Inflating limits the speed.
 //!
-//! Only common layouts are read here: contiguous, or chunked with deflate and shuffle; little-endian. Other layouts are read
-//! by hdf5-pure.
+//! Only common layouts are read here: contiguous, or chunked with deflate and shuffle; little-endian. Other layouts are
+//! read by hdf5-pure.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,5 @@
-//! Dataframes of AnnData before 0.7: one compound dataset. Its categorical columns are codes into `uns/NAME_categories`.
+//! Dataframes of AnnData before 0.7: one compound dataset. Its categorical columns are codes into
+//! `uns/NAME_categories`.
 
 use std::sync::Arc;
 

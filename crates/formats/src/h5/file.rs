@@ -1,5 +1,5 @@
-//! HDF5 files and datasets through hdf5-pure, with errors that name the file and the object. Long numeric arrays of a common
-//! layout are read by [`super::chunks`].
+//! HDF5 files and datasets through hdf5-pure, with errors that name the file and the object. Long numeric arrays of a
+//! common layout are read by [`super::chunks`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use crate::error::{FormatError, Result};
 /// Largest ratio of a dataset to its file that is believed: deflate reaches 1,032.
 const MAX_INFLATION: u64 = 1100;
 
-/// Maximum number of names (features, barcodes, categories) that are read at once, so that a damaged length cannot exhaust
-/// memory.
+/// Maximum number of names (features, barcodes, categories) that are read at once, so that a damaged length cannot
+/// exhaust memory.
 pub(crate) const MAX_NAMES: u64 = 20_000_000;
 
 /// True for a file that starts with HDF5's signature.

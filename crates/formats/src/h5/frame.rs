@@ -1,5 +1,5 @@
-//! AnnData dataframes (`obs` and `var`), read by windows of rows. A dataframe is a group with one dataset or subgroup per
-//! column, or one compound dataset ([`super::compound`]).
+//! AnnData dataframes (`obs` and `var`), read by windows of rows. A dataframe is a group with one dataset or subgroup
+//! per column, or one compound dataset ([`super::compound`]).
 
 use std::sync::Arc;
 
@@ -98,7 +98,8 @@ impl Frame {
         }
     }
 
-    /// A whole column as strings, missing values as empty ones. `None` if there is no such column or it does not hold strings.
+    /// A whole column as strings, missing values as empty ones. `None` if there is no such column or it does not hold
+    /// strings.
     pub(crate) fn text(&self, name: &str) -> Option<Result<Vec<String>>> {
         use arrow::array::AsArray;
         let place = self

@@ -1,5 +1,5 @@
-//! A cells × genes matrix, read by windows of cells. CSR is read directly, dense rows are made sparse, CSC is transposed by
-//! [`Spill`].
+//! A cells × genes matrix, read by windows of cells. CSR is read directly, dense rows are made sparse, CSC is
+//! transposed by [`Spill`].
 
 use super::file::{H5, H5Dataset};
 use crate::block::BLOCK_VALUES;
@@ -58,7 +58,8 @@ impl Matrix {
         }
     }
 
-    /// A sample of stored values from the beginning, middle and end of the matrix, enough to tell counts from other values.
+    /// A sample of stored values from the beginning, middle and end of the matrix, enough to tell counts from other
+    /// values.
     pub(crate) fn sample(&self) -> Result<Vec<f32>> {
         const COUNT: u64 = 1 << 15;
         let (data, total, per_row) = match &self.storage {

@@ -1,5 +1,6 @@
-//! Writer of `.h5ad` in the encoding of anndata 0.8 and later: dataframes 0.2.0, CSR `X`. Values are written as they arrive;
-//! obs and obsm are kept in memory until the end, because strings and two-dimensional arrays cannot be appended.
+//! Writer of `.h5ad` in the encoding of anndata 0.8 and later: dataframes 0.2.0, CSR `X`. Values are written as they
+//! arrive; obs and obsm are kept in memory until the end, because strings and two-dimensional arrays cannot be
+//! appended.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -96,8 +97,8 @@ impl H5adWriter {
         grow().map_err(fail)
     }
 
-    /// Writes obs, var, obsm and the provenance (into `uns/cellql`) and renames the file to its final name. `obs` and `var` are an
-    /// index and columns.
+    /// Writes obs, var, obsm and the provenance (into `uns/cellql`) and renames the file to its final name. `obs` and
+    /// `var` are an index and columns.
     ///
     /// # Errors
     /// The file cannot be written, or a column has a type that obs cannot have.
