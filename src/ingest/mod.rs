@@ -42,6 +42,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::error::{Error, Result};
 use cellql_store::genes::GeneReport;
 use cellql_store::progress::OnProgress;
+use cellql_store::sql::quote_literal;
 use cellql_store::{Store, Transaction};
 use cells::{Cells, FileGenes, Quality, Refusal};
 use duplicates::Known;
@@ -392,13 +393,14 @@ async fn already_there(store: &Store, sha256: &str, options: &IngestOptions) -> 
     let filter = match options.open.matrix() {
         Some(matrix) => {
             format!(
-                "{} = '{sha256}' AND {} = '{}'",
+                "{} = {} AND {} = {}",
                 datasets::FILE_SHA256,
+                quote_literal(sha256),
                 datasets::MATRIX,
-                matrix.replace('\'', "''")
+                quote_literal(&matrix)
             )
         }
-        None => format!("{} = '{sha256}'", datasets::FILE_SHA256),
+        None => format!("{} = {}", datasets::FILE_SHA256, quote_literal(sha256)),
     };
     let rows = store.read(datasets::TABLE, &[datasets::NAME], Some(&filter)).await?;
     let name = rows.iter().filter(|b| b.num_rows() > 0).map(|b| b.column(0).as_string::<i32>().value(0).to_owned());
