@@ -1,7 +1,7 @@
-//! Any bytes as a file of cells: a reader says what is wrong with them or gives cells that hold together, and neither
-//! panics itself nor takes more memory or time than the file can stand for.
+//! Fuzz target: arbitrary bytes as a file of cells. A reader must return an error or consistent blocks. It must not
+//! panic, and its memory and time must be bounded by the size of the file.
 //!
-//! The input is one file of any format; the files that some formats have beside it are fixed.
+//! The input is one file of any format. The companion files of some formats (genes, barcodes) are fixed.
 
 #![no_main]
 
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use cellql_formats::{CellSource, OpenOptions, open, recognise};
 use libfuzzer_sys::fuzz_target;
 
-/// A library of a format may panic where our readers turn that into an error; ours may not.
+/// Aborts on panics in our code. Panics in format libraries are allowed, because the readers turn them into errors.
 fn abort_where_we_panic() {
     std::panic::set_hook(Box::new(|panic| {
         let library =
@@ -45,7 +45,7 @@ fuzz_target!(init: abort_where_we_panic(), |bytes: &[u8]| {
     }
 });
 
-/// Reads every cell, and checks what every user of a block relies on.
+/// Reads every cell and checks the invariants of a block.
 fn drain(source: &mut dyn CellSource) {
     let (features, columns) = (source.features().len(), source.obs_columns().len());
     let mut cells = 0u64;

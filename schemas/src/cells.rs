@@ -25,24 +25,25 @@ pub const N_GENES: &str = "n_genes";
 pub const VALUE_KIND: &str = "value_kind";
 /// Hash of the expression alone: equal for equal profiles, whatever the file called them.
 pub const CONTENT_HASH: &str = "content_hash";
-/// Share of the counts that mitochondrial genes have; NULL where the file measured none, or values are no counts.
+/// Share of the counts that are of mitochondrial genes ([`crate::nomenclature::is_mitochondrial`]), 0 to 1; NULL if the
+/// file measured none of them or its values are not counts.
 pub const MITO_FRACTION: &str = "mito_fraction";
 /// The first cell of another data set with equal expression; NULL for a cell that is new.
 pub const DUPLICATE_OF: &str = "duplicate_of";
 
-/// What the values of a cell are.
+/// Kind of the values of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueKind {
     /// Molecule or read counts: whole numbers.
     Counts,
     /// Counts that were recovered from normalised values.
     Recovered,
-    /// Anything else, kept as given.
+    /// Other values, kept as in the file.
     Normalised,
 }
 
 impl ValueKind {
-    /// The word that stands in the table.
+    /// The word in the column `value_kind`.
     pub fn name(self) -> &'static str {
         match self {
             ValueKind::Counts => "counts",
@@ -52,7 +53,7 @@ impl ValueKind {
     }
 }
 
-/// Columns every cell has, in order. Obs columns follow them.
+/// Columns that every cell has, in order. Obs columns follow them.
 pub fn fields() -> Vec<Field> {
     vec![
         Field::new(CELL_ID, DataType::UInt64, false),
@@ -68,19 +69,19 @@ pub fn fields() -> Vec<Field> {
     ]
 }
 
-/// The table without obs columns: how an empty store begins.
+/// Schema without obs columns, as in an empty store.
 pub fn schema() -> Schema {
     Schema::new(fields())
 }
 
-/// The table with the given obs columns (all nullable) after its own.
+/// Schema with the given obs columns, made nullable, after [`fields`].
 pub fn schema_with_obs(obs: &[Field]) -> Schema {
     let mut all: Vec<Arc<Field>> = fields().into_iter().map(Arc::new).collect();
     all.extend(obs.iter().map(|f| Arc::new(f.clone().with_nullable(true))));
     Schema::new(all)
 }
 
-/// True for the columns of [`fields`]: names an obs column of a file must not take.
+/// True for the name of a column in [`fields`], which an obs column of a file must not have.
 pub fn is_reserved(name: &str) -> bool {
     fields().iter().any(|f| f.name() == name)
 }

@@ -1,4 +1,4 @@
-//! The `datasets` table: one row per ingested file, with what became of its cells and genes.
+//! The `datasets` table: one row per ingested file, with counts of cells and the report on genes.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use arrow::datatypes::{DataType, Field, Schema};
 /// Name of the table.
 pub const TABLE: &str = "datasets";
 
-/// Key.
+/// Primary key.
 pub const DATASET_ID: &str = "dataset_id";
-/// File name without its ending, unless the user gave another.
+/// File name without its extension, or the name given by the user.
 pub const NAME: &str = "name";
-/// Where it was read from.
+/// Path or URI it was read from.
 pub const SOURCE_URI: &str = "source_uri";
 /// SHA-256 of the file.
 pub const FILE_SHA256: &str = "file_sha256";
@@ -19,29 +19,29 @@ pub const FILE_SHA256: &str = "file_sha256";
 pub const MEASURED_GENES: &str = "measured_genes";
 /// The names the file gave these genes, in the same order.
 pub const MEASURED_NAMES: &str = "measured_names";
-/// The matrix that was read, as its format names it: `X`, `raw/X`, `layers/counts`.
+/// The matrix that was read, by its name in the format: `X`, `raw/X`, `layers/counts`.
 pub const MATRIX: &str = "matrix";
-/// Cells in the file.
+/// Number of cells in the file.
 pub const CELLS_READ: &str = "cells_read";
-/// Cells in `cells`.
+/// Number of cells in `cells`.
 pub const CELLS_KEPT: &str = "cells_kept";
 /// JSON object: reason → number of cells dropped.
 pub const CELLS_DROPPED: &str = "cells_dropped";
-/// Cells in `cells` that an earlier data set holds too.
+/// Number of cells in `cells` that an earlier data set also has.
 pub const CELLS_DUPLICATE: &str = "cells_duplicate";
 /// JSON list: every obs column with its name in the file, in `cells`, and the order of its categories.
 pub const OBS_COLUMNS: &str = "obs_columns";
-/// JSON list: what was chosen or left out, in sentences.
+/// JSON list of sentences: what was chosen or left out.
 pub const NOTES: &str = "notes";
-/// JSON object: how names became genes.
+/// JSON object: how names were resolved to genes.
 pub const GENE_REPORT: &str = "gene_report";
-/// What the values are, as in `cells`.
+/// Kind of the values, as in `cells`.
 pub const VALUE_KIND: &str = "value_kind";
-/// How its values become a model's: `counts`, `log`, `log+total`, `bulk`, `bulk-log`.
+/// How values are converted to model input: `counts`, `log`, `log+total`, `bulk`, `bulk-log`.
 pub const INPUT: &str = "input";
 /// When it was ingested, UTC.
 pub const INGESTED_AT: &str = "ingested_at";
-/// Version of cellql that did it.
+/// Version of cellql that ingested it.
 pub const PROGRAM_VERSION: &str = "program_version";
 
 /// The item of the list [`MEASURED_GENES`].
@@ -54,7 +54,7 @@ pub fn measured_names_item() -> Arc<Field> {
     Arc::new(Field::new("item", DataType::Utf8, true))
 }
 
-/// The table.
+/// Schema of the table.
 pub fn schema() -> Schema {
     let text = |name: &str| Field::new(name, DataType::Utf8, false);
     Schema::new(vec![

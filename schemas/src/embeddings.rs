@@ -11,7 +11,7 @@ pub const SCHEMA: &str = "embeddings";
 pub const CELL_ID: &str = "cell_id";
 /// The embedding; NULL where the cell could not be embedded.
 pub const VECTOR: &str = "vector";
-/// Vocabulary genes expressed in the cell: how much of it the model saw.
+/// Number of expressed genes of the cell that are in the vocabulary of the model.
 pub const GENES_SEEN: &str = "genes_seen";
 
 /// Key of the table's metadata: the recipe as JSON.
@@ -24,7 +24,7 @@ pub fn vector_type(dim: usize) -> DataType {
     DataType::FixedSizeList(Arc::new(Field::new("item", DataType::Float32, true)), dim as i32)
 }
 
-/// The table of a recipe whose vectors have `dim` numbers.
+/// Schema of the table of a recipe whose vectors have `dim` dimensions.
 pub fn schema(dim: usize) -> Schema {
     Schema::new(vec![
         Field::new(CELL_ID, DataType::UInt64, false),

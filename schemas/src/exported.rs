@@ -1,18 +1,18 @@
-//! What an exported table of cells carries beside its rows: the genes its ids mean, in the schema's metadata.
+//! Metadata of an exported table of cells: the genes of its ids, and provenance.
 
 use serde::{Deserialize, Serialize};
 
 /// Metadata key of an exported table: its genes as a JSON list of [`ExportedGene`].
 pub const GENES: &str = "cellql.genes";
-/// Metadata key of an exported table: where it comes from, as a JSON object.
+/// Metadata key of an exported table: provenance, as a JSON object.
 pub const PROVENANCE: &str = "cellql.provenance";
 
 /// A gene of an exported table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportedGene {
-    /// Its id inside `expr`.
+    /// Its id in `expr`.
     pub gene_id: u32,
-    /// Approved symbol, or the name a file gave.
+    /// Approved symbol, or the name in a file.
     pub symbol: String,
     /// `HGNC:5`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

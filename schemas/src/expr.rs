@@ -1,6 +1,6 @@
 //! `expr`, the expression of one cell: `Struct<gene_id: List<UInt32>, value: List<Float32>>`.
 //!
-//! `gene_id` ascends strictly within a cell and zeros are absent, so the length of either list is the number of
+//! Within a cell, `gene_id` is strictly ascending and zeros are absent, so the length of either list is the number of
 //! expressed genes. [`Profiles`] reads such a column without copying, [`ProfileBuilder`] writes one.
 
 use std::collections::HashMap;
@@ -15,6 +15,17 @@ pub const GENE_ID: &str = "gene_id";
 /// List of values inside `expr`, parallel to the gene ids.
 pub const VALUE: &str = "value";
 
+/// Total that the counts of a cell are scaled to before the logarithm: `target_sum` of scanpy's `normalize_total`.
+pub const TARGET_SUM: f64 = 1e4;
+
+/// A count, log-normalised: `ln(1 + value · target_sum / total)`, where `total` is the sum of counts of the cell.
+///
+/// The product is taken before the quotient. SQL's `log_normalise`, `evaluate` and the training task take them in
+/// another order, which can change the last bit of a value, so they do not call this function.
+pub fn log_normalise(value: f32, total: f64, target_sum: f64) -> f64 {
+    (f64::from(value) * target_sum / total).ln_1p()
+}
+
 /// Why a column could not be read as `expr`.
 #[derive(Debug, thiserror::Error)]
 pub enum ExprError {
@@ -23,7 +34,7 @@ pub enum ExprError {
     Type {
         /// The type of `expr`.
         expected: DataType,
-        /// What was there.
+        /// The type of the column.
         found: DataType,
     },
     /// The two lists of a cell differ in length.
@@ -38,8 +49,8 @@ pub enum ExprError {
     },
 }
 
-/// The item of either list. Its metadata tells lance to store it by byte planes, each packed: gene ids that ascend and
-/// counts that are small take less than half of what they take as they are, and less than a gzipped `.h5ad`.
+/// The item of either list. Its metadata makes lance split values into byte planes and compress them: ascending gene
+/// ids and small counts take less than half of their plain size, and less than in a gzipped `.h5ad`.
 fn item(data_type: DataType) -> Arc<Field> {
     let packed = [("compression", "zstd"), ("compression-level", "1"), ("bss", "on")];
     let packed = packed.map(|(key, value)| (format!("lance-encoding:{key}"), value.to_owned()));
@@ -58,7 +69,7 @@ pub fn data_type() -> DataType {
     DataType::Struct(struct_fields())
 }
 
-/// True for every type that [`Profiles::new`] reads: nullability of the parts does not matter.
+/// True for a type that [`Profiles::new`] reads. The nullability of its parts does not matter.
 pub fn is_expr(data_type: &DataType) -> bool {
     let DataType::Struct(fields) = data_type else {
         return false;
@@ -72,14 +83,14 @@ pub fn is_expr(data_type: &DataType) -> bool {
 /// One cell's expression: parallel slices, gene ids ascending.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Profile<'a> {
-    /// Genes with a value above zero.
+    /// Ids of the genes with a value above zero, ascending.
     pub gene_ids: &'a [u32],
-    /// Their values.
+    /// Values of these genes.
     pub values: &'a [f32],
 }
 
 impl Profile<'_> {
-    /// The value of a gene; 0 where it is not expressed.
+    /// The value of a gene; 0 if it is not expressed.
     pub fn value_of(&self, gene_id: u32) -> f32 {
         self.gene_ids.binary_search(&gene_id).map_or(0.0, |i| self.values[i])
     }
@@ -90,7 +101,7 @@ impl Profile<'_> {
     }
 }
 
-/// A column of expressions, read in place.
+/// A column of expressions, read without copying.
 #[derive(Debug, Clone)]
 pub struct Profiles {
     genes: ListArray,
@@ -104,7 +115,7 @@ impl Profiles {
     /// Reads a column of type [`data_type`].
     ///
     /// # Errors
-    /// Another type, or lists of different lengths in one row.
+    /// [`ExprError::Type`] for another type, [`ExprError::Ragged`] for lists of different lengths in a row.
     pub fn new(column: &ArrayRef) -> Result<Self, ExprError> {
         let wrong = || ExprError::Type { expected: data_type(), found: column.data_type().clone() };
         if !is_expr(column.data_type()) {
@@ -130,12 +141,12 @@ impl Profiles {
         self.genes.len()
     }
 
-    /// True without rows.
+    /// True if there are no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The cell at a row, or `None` where the expression is NULL.
+    /// The cell at a row, or `None` if the expression is NULL.
     pub fn get(&self, row: usize) -> Option<Profile<'_>> {
         if self.nulls.as_ref().is_some_and(|n| n.is_null(row)) {
             return None;
@@ -153,7 +164,7 @@ impl Profiles {
     }
 }
 
-/// Writes a column of expressions, a cell at a time.
+/// Builds a column of expressions cell by cell.
 #[derive(Debug)]
 pub struct ProfileBuilder {
     offsets: Vec<i32>,
@@ -169,7 +180,7 @@ impl Default for ProfileBuilder {
 }
 
 impl ProfileBuilder {
-    /// Adds a cell. The caller gives ascending gene ids without zeros.
+    /// Appends a cell. Gene ids must be strictly ascending and values not zero.
     pub fn push(&mut self, gene_ids: &[u32], values: &[f32]) {
         debug_assert!(gene_ids.windows(2).all(|w| w[0] < w[1]));
         self.gene_ids.extend_from_slice(gene_ids);
@@ -177,7 +188,7 @@ impl ProfileBuilder {
         self.close(true);
     }
 
-    /// Adds a cell of `count` values that are filled in where they will lie: gene ids ascending, and values.
+    /// Appends a cell of `count` values that `fill` writes in place: ascending gene ids, and values.
     pub fn push_with(&mut self, count: usize, fill: impl FnOnce(&mut [u32], &mut [f32])) {
         let start = self.values.len();
         self.gene_ids.resize(start + count, 0);
@@ -187,13 +198,13 @@ impl ProfileBuilder {
         self.close(true);
     }
 
-    /// Values of the last cell that was added.
+    /// Values of the last cell, to be changed in place.
     pub fn last_values(&mut self) -> &mut [f32] {
         let start = self.offsets.len().checked_sub(2).map_or(0, |i| self.offsets[i] as usize);
         &mut self.values[start..]
     }
 
-    /// Takes the last cell back.
+    /// Removes the last cell.
     pub fn pop(&mut self) {
         if self.present.pop().is_some() {
             self.offsets.pop();
@@ -203,13 +214,13 @@ impl ProfileBuilder {
         }
     }
 
-    /// The last cell that was added.
+    /// The last cell; empty if there is none.
     pub fn last(&self) -> Profile<'_> {
         let start = self.offsets.len().checked_sub(2).map_or(0, |i| self.offsets[i] as usize);
         Profile { gene_ids: &self.gene_ids[start..], values: &self.values[start..] }
     }
 
-    /// Adds a row without expression.
+    /// Appends a NULL row.
     pub fn push_null(&mut self) {
         self.close(false);
     }
@@ -224,17 +235,12 @@ impl ProfileBuilder {
         self.present.len()
     }
 
-    /// True without rows.
+    /// True if there are no rows.
     pub fn is_empty(&self) -> bool {
         self.present.is_empty()
     }
 
-    /// Number of values so far: the size of the batch that matters for memory.
-    pub fn n_values(&self) -> usize {
-        self.values.len()
-    }
-
-    /// The column; the builder is empty again.
+    /// Returns the column and empties the builder.
     pub fn finish(&mut self) -> StructArray {
         let done = std::mem::take(self);
         let offsets = OffsetBuffer::new(ScalarBuffer::from(done.offsets));
@@ -253,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_pushed_is_read_back_also_from_a_slice() {
+    fn pushed_cells_are_read_back_also_from_a_slice() {
         let mut builder = ProfileBuilder::default();
         builder.push(&[1, 5], &[2.0, 3.0]);
         builder.push_null();

@@ -1,16 +1,16 @@
-//! What a file says of one feature it measures.
+//! A feature as a file describes it.
 
-/// A feature as a file names it.
+/// A row of `var`: a feature that a file measures.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Feature {
-    /// Symbol, or whatever stands in its place.
+    /// Symbol, or any other name the file gives.
     pub name: String,
-    /// Ensembl gene id, where the file gives one beside the name.
+    /// Ensembl gene id, if the file gives one beside the name.
     pub ensembl_id: Option<String>,
 }
 
 impl Feature {
-    /// A feature with nothing but a name.
+    /// A feature without an Ensembl id.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), ensembl_id: None }
     }

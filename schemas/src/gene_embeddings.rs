@@ -7,7 +7,7 @@ use crate::embeddings::vector_type;
 /// SQL schema that holds the tables, one per recipe.
 pub const SCHEMA: &str = "gene_embeddings";
 
-/// Column of `cells` whose values are the groups; empty where all cells are one group.
+/// Column of `cells` whose values are the groups; empty if all cells are one group.
 pub const GROUP_BY: &str = "group_by";
 /// Value of that column.
 pub const GROUP: &str = "group";
@@ -15,10 +15,10 @@ pub const GROUP: &str = "group";
 pub const GENE_ID: &str = "gene_id";
 /// Mean of the gene's context embeddings.
 pub const VECTOR: &str = "vector";
-/// Cells it is the mean over.
+/// Number of cells averaged.
 pub const CELLS: &str = "cells";
 
-/// The table of a recipe whose vectors have `dim` numbers.
+/// Schema of the table of a recipe whose vectors have `dim` dimensions.
 pub fn schema(dim: usize) -> Schema {
     Schema::new(vec![
         Field::new(GROUP_BY, DataType::Utf8, false),

@@ -1,4 +1,4 @@
-//! The `genes` table: every gene the store knows by identity, and every feature that has none.
+//! The `genes` table: every gene with an identity, and every feature without one.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use arrow::datatypes::{DataType, Field, Schema};
 /// Name of the table.
 pub const TABLE: &str = "genes";
 
-/// Key. Genes of the nomenclature come first, in its order; features without identity follow.
+/// Primary key. Genes of the nomenclature come first, in its order; features without identity follow.
 pub const GENE_ID: &str = "gene_id";
-/// Approved symbol, or the name a file gave where nothing else is known.
+/// Approved symbol, or the name in a file for a feature without identity.
 pub const SYMBOL: &str = "symbol";
 /// `HGNC:5`; NULL for a feature without identity.
 pub const HGNC_ID: &str = "hgnc_id";
@@ -17,7 +17,7 @@ pub const HGNC_ID: &str = "hgnc_id";
 pub const ENSEMBL_ID: &str = "ensembl_id";
 /// `protein_coding`, `lncRNA`, …
 pub const BIOTYPE: &str = "biotype";
-/// Names under which ingested files measured this gene; empty where none did.
+/// Names of the gene in ingested files; empty if no file measured it.
 pub const SOURCE_NAMES: &str = "source_names";
 
 /// The item of the list [`SOURCE_NAMES`].
@@ -25,7 +25,7 @@ pub fn source_names_item() -> Arc<Field> {
     Arc::new(Field::new("item", DataType::Utf8, true))
 }
 
-/// The table.
+/// Schema of the table.
 pub fn schema() -> Schema {
     Schema::new(vec![
         Field::new(GENE_ID, DataType::UInt32, false),

@@ -1,41 +1,41 @@
-//! The `jobs` table: long work over a store, and how far each piece of it is.
+//! The `jobs` table: long operations over a store and their progress.
 
 use arrow::datatypes::{DataType, Field, Schema};
 
 /// Name of the table.
 pub const TABLE: &str = "jobs";
 
-/// Key: what is done, to which recipe, shard and condition. Running the same again is the same job.
+/// Primary key: operation, recipe, shard and condition. Running the same again continues the same job.
 pub const NAME: &str = "name";
 /// `embed`, or `embed genes`.
 pub const KIND: &str = "kind";
-/// Embedding table that is filled, or table of gene embeddings.
+/// The embedding table, or table of gene embeddings, that is filled.
 pub const RECIPE: &str = "recipe";
 /// `2/8`: the second of eight parts; `1/1` for the whole.
 pub const SHARD: &str = "shard";
 /// SQL condition on `cells`, NULL for all.
 pub const CONDITION: &str = "condition";
-/// [`RUNNING`] or [`DONE`]. A job that died stays `running` and its `updated_at` stands still; running it again goes on.
+/// [`RUNNING`] or [`DONE`]. A killed job remains `running` with an old `updated_at`; running it again continues it.
 pub const STATE: &str = "state";
-/// Cells that the job is about, embedded before or not.
+/// Number of cells of the job, embedded earlier or not.
 pub const CELLS: &str = "cells";
-/// Of these, cells that are done.
+/// Number of these cells that are done.
 pub const CELLS_DONE: &str = "cells_done";
-/// Of these, cells without a vector, among those of the last run.
+/// Number of cells of the last run that have no vector.
 pub const WITHOUT_VECTOR: &str = "without_vector";
-/// Seconds the last run took so far.
+/// Duration of the last run so far, in seconds.
 pub const SECONDS: &str = "seconds";
 /// When the last run began, UTC.
 pub const STARTED_AT: &str = "started_at";
 /// When its latest cells were published, UTC.
 pub const UPDATED_AT: &str = "updated_at";
 
-/// Work goes on, or was cut off.
+/// State of a job that is running or was killed.
 pub const RUNNING: &str = "running";
-/// Every cell is done.
+/// State of a job whose cells are all done.
 pub const DONE: &str = "done";
 
-/// The table.
+/// Schema of the table.
 pub fn schema() -> Schema {
     let text = |name: &str| Field::new(name, DataType::Utf8, false);
     let number = |name: &str| Field::new(name, DataType::UInt64, false);

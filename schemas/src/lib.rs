@@ -1,8 +1,17 @@
-//! What a cellql store is made of: its tables, the nomenclature that gives genes their identity, and the
-//! vocabularies of models.
+//! The tables of a cellql store, the type `expr`, the HGNC nomenclature that gives genes their identity, vocabularies
+//! of models, and recipes of embeddings.
 //!
-//! Depends on arrow alone. Knows nothing of files, storage engines, models or SQL: every other part of cellql
-//! reads names and types from here, and none is read back.
+//! All other crates read names and types from here. This crate depends on arrow for types and knows nothing of files,
+//! storage engines, models or SQL.
+//!
+//! ```
+//! use cellql_schemas::nomenclature::{Evidence, Nomenclature, Resolution};
+//!
+//! let hgnc = Nomenclature::hgnc();
+//! let Resolution::Gene(gene, evidence) = hgnc.resolve("IL8") else { panic!("IL8 is a previous symbol of one gene") };
+//! assert_eq!(hgnc.genes()[gene].symbol, "CXCL8");
+//! assert_eq!(evidence, Evidence::Previous);
+//! ```
 
 pub mod cells;
 pub mod datasets;

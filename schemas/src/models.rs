@@ -1,11 +1,11 @@
-//! The `models` table: which models the store holds and where they come from.
+//! The `models` table: the models of the store and their provenance.
 
 use arrow::datatypes::{DataType, Field, Schema};
 
 /// Name of the table.
 pub const TABLE: &str = "models";
 
-/// Key.
+/// Primary key.
 pub const NAME: &str = "name";
 /// SHA-256 over config, vocabulary and weights: the model's identity in every recipe.
 pub const SHA256: &str = "sha256";
@@ -13,18 +13,18 @@ pub const SHA256: &str = "sha256";
 pub const VOCABULARY_SHA256: &str = "vocabulary_sha256";
 /// Number of genes in the vocabulary.
 pub const N_GENES: &str = "n_genes";
-/// Numbers in a cell embedding with pool `all`.
+/// Dimension of a cell embedding with pool `all`.
 pub const DIM: &str = "dim";
 /// Number of weights.
 pub const PARAMETERS: &str = "parameters";
-/// False for weights that were only drawn at random.
+/// False for weights that are only randomly initialised.
 pub const TRAINED: &str = "trained";
-/// JSON object: where it comes from.
+/// JSON object: provenance.
 pub const PROVENANCE: &str = "provenance";
-/// When it came into the store, UTC.
+/// When it was added to the store, UTC.
 pub const CREATED_AT: &str = "created_at";
 
-/// The table.
+/// Schema of the table.
 pub fn schema() -> Schema {
     let text = |name: &str| Field::new(name, DataType::Utf8, false);
     Schema::new(vec![

@@ -1,7 +1,7 @@
-//! The HGNC nomenclature: from any name of a human gene to the gene.
+//! The HGNC nomenclature: resolves any name of a human gene to the gene.
 //!
-//! The table is compiled in (`assets/hgnc.tsv.gz`, made by `scripts/make-nomenclature.py`), so that resolution
-//! needs no network and is the same for everyone who runs the same version.
+//! The table is compiled in (`assets/hgnc.tsv.gz`, made by `scripts/make-nomenclature.py`), so resolution needs no
+//! network and is the same for every user of a version.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -12,45 +12,55 @@ const ASSET: &[u8] = include_bytes!("../assets/hgnc.tsv.gz");
 /// An approved gene.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gene {
-    /// Number behind `HGNC:`.
+    /// Number of the HGNC id, without the prefix `HGNC:`.
     pub hgnc: u32,
-    /// Approved symbol.
+    /// Approved symbol: `CXCL8`.
     pub symbol: String,
-    /// `ENSG…` without version, where HGNC gives one.
+    /// Ensembl gene id (`ENSG…`) without version, if HGNC gives one.
     pub ensembl_id: Option<String>,
-    /// `protein_coding`, `lncRNA`, `tRNA`, …
+    /// Biotype: `protein_coding`, `lncRNA`, `tRNA`, …
     pub biotype: String,
     previous: Vec<String>,
     alias: Vec<String>,
 }
 
 impl Gene {
-    /// `HGNC:5`.
+    /// HGNC id with its prefix: `HGNC:5`.
     pub fn hgnc_id(&self) -> String {
         format!("HGNC:{}", self.hgnc)
     }
 
-    /// True for genes of the mitochondrial genome (not for its control regions, which are no genes).
+    /// True for the 37 genes of the mitochondrial genome; see [`is_mitochondrial`].
     pub fn is_mitochondrial(&self) -> bool {
-        self.symbol.starts_with("MT-") && self.biotype != "other"
+        is_mitochondrial(&self.symbol, Some(&self.biotype))
     }
 }
 
-/// By what a name was recognised. In this order names are tried, so an approved symbol always wins over the same
-/// word as another gene's previous symbol, and that over an alias.
+/// True for a gene of the mitochondrial genome, by its symbol and the biotype of its identity.
+///
+/// A gene of the nomenclature counts if its approved symbol begins with `MT-` and it is one of the 37 genes: 13
+/// protein-coding, 22 tRNA, 2 rRNA. The control regions of the mitochondrial genome (HGNC's biotype `other`) and the
+/// lncRNA MT-LIPCAR do not count. A feature without identity has no biotype (`None`) and counts if its name begins with
+/// `MT-`, in this case.
+pub fn is_mitochondrial(symbol: &str, biotype: Option<&str>) -> bool {
+    symbol.starts_with("MT-") && biotype.is_none_or(|b| matches!(b, "protein_coding" | "rRNA" | "tRNA"))
+}
+
+/// The kind of name by which a gene was resolved, strongest first. Names are tried in this order, so an approved symbol
+/// wins over the same text as a previous symbol of another gene, and that over an alias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Evidence {
     /// Ensembl gene id, with or without version.
     Ensembl,
-    /// Approved symbol.
+    /// Approved symbol: `CXCL8`.
     Approved,
-    /// A symbol the gene had before.
+    /// Previous symbol.
     Previous,
-    /// Another name in use.
+    /// Alias: another name in use.
     Alias,
-    /// Any of these with '-' written as '.', as R's `make.names` does to column names: `HLA.A` for `HLA-A`.
+    /// Any of these with '.' in place of '-', as R's `make.names` writes column names: `HLA.A` for `HLA-A`.
     Punctuation,
-    /// A name that a spreadsheet turned into a date: `2-Sep` for `SEPT2`, now `SEPTIN2`.
+    /// A date into which a spreadsheet converted the name: `2-Sep` for `SEPT2`, now `SEPTIN2`.
     Date,
 }
 
@@ -78,14 +88,14 @@ impl Evidence {
     }
 }
 
-/// What became of a name.
+/// Result of resolving a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolution {
-    /// One gene: its index in [`Nomenclature::genes`].
+    /// One gene, as an index into [`Nomenclature::genes`].
     Gene(usize, Evidence),
-    /// Several genes had or have this name; none is guessed.
+    /// The name is or was a name of several genes (indices into [`Nomenclature::genes`]); none is chosen.
     Ambiguous(Vec<usize>),
-    /// No gene has or had this name.
+    /// No gene has or had the name.
     Unknown,
 }
 
@@ -109,7 +119,7 @@ impl Names {
     }
 }
 
-/// All approved human genes and their names.
+/// All approved human genes, indexed by their names.
 #[derive(Debug)]
 pub struct Nomenclature {
     genes: Vec<Gene>,
@@ -192,15 +202,15 @@ impl Nomenclature {
         &self.genes
     }
 
-    /// Day the names were taken from HGNC, `2026-06-25`.
+    /// Date of the HGNC data: `2026-06-25`.
     pub fn date(&self) -> &str {
         &self.date
     }
 
-    /// Resolves what a file says of a feature: an Ensembl id if it has one, then its name.
+    /// Resolves a feature by its Ensembl id, if it has a known one, else by its name.
     pub fn resolve_feature(&self, name: &str, ensembl_id: Option<&str>) -> Resolution {
         match ensembl_id.and_then(|id| self.resolve_ensembl(id)) {
-            // HGNC gives three Ensembl ids to two genes each: there the name decides between them.
+            // HGNC assigns each of three Ensembl ids to two genes. The name decides between these.
             Some(Resolution::Ambiguous(genes)) => match self.resolve(name) {
                 Resolution::Gene(gene, evidence) if genes.contains(&gene) => Resolution::Gene(gene, evidence),
                 _ => Resolution::Ambiguous(genes),
@@ -210,8 +220,8 @@ impl Nomenclature {
         }
     }
 
-    /// Resolves one name: Ensembl id, approved symbol, previous symbol, alias, these with dots for hyphens, and as a date.
-    /// Letters' case counts, since it tells human symbols from mouse ones.
+    /// Resolves a name as Ensembl id, approved symbol, previous symbol, alias, these with dots for hyphens, and date,
+    /// in this order. Case matters, because it distinguishes human from mouse symbols.
     pub fn resolve(&self, name: &str) -> Resolution {
         self.resolve_ensembl(name)
             .or_else(|| self.resolve_name(name))
@@ -237,8 +247,9 @@ impl Nomenclature {
         })
     }
 
-    /// The gene whose name a spreadsheet reads as this day, stronger evidence first: `2-Sep` was `SEPT2`, a previous symbol
-    /// of `SEPTIN2`, rather than `SEP2`, an alias of others. Two may share a day: `1-Mar` was `MARCH1` or `MARC1`.
+    /// The gene whose name a spreadsheet converts to this date, stronger evidence first: `2-Sep` was `SEPT2`, a
+    /// previous symbol of `SEPTIN2`, rather than `SEP2`, an alias of others. Two genes can share a date: `1-Mar` was
+    /// `MARCH1` or `MARC1`.
     fn resolve_date(&self, name: &str) -> Option<Resolution> {
         let (month, day) = crate::spreadsheet::day_of_year(name)?;
         let names: Vec<String> = crate::spreadsheet::prefixes(month).iter().map(|p| format!("{p}{day}")).collect();
@@ -258,13 +269,13 @@ impl Nomenclature {
         if !id.starts_with("ENSG") {
             return None;
         }
-        // `ENSG00000124107.5` and Ensembl's `ENSG00000002586.20_PAR_Y`: the version and what follows is no identity.
+        // The version and what follows is not part of the identity: `ENSG00000124107.5`, `ENSG00000002586.20_PAR_Y`.
         let stem = id.split('.').next().unwrap_or(id);
         self.by_ensembl.resolve(stem, Evidence::Ensembl)
     }
 }
 
-/// True for the way other vertebrates' symbols are written (`Gad1`, `Sst`): a capital and then no further one.
+/// True for symbols written like those of other vertebrates (`Gad1`, `Sst`): one capital letter, then lower case.
 pub fn is_title_case(name: &str) -> bool {
     let letters: Vec<char> = name.chars().filter(|c| c.is_alphabetic()).collect();
     // Human open reading frames are the exception: C1orf43.
@@ -322,12 +333,12 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_two_genes_is_not_guessed() {
+    fn a_name_of_two_genes_is_ambiguous() {
         assert!(matches!(Nomenclature::hgnc().resolve("C18orf21"), Resolution::Ambiguous(genes) if genes.len() > 1));
     }
 
     #[test]
-    fn a_day_that_two_genes_became_is_not_guessed() {
+    fn a_date_shared_by_two_genes_is_ambiguous() {
         let table = Nomenclature::hgnc();
         let Resolution::Ambiguous(genes) = table.resolve("1-Mar") else { panic!() };
         let symbols: Vec<&str> = genes.iter().map(|g| table.genes()[*g].symbol.as_str()).collect();
@@ -341,6 +352,19 @@ mod tests {
             !is_foreign_ensembl_id("ENSG00000121410")
                 && !is_foreign_ensembl_id("ENSA")
                 && !is_foreign_ensembl_id("INS")
+        );
+    }
+
+    #[test]
+    fn the_37_genes_of_the_mitochondrial_genome_are_mitochondrial() {
+        let genes = Nomenclature::hgnc().genes();
+        let of = |biotype: &str| genes.iter().filter(|g| g.is_mitochondrial() && g.biotype == biotype).count();
+        assert_eq!((of("protein_coding"), of("tRNA"), of("rRNA")), (13, 22, 2));
+        assert_eq!(genes.iter().filter(|g| g.is_mitochondrial()).count(), 37);
+        assert!(
+            is_mitochondrial("MT-unknown", None)
+                && !is_mitochondrial("mt-Co1", None)
+                && !is_mitochondrial("MTOR", None)
         );
     }
 

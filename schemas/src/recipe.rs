@@ -1,5 +1,5 @@
-//! A recipe: everything besides the cell that decides an embedding. Vectors of one recipe can be compared; vectors
-//! of two cannot.
+//! Recipes: the model and options that, together with the cell, determine an embedding. Only vectors of the same recipe
+//! are comparable.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::suggest::did_you_mean;
 
-/// Why an option of a recipe was refused.
+/// An option of a recipe is not valid.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum RecipeError {
-    /// A word that is none of the choices.
+    /// A word that is not one of the choices.
     #[error("unknown {option} '{given}': it is one of {choices}.{hint}")]
     Choice {
         /// `pool`, `input`.
@@ -23,7 +23,7 @@ pub enum RecipeError {
         /// `Did you mean …`, or empty.
         hint: String,
     },
-    /// No depth.
+    /// Text that is not a depth.
     #[error(
         "unknown depth '{0}': write 't4' (10^4 counts), 'f2' (twice the cell's own counts) or 'a0.5' (its log10 plus 0.5)"
     )]
@@ -41,7 +41,7 @@ pub enum Pool {
     Max,
 }
 
-/// What the values of `expr` are, and with that how they become the model's.
+/// Kind of the values of `expr`, which determines how they are converted to model input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum Input {
     /// Counts of a cell: whole numbers, normalised here.
@@ -62,7 +62,7 @@ pub enum Input {
     BulkLog,
 }
 
-/// Numbers in which the model's matrix products are done.
+/// Dtype of the model's matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -195,8 +195,8 @@ impl Input {
         matches!(self, Input::Counts | Input::Bulk)
     }
 
-    /// Whether a number beside `expr` is needed: the cell's total count (`log+total`) or the median total of its data set
-    /// (`bulk`).
+    /// Whether a number beside `expr` is needed: the cell's total count (`log+total`) or the median total of its data
+    /// set (`bulk`).
     pub fn needs_total(self) -> bool {
         matches!(self, Input::LogTotal | Input::Bulk)
     }
@@ -241,10 +241,10 @@ pub struct Recipe {
     /// Target depth.
     #[serde(default)]
     pub depth: Depth,
-    /// Meaning of the values.
+    /// Kind of the values of `expr`.
     #[serde(default)]
     pub input: Input,
-    /// Numbers the model computes with.
+    /// Dtype of matrix products.
     #[serde(default)]
     pub precision: Precision,
 }
@@ -261,7 +261,7 @@ impl Recipe {
         }
     }
 
-    /// Name of its embedding table: the model's, followed by whatever is not the default.
+    /// Name of its embedding table: the name of the model, followed by every option that is not the default.
     pub fn name(&self) -> String {
         let mut name = self.model.clone();
         if self.pool != Pool::default() {

@@ -1,9 +1,9 @@
-//! Gene names that a spreadsheet program took for dates: `SEPT2` became `2-Sep`, and `MARCH1` as well as `MARC1` became
-//! `1-Mar` (Ziemann et al., Genome Biology 2016).
+//! Gene names that a spreadsheet program converted to dates: `SEPT2` became `2-Sep`, and both `MARCH1` and `MARC1`
+//! became `1-Mar` (Ziemann et al., Genome Biology 2016).
 
 const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 
-/// Beginnings of names that are read as this month, 1 to 12.
+/// Prefixes of gene names that a spreadsheet reads as a month, 1 to 12.
 pub fn prefixes(month: usize) -> &'static [&'static str] {
     match month {
         2 => &["FEB"],
@@ -17,7 +17,7 @@ pub fn prefixes(month: usize) -> &'static [&'static str] {
     }
 }
 
-/// Month and day of `2-Sep`, `Sep-02`, `Sep-2` and `2021-09-02[ 00:00:00]`; `None` for what is no date.
+/// Month and day of `2-Sep`, `Sep-02`, `Sep-2` and `2021-09-02[ 00:00:00]`; `None` if the text is not a date.
 pub fn day_of_year(name: &str) -> Option<(usize, u32)> {
     let date = name.split([' ', 'T']).next()?;
     let parts: Vec<&str> = date.split('-').collect();

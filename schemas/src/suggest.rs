@@ -1,6 +1,6 @@
-//! Nearest valid names, for errors that should say what was probably meant.
+//! Similar names, for error messages about unknown names.
 
-/// Up to three of `known`, nearest to `name` first; empty where none is near.
+/// Up to three of `known` that are similar to `name` (Jaro-Winkler above 0.75), best first.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let wanted = name.to_lowercase();
     let mut scored: Vec<(f64, &str)> = known
@@ -12,7 +12,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<
     scored.into_iter().take(3).map(|(_, k)| k).collect()
 }
 
-/// A sentence for the end of an error: `Did you mean 'CD8A', 'CD8B'?`, or nothing.
+/// A sentence to append to an error: ` Did you mean 'CD8A', 'CD8B'?`, or an empty string.
 pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let names = nearest(name, known);
     if names.is_empty() {

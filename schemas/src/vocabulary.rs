@@ -1,4 +1,4 @@
-//! A model's vocabulary: the ordered genes it was made for, and how a store's genes take their places in it.
+//! Vocabularies: the ordered genes of a model, and the mapping of a store's genes to their positions.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,27 +6,27 @@ use sha2::{Digest, Sha256};
 
 use crate::nomenclature::{Evidence, Nomenclature, Resolution};
 
-/// Why a list of genes is no vocabulary.
+/// Why a list of genes is not a valid vocabulary.
 #[derive(Debug, thiserror::Error)]
 pub enum VocabularyError {
-    /// Nothing in it.
-    #[error("the gene list is empty")]
+    /// The list is empty.
+    #[error("reading a gene list: it is empty; give one gene name per line")]
     Empty,
-    /// A name twice.
-    #[error("gene '{0}' stands twice in the gene list")]
+    /// A name is listed twice.
+    #[error("reading a gene list: gene '{0}' is listed twice; remove one of them")]
     Duplicate(String),
-    /// The `index` column does not count 0, 1, 2, …
+    /// The column `index` is not 0, 1, 2, …
     #[error(
-        "line {line}: expected index {expected} for gene '{name}' but found '{found}'; genes must stand in the model's order"
+        "reading a gene list: line {line} states index '{found}' for gene '{name}', expected {expected}; list genes in the order of the model"
     )]
     Order {
-        /// Line in the file, from 1.
+        /// Line in the file, starting at 1.
         line: usize,
         /// Gene on that line.
         name: String,
         /// Index it should have.
         expected: usize,
-        /// What stands there.
+        /// The index in the file.
         found: String,
     },
 }
@@ -38,10 +38,10 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// A vocabulary of these names in this order.
+    /// A vocabulary of the names, in their order.
     ///
     /// # Errors
-    /// An empty list, or a name that stands twice.
+    /// [`VocabularyError::Empty`], or [`VocabularyError::Duplicate`] for a name that is listed twice.
     pub fn new(names: Vec<String>) -> Result<Self, VocabularyError> {
         if names.is_empty() {
             return Err(VocabularyError::Empty);
@@ -53,22 +53,23 @@ impl Vocabulary {
         Ok(Self { names })
     }
 
-    /// Protein-coding and mitochondrial genes of HGNC, by symbol.
+    /// Protein-coding and mitochondrial genes of HGNC, sorted by symbol, and the mitochondrial lncRNA MT-LIPCAR, which
+    /// the vocabularies of existing models contain.
     pub fn default_human() -> Self {
         let mut names: Vec<String> = Nomenclature::hgnc()
             .genes()
             .iter()
-            .filter(|g| g.biotype == "protein_coding" || g.is_mitochondrial())
+            .filter(|g| g.biotype == "protein_coding" || g.is_mitochondrial() || g.symbol == "MT-LIPCAR")
             .map(|g| g.symbol.clone())
             .collect();
         names.sort();
         Self { names }
     }
 
-    /// Reads `gene_name<TAB>index` with a header line, the form of `OS_scRNA_gene_index.19264.tsv`.
+    /// Reads `gene_name<TAB>index` with a header line, the format of `OS_scRNA_gene_index.19264.tsv`.
     ///
     /// # Errors
-    /// As [`Vocabulary::new`], or an index out of order.
+    /// As for [`Vocabulary::new`], and [`VocabularyError::Order`] for an index out of order.
     pub fn from_tsv(text: &str) -> Result<Self, VocabularyError> {
         let mut names = Vec::new();
         for (i, line) in text.lines().enumerate().skip(1).filter(|(_, l)| !l.trim().is_empty()) {
@@ -87,7 +88,7 @@ impl Vocabulary {
         Self::new(names)
     }
 
-    /// Names in order.
+    /// The names, in order.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -97,12 +98,12 @@ impl Vocabulary {
         self.names.len()
     }
 
-    /// Never true: an empty vocabulary cannot be made.
+    /// Always false: an empty vocabulary cannot be created.
     pub fn is_empty(&self) -> bool {
         self.names.is_empty()
     }
 
-    /// SHA-256 over the names, one a line, as lower-case hex.
+    /// SHA-256 of the names, each followed by a newline, in lower-case hexadecimal.
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
         for name in &self.names {
@@ -112,11 +113,11 @@ impl Vocabulary {
         format!("{:x}", hash.finalize())
     }
 
-    /// Gives each position at most one gene of the store, and each gene at most one position.
+    /// Maps each position to at most one gene of the store, and each gene to at most one position.
     ///
-    /// A position takes the gene that some file called by exactly this name; only then does identity count, and
-    /// stronger evidence before weaker: where two positions now name one gene, the approved name gets it.
-    /// `by_source_name` lists the genes files called so; `gene_of` gives the store's id for a gene of the
+    /// A position first gets the gene that a file called by exactly its name. Remaining positions are resolved by the
+    /// nomenclature, stronger evidence first: if two positions name the same gene, the approved name gets it.
+    /// `by_source_name` maps names in files to genes of the store. `gene_of` returns the store's id for an index of the
     /// nomenclature.
     pub fn place(
         &self,
@@ -130,7 +131,7 @@ impl Vocabulary {
                 placed.put(position, *gene);
             }
         }
-        // A name that files gave to several genes: the first not already taken by a clearer name.
+        // For a name that files gave to several genes: the first gene that has no position yet.
         for (position, name) in self.names.iter().enumerate() {
             for gene in by_source_name.get(name).into_iter().flatten() {
                 placed.put(position, *gene);
@@ -151,49 +152,50 @@ impl Vocabulary {
     }
 }
 
-/// Which gene of a store stands at which position of a vocabulary.
+/// Mapping between the genes of a store and the positions of a vocabulary.
 #[derive(Debug, Clone, Default)]
 pub struct Placement {
     gene_at: Vec<Option<u32>>,
-    /// By gene id, which counts rows of `genes`; [`NOWHERE`] where a gene has no position. Looked at for every value read.
+    /// Position by gene id; [`NO_POSITION`] for a gene without one. An array, because it is read for every value of a
+    /// cell.
     positions: Vec<u32>,
 }
 
-/// No position.
-const NOWHERE: u32 = u32::MAX;
+/// Marks a gene without a position.
+const NO_POSITION: u32 = u32::MAX;
 
 impl Placement {
     fn put(&mut self, position: usize, gene: u32) {
         if self.gene_at[position].is_none() && self.position(gene).is_none() {
             self.gene_at[position] = Some(gene);
             let at = gene as usize;
-            self.positions.resize(self.positions.len().max(at + 1), NOWHERE);
+            self.positions.resize(self.positions.len().max(at + 1), NO_POSITION);
             self.positions[at] = position as u32;
         }
     }
 
-    /// Positions there are, with a gene or without.
+    /// Number of positions, with or without a gene.
     pub fn len(&self) -> usize {
         self.gene_at.len()
     }
 
-    /// True for a placement of no vocabulary.
+    /// True if there are no positions, as in the default.
     pub fn is_empty(&self) -> bool {
         self.gene_at.is_empty()
     }
 
-    /// Position of a gene in the vocabulary.
+    /// Position of a gene in the vocabulary; `None` if it has none.
     #[inline]
     pub fn position(&self, gene_id: u32) -> Option<u32> {
-        self.positions.get(gene_id as usize).copied().filter(|position| *position != NOWHERE)
+        self.positions.get(gene_id as usize).copied().filter(|position| *position != NO_POSITION)
     }
 
-    /// Gene at a position; `None` where the store knows no such gene.
+    /// Gene at a position; `None` if the store does not have that gene.
     pub fn gene_at(&self, position: usize) -> Option<u32> {
         self.gene_at.get(position).copied().flatten()
     }
 
-    /// How many of the given genes have a place: what a data set measured of the vocabulary.
+    /// Number of the given genes that have a position, for example of the genes that a data set measured.
     pub fn count(&self, genes: impl IntoIterator<Item = u32>) -> usize {
         genes.into_iter().filter(|gene| self.position(*gene).is_some()).count()
     }
@@ -214,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_out_of_order_is_refused() {
+    fn a_gene_list_out_of_order_is_an_error() {
         let wrong = Vocabulary::from_tsv("gene_name\tindex\nA\t0\nB\t2\n").unwrap_err();
         assert!(wrong.to_string().contains("line 3"), "{wrong}");
         assert!(Vocabulary::from_tsv("gene_name\tindex\nA\t0\nA\t1\n").is_err());

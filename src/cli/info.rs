@@ -1,5 +1,7 @@
 //! `cellql info`.
 
+use cellql_store::sql::quote_literal;
+
 use super::args::ReadArgs;
 use super::output::{self, Format};
 use crate::error::Result;
@@ -14,8 +16,8 @@ pub(super) async fn run(args: &ReadArgs) -> Result<()> {
     let session = Session::open(store.clone()).await?;
     let (cells, genes) = (session.count("cells").await?, session.measured_genes().await?);
     let summary = format!(
-        "SELECT '{}' AS store, {} AS version, {cells} AS cells, {genes} AS genes_measured",
-        store.uri().replace('\'', "''"),
+        "SELECT {} AS store, {} AS version, {cells} AS cells, {genes} AS genes_measured",
+        quote_literal(store.uri()),
         store.version().version
     );
     output::write(session.sql(&summary).await?, Format::Table).await?;

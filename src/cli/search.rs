@@ -1,6 +1,7 @@
 //! `cellql search`.
 
 use cellql_schemas::suggest::did_you_mean;
+use cellql_store::sql::{quote_identifier, quote_literal};
 
 use super::args::SearchArgs;
 use super::output;
@@ -21,14 +22,6 @@ pub(super) async fn run(args: SearchArgs, talk: &Talk) -> Result<()> {
     written
 }
 
-fn text(value: &str) -> String {
-    format!("'{}'", value.replace('\'', "''"))
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
 /// Columns of cells to show, after checking that there are such.
 async fn columns(session: &Session, args: &SearchArgs) -> Result<Vec<String>> {
     let all: Vec<String> = std::iter::once("barcode".to_owned()).chain(session.obs_columns().await?).collect();
@@ -47,14 +40,14 @@ async fn near_one(session: &Session, args: &SearchArgs) -> Result<String> {
     let given = [("where", &args.filter), ("recipe", &args.recipe), ("metric", &metric), ("group", &args.group)];
     for (name, value) in given {
         if let Some(value) = value {
-            options.push_str(&format!(", {name} => {}", text(value)));
+            options.push_str(&format!(", {name} => {}", quote_literal(value)));
         }
     }
     if let Some(gene) = &args.gene {
-        return Ok(format!("SELECT * FROM vector_search('genes', {}, {options})", text(gene)));
+        return Ok(format!("SELECT * FROM vector_search('genes', {}, {options})", quote_literal(gene)));
     }
     let cell = args.cell.ok_or_else(|| Error::Request("search from what? --cell, --gene or --query".into()))?;
-    let shown: String = columns(session, args).await?.iter().map(|c| format!(", {}", quoted(c))).collect();
+    let shown: String = columns(session, args).await?.iter().map(|c| format!(", {}", quote_identifier(c))).collect();
     Ok(format!("SELECT cell_id, _distance{shown} FROM vector_search('cells', {cell}, {options})"))
 }
 
@@ -76,7 +69,7 @@ async fn near_many(session: &Session, args: &SearchArgs, file: &str, talk: &Talk
     Ok(match &args.vote {
         Some(column) => votes(column),
         None => {
-            let shown: String = shown.iter().map(|c| format!(", c.{}", quoted(c))).collect();
+            let shown: String = shown.iter().map(|c| format!(", c.{}", quote_identifier(c))).collect();
             format!(
                 "SELECT q.barcode AS query, n.rank, n.cell_id, n._distance{shown} FROM query_cells q \
                  JOIN nearest n ON n.query_row = q.query_row JOIN cells c ON c.cell_id = n.cell_id ORDER BY q.query_row, n.rank"
@@ -88,7 +81,7 @@ async fn near_many(session: &Session, args: &SearchArgs, file: &str, talk: &Talk
 /// For each cell the value that most of its neighbours have; of equally many, that of the nearer ones. Neighbours without a
 /// value do not vote. `confidence` is the share of the votes.
 fn votes(column: &str) -> String {
-    let column = quoted(column);
+    let column = quote_identifier(column);
     format!(
         "SELECT q.barcode AS query, v.value AS {column}, v.confidence, v.votes, v.nearest FROM query_cells q LEFT JOIN \
          (SELECT query_row, value, CAST(votes AS DOUBLE) / sum(votes) OVER (PARTITION BY query_row) AS confidence, votes, nearest, \

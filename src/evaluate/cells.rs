@@ -4,7 +4,7 @@ use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use cellql_schemas::cells;
-use cellql_schemas::expr::{Profile, Profiles};
+use cellql_schemas::expr::{Profile, Profiles, TARGET_SUM};
 use roaring::RoaringTreemap;
 
 use crate::error::{Error, Result};
@@ -12,6 +12,7 @@ use crate::pretrain::split;
 use crate::registry::Entry;
 use cellql_model::Provenance;
 use cellql_store::Store;
+use cellql_store::sql::quote_filter_column;
 use cellql_training::{HoldOut, Settings};
 
 /// Cells of one read.
@@ -147,7 +148,7 @@ async fn addresses(
     entry: &Entry,
     choice: &Choice,
 ) -> Result<(RoaringTreemap, Known)> {
-    let labelled = choice.label.as_ref().map(|label| format!("`{label}` IS NOT NULL"));
+    let labelled = choice.label.as_ref().map(|label| format!("{} IS NOT NULL", quote_filter_column(label)));
     let conditions: Vec<String> = choice.condition.iter().map(|c| format!("({c})")).chain(labelled).collect();
     let condition = (!conditions.is_empty()).then(|| conditions.join(" AND "));
     let condition = condition.as_deref();
@@ -164,4 +165,12 @@ async fn addresses(
         divided => divided?,
     };
     Ok((divided.held, Known::HeldOut))
+}
+
+/// A count, log-normalised: `ln(1 + count / total · 10,000)`, where `total` is the sum of counts of the cell.
+///
+/// The quotient is taken before the product, unlike in [`cellql_schemas::expr::log_normalise`]: published scores rest on these
+/// bits.
+pub(super) fn log_normalised(count: f64, total: f64) -> f32 {
+    (count / total * TARGET_SUM).ln_1p() as f32
 }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use cellql_schemas::recipe::{Depth, Recipe};
 use cellql_schemas::vocabulary::Placement;
 
-use super::cells::Cell;
+use super::cells::{Cell, log_normalised};
 use crate::error::{Error, Result};
 use cellql_analysis::agreement::{adjusted_rand_index, normalised_mutual_information};
 use cellql_analysis::connectivities::connectivities;
@@ -28,8 +28,6 @@ const COMPONENTS: usize = 50;
 const SEARCH: usize = 12;
 /// Resolutions between which they are searched.
 const RESOLUTIONS: (f64, f64) = (0.01, 8.0);
-/// Counts per cell after normalisation.
-const SCALE: f64 = 1e4;
 
 /// How well a representation keeps labels together.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,7 +121,7 @@ pub fn components(cells: &[Cell], seed: u64) -> (Vec<f32>, usize) {
     for cell in cells {
         let total: f64 = cell.values.iter().map(|v| f64::from(*v)).sum();
         columns.extend_from_slice(&cell.gene_ids);
-        values.extend(cell.values.iter().map(|v| (f64::from(*v) / total * SCALE).ln_1p() as f32));
+        values.extend(cell.values.iter().map(|v| log_normalised(f64::from(*v), total)));
         offsets.push(columns.len());
     }
     let dim = columns.iter().max().map_or(1, |most| *most as usize + 1);

@@ -14,7 +14,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Binomial, Distribution};
 
-use super::cells::Cell;
+use super::cells::{Cell, log_normalised};
 use crate::error::{Error, Result};
 use cellql_analysis::recovery::{mean_absolute_error, mean_relative_error, pearson};
 use cellql_model::{Model, Sample};
@@ -22,8 +22,6 @@ use cellql_store::progress::OnProgress;
 
 /// Counts a cell must have more than.
 const COUNTS: f64 = 1000.0;
-/// Counts per cell after normalisation.
-const SCALE: f64 = 1e4;
 
 /// Means over cells of three measures, at genes that the original cell expresses.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -155,7 +153,7 @@ impl Original {
 fn normalised(genes: &[(u32, u32, u64)], total: f64, vocabulary: usize) -> Vec<f32> {
     let mut log = vec![0f32; vocabulary];
     for (_, position, count) in genes {
-        log[*position as usize] = (*count as f64 / total * SCALE).ln_1p() as f32;
+        log[*position as usize] = log_normalised(*count as f64, total);
     }
     log
 }

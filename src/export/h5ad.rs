@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::{Float32Type, Schema, UInt64Type};
 use arrow::record_batch::RecordBatch;
-use cellql_formats::write::h5ad::{Column, Embedding, H5adWriter};
+use cellql_formats::write::h5ad::{Column, H5adWriter, ObsmArray};
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::{cells, embeddings};
 use futures::StreamExt;
@@ -55,7 +55,7 @@ pub(super) async fn write(
         provenance.insert(format!("X_{recipe}"), made_by);
     }
     writer.finish((&index, &columns), (&genes, &var), &obsm, &provenance)?;
-    Ok(obsm.into_iter().map(|(name, ..)| name).collect())
+    Ok(obsm.into_iter().map(|entry| entry.name).collect())
 }
 
 fn append(writer: &mut H5adWriter, batch: &RecordBatch, positions: &HashMap<u32, i32>) -> Result<()> {
@@ -122,7 +122,7 @@ fn var(session: &Session, genes: &[(u32, String)]) -> (Vec<String>, Vec<Column>)
 }
 
 /// Vectors of the cells in their order, NaN for a cell without one; and what the table says of itself.
-async fn vectors(selection: &Selection, recipe: &str, ids: &[u64]) -> Result<(Embedding, String)> {
+async fn vectors(selection: &Selection, recipe: &str, ids: &[u64]) -> Result<(ObsmArray, String)> {
     let name = embedding_table(recipe);
     let table = selection.store.table(&name).await?;
     let schema = Schema::from(table.schema());
@@ -146,5 +146,5 @@ async fn vectors(selection: &Selection, recipe: &str, ids: &[u64]) -> Result<(Em
             }
         }
     }
-    Ok(((format!("X_{recipe}"), width, rows), made_by))
+    Ok((ObsmArray { name: format!("X_{recipe}"), dim: width, values: rows }, made_by))
 }

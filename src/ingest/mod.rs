@@ -30,7 +30,7 @@ use std::sync::Arc;
 use arrow::array::AsArray;
 use arrow::datatypes::Schema;
 use arrow::record_batch::RecordBatch;
-use cellql_formats::{CellSource, Kind, OpenOptions, TableSource, recognise};
+use cellql_formats::{CellSource, Format, OpenOptions, TableSource, recognise};
 use cellql_schemas::cells::{self as table, ValueKind};
 use cellql_schemas::recipe::Input as Values;
 use cellql_schemas::{datasets, genes};
@@ -42,6 +42,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::error::{Error, Result};
 use cellql_store::genes::GeneReport;
 use cellql_store::progress::OnProgress;
+use cellql_store::sql::quote_literal;
 use cellql_store::{Store, Transaction};
 use cells::{Cells, FileGenes, Quality, Refusal};
 use duplicates::Known;
@@ -264,7 +265,7 @@ async fn commit(
 /// Opens an input off the async threads.
 async fn open(input: &Input, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
     let (path, options) = (input.path.clone(), options.clone());
-    if recognise(&path)? == Some(Kind::Lance) {
+    if recognise(&path)? == Some(Format::Lance) {
         let table = LanceTable::open(&path).await?;
         return guarded(&input.path, move || Ok(Box::new(TableSource::open(&path, Box::new(table))?) as _)).await;
     }
@@ -392,13 +393,14 @@ async fn already_there(store: &Store, sha256: &str, options: &IngestOptions) -> 
     let filter = match options.open.matrix() {
         Some(matrix) => {
             format!(
-                "{} = '{sha256}' AND {} = '{}'",
+                "{} = {} AND {} = {}",
                 datasets::FILE_SHA256,
+                quote_literal(sha256),
                 datasets::MATRIX,
-                matrix.replace('\'', "''")
+                quote_literal(&matrix)
             )
         }
-        None => format!("{} = '{sha256}'", datasets::FILE_SHA256),
+        None => format!("{} = {}", datasets::FILE_SHA256, quote_literal(sha256)),
     };
     let rows = store.read(datasets::TABLE, &[datasets::NAME], Some(&filter)).await?;
     let name = rows.iter().filter(|b| b.num_rows() > 0).map(|b| b.column(0).as_string::<i32>().value(0).to_owned());

@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::query::StoreEngine;
 use cellql_model::Sample;
 use cellql_store::progress::OnProgress;
+use cellql_store::sql::quote_literal;
 use cellql_store::{Store, StoreError, gene_embedding_table, is_one_of};
 
 /// Which cells are averaged.
@@ -150,7 +151,7 @@ async fn groups_in(engine: &StoreEngine, store: &Store, recipe: &Recipe, by: &st
         return Ok(HashSet::new());
     }
     check_model(store, &name, &engine.entry(Some(&recipe.model))?.sha256).await?;
-    let filter = format!("{} = '{}'", table::GROUP_BY, by.replace('\'', "''"));
+    let filter = format!("{} = {}", table::GROUP_BY, quote_literal(by));
     let batches = store.read(&name, &[table::GROUP], Some(&filter)).await?;
     let names = batches.iter().flat_map(|b| b.column(0).as_string::<i32>().iter().flatten().map(str::to_owned));
     Ok(names.collect())

@@ -10,6 +10,7 @@ use chrono::Utc;
 
 use super::Shard;
 use crate::error::{Error, Result};
+use cellql_store::sql::quote_literal;
 use cellql_store::{Store, Transaction};
 
 /// Cells that are published together with the row.
@@ -69,8 +70,7 @@ impl Record {
         if !store.tables().any(|t| t == table::TABLE) {
             return Ok(false);
         }
-        let text = |value: &str| format!("'{}'", value.replace('\'', "''"));
-        let (name, cells) = (text(&self.name), self.cells);
+        let (name, cells) = (quote_literal(&self.name), self.cells);
         let same = format!(
             "{} = {name} AND {} = '{}' AND {} = {cells} AND {} = {cells}",
             table::NAME,

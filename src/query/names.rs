@@ -1,6 +1,7 @@
 //! What a session has names for: tables, columns, functions. Answers questions about them and adds near names to errors.
 
 use cellql_schemas::suggest::did_you_mean;
+use cellql_store::sql::quote_identifier;
 use cellql_udfs::description::Description;
 use datafusion::catalog::TableProvider;
 use datafusion::error::DataFusionError;
@@ -35,7 +36,7 @@ pub struct Function {
 pub fn identifier(name: &str) -> String {
     let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+    if plain { name.to_owned() } else { quote_identifier(name) }
 }
 
 impl Session {

@@ -15,6 +15,7 @@ use cellql_udfs::engine::{Query, SearchRequest};
 use super::StoreEngine;
 use crate::error::{Error, Result};
 use crate::index::{KnnRequest, Metric, Neighbour, QueryVector, SearchMethod, Searcher, Vectors, exact};
+use cellql_store::sql::{quote_filter_column, quote_literal};
 use cellql_store::{StoreError, gene_embedding_table, is_one_of};
 
 /// Distance column of a search.
@@ -178,7 +179,7 @@ impl StoreEngine {
         let recipe = one_of(&names, request.recipe.as_deref(), "gene embeddings", "recipe")?;
         let table = gene_embedding_table(&recipe);
         let group = one_of(&self.groups(&table).await?, request.group.as_deref(), "groups of cells", "group")?;
-        let in_group = format!("`{}` = '{}'", gene_embeddings::GROUP, group.replace('\'', "''"));
+        let in_group = format!("{} = {}", quote_filter_column(gene_embeddings::GROUP), quote_literal(&group));
         let columns = [gene_embeddings::GENE_ID, gene_embeddings::VECTOR];
         let batches = self.store().read(&table, &columns, Some(&in_group)).await?;
         let metric = metric(request)?;

@@ -10,12 +10,11 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float32Array};
 use arrow::datatypes::DataType;
-use cellql_schemas::expr::Profile;
+use cellql_schemas::expr::{Profile, TARGET_SUM, log_normalise};
 use datafusion::common::{Result, plan_err};
 
 use crate::description::{Description, Kind};
 use crate::engine::Engine;
-use crate::log_normalise::TARGET_SUM;
 use crate::options::Arguments;
 use crate::over_cells::{Cells, OverCells};
 use crate::parameters::{EXPR, GENES};
@@ -47,7 +46,7 @@ fn score(cell: Profile, genes: &[u32]) -> f32 {
     let total = cell.total();
     let normalised = |gene: &u32| match cell.value_of(*gene) {
         0.0 => 0.0,
-        value => (f64::from(value) * TARGET_SUM / total).ln_1p(),
+        value => log_normalise(value, total, TARGET_SUM),
     };
     (genes.iter().map(normalised).sum::<f64>() / genes.len() as f64) as f32
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
-use cellql_schemas::expr::{self, ProfileBuilder, Profiles};
+use cellql_schemas::expr::{self, ProfileBuilder, Profiles, TARGET_SUM};
 use datafusion::common::Result;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility};
@@ -26,9 +26,6 @@ pub const DESCRIPTION: Description = Description {
     summary: "Counts scaled to 10,000 per cell, then ln(1 + x), over every gene the cell measured.",
     example: "SELECT cell_id, expression(log_normalise(expr), 'INS') AS ins FROM cells ORDER BY ins DESC LIMIT 5;",
 };
-
-/// Counts a cell is scaled to.
-pub const TARGET_SUM: f64 = 1e4;
 
 /// The function.
 #[derive(Debug, PartialEq, Eq, Hash)]

@@ -1,14 +1,14 @@
-//! How well two labellings of the same cells agree, whatever their labels are called: NMI and ARI.
+//! Agreement of two labellings of the same items: normalised mutual information (NMI; Strehl and Ghosh 2002) and the
+//! adjusted Rand index (ARI; Hubert and Arabie 1985). Neither depends on the names of the labels.
 //!
-//! Held to scikit-learn, which the paper scores with. Depends on nothing; knows no cells, only labels. A label that
-//! means "none" is the caller's to leave out.
+//! Results equal those of scikit-learn. Callers must leave out items without a label.
 
 use std::collections::BTreeMap;
 
 /// Normalised mutual information, `I(a; b) / ((H(a) + H(b)) / 2)`, in 0..=1.
 ///
-/// `normalized_mutual_info_score` of scikit-learn with its default, the arithmetic mean. One where neither side splits
-/// the cells at all (no cells, or a single label on both sides).
+/// `normalized_mutual_info_score` of scikit-learn with its default, the arithmetic mean. It is one if neither labelling
+/// splits the items (there are none, or a single label on both sides).
 ///
 /// # Panics
 /// If the labellings differ in length.
@@ -23,7 +23,7 @@ pub fn normalised_mutual_information(a: &[u32], b: &[u32]) -> f64 {
         let (both, x, y) = (both as f64, table.rows[&x] as f64, table.columns[&y] as f64);
         mutual += both / n * ((both / x).ln() - (y / n).ln());
     }
-    // Of independent labels the sum is zero but for rounding, which scikit-learn cuts off here too.
+    // For independent labels the sum is zero up to rounding. scikit-learn cuts it off here too.
     if mutual < f64::EPSILON {
         return 0.0;
     }
@@ -32,13 +32,14 @@ pub fn normalised_mutual_information(a: &[u32], b: &[u32]) -> f64 {
 
 /// Adjusted Rand index (Hubert and Arabie 1985): 1 for the same partition, about 0 for chance, down to -0.5.
 ///
-/// `adjusted_rand_score` of scikit-learn. One where no pair of cells is judged differently (fewer than two cells, say).
+/// `adjusted_rand_score` of scikit-learn. It is one if both labellings agree on every pair of items, for example if
+/// there are fewer than two.
 ///
 /// # Panics
 /// If the labellings differ in length.
 pub fn adjusted_rand_index(a: &[u32], b: &[u32]) -> f64 {
     let table = Contingency::new(a, b);
-    // Ordered pairs of cells, a cell with itself included: exact in 128 bits, where their products fit too.
+    // Counts of ordered pairs of items, including an item with itself. These and their products are exact in 128 bits.
     let squares = |counts: &mut dyn Iterator<Item = usize>| counts.map(|c| (c as i128).pow(2)).sum::<i128>();
     let n = a.len() as i128;
     let both = squares(&mut table.cells.values().copied());
@@ -54,7 +55,7 @@ pub fn adjusted_rand_index(a: &[u32], b: &[u32]) -> f64 {
     over as f64 / under as f64
 }
 
-/// How often each pair of labels meets, and the margins. Ordered, so that sums are the same every time.
+/// Contingency table: the count of each pair of labels, and the margins. Ordered maps make sums reproducible.
 struct Contingency {
     cells: BTreeMap<(u32, u32), usize>,
     rows: BTreeMap<u32, usize>,
@@ -63,7 +64,7 @@ struct Contingency {
 
 impl Contingency {
     fn new(a: &[u32], b: &[u32]) -> Self {
-        assert_eq!(a.len(), b.len(), "two labellings of the same cells");
+        assert_eq!(a.len(), b.len(), "the labellings have the same length");
         let (mut cells, mut rows, mut columns) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (&x, &y) in a.iter().zip(b) {
             *cells.entry((x, y)).or_insert(0) += 1;

@@ -1,26 +1,27 @@
-//! The neighbour graph that scanpy clusters: fuzzy connectivities of UMAP (McInnes, Healy and Melville 2018).
+//! UMAP's fuzzy connectivities of a k-nearest-neighbour graph (McInnes, Healy and Melville 2018, arXiv:1802.03426).
 //!
-//! `sc.pp.neighbors` makes the same weights from the same neighbours, so `sc.tl.leiden` sees the graph that ours sees.
-//! Depends on [`crate::knn`] and [`crate::graph`]; knows no vectors, only distances.
+//! `sc.pp.neighbors` of scanpy computes the same weights from the same neighbours. Depends on [`crate::knn`] and
+//! [`crate::graph`].
 
-use crate::graph::Graph;
-use crate::knn::Neighbours;
+use crate::graph::WeightedGraph;
+use crate::knn::KnnGraph;
 
-/// Steps of halving at most, and how near the sum of memberships must come (`smooth_knn_dist` of umap-learn).
+/// Maximum number of bisection steps, and tolerance of the sum of memberships (`smooth_knn_dist` of umap-learn).
 const STEPS: usize = 64;
-const NEAR: f64 = 1e-5;
-/// The least width, as a part of the mean distance.
-const LEAST_WIDTH: f64 = 1e-3;
+const TOLERANCE: f64 = 1e-5;
+/// Minimum width σ, as a fraction of the mean distance.
+const MIN_WIDTH: f64 = 1e-3;
 
 /// The graph of UMAP's connectivities, as umap-learn's `fuzzy_simplicial_set` makes it with `local_connectivity` and
 /// `set_op_mix_ratio` of one, scanpy's defaults.
 ///
-/// A neighbour j of i has the membership `exp(-max(0, d_ij - ρ_i) / σ_i)`: ρ_i is the distance of i's nearest neighbour
-/// that is not at the same place, and σ_i makes the memberships of i sum to `log2(k + 1)` (UMAP counts i itself among
-/// `n_neighbors = k + 1`). The edge weighs `a + b - a b` for the memberships a and b either way, so in (0, 1].
-pub fn connectivities(neighbours: &Neighbours) -> Graph {
+/// The membership of neighbour j of i is `exp(-max(0, d_ij - ρ_i) / σ_i)`. ρ_i is the distance from i to its nearest
+/// neighbour at a distance above zero. σ_i is chosen so that the memberships of i sum to `log2(k + 1)` (UMAP counts i
+/// itself among `n_neighbors = k + 1`). The weight of an edge with memberships a and b in its two directions is `a + b
+/// - a b`, in (0, 1].
+pub fn connectivities(neighbours: &KnnGraph) -> WeightedGraph {
     let (n, k) = (neighbours.n, neighbours.k.max(1));
-    // UMAP's means count each vector's distance to itself.
+    // UMAP's means include the distance of each vector to itself.
     let mean = neighbours.distances.iter().sum::<f64>() / (n * (k + 1)) as f64;
     let mut memberships = Vec::with_capacity(neighbours.indices.len());
     for (i, (others, distances)) in (0..).zip(neighbours.indices.chunks(k).zip(neighbours.distances.chunks(k))) {
@@ -37,10 +38,10 @@ pub fn connectivities(neighbours: &Neighbours) -> Graph {
         one.2 += if same { other.2 - one.2 * other.2 } else { 0.0 };
         same
     });
-    Graph::from_edges(n, memberships)
+    WeightedGraph::from_edges(n, memberships)
 }
 
-/// ρ and σ of one vector, by the distances of its neighbours, the nearest first, and the mean of all distances.
+/// ρ and σ of a vector, from the ascending distances of its neighbours and the mean of all distances.
 fn kernel(distances: &[f64], mean: f64) -> (f64, f64) {
     let counted = (distances.len() + 1) as f64;
     let target = counted.log2();
@@ -51,14 +52,14 @@ fn kernel(distances: &[f64], mean: f64) -> (f64, f64) {
     let (mut low, mut high, mut width) = (0.0, f64::INFINITY, 1.0);
     for _ in 0..STEPS {
         let over = sum(width) - target;
-        if over.abs() < NEAR {
+        if over.abs() < TOLERANCE {
             break;
         }
         (low, high) = if over > 0.0 { (low, width) } else { (width, high) };
         width = if high.is_infinite() { width * 2.0 } else { (low + high) / 2.0 };
     }
     let scale = if nearest > 0.0 { distances.iter().sum::<f64>() / counted } else { mean };
-    (nearest, width.max(LEAST_WIDTH * scale))
+    (nearest, width.max(MIN_WIDTH * scale))
 }
 
 #[cfg(test)]

@@ -1,17 +1,16 @@
-//! The little dense algebra that principal components need: orthonormal columns, and eigenvectors of a small matrix.
+//! Dense linear algebra for principal components: orthonormalisation, and eigenvectors of a small symmetric matrix.
 //!
-//! A matrix is a list of columns. Sums run in a fixed order, so results do not depend on the number of threads.
-//! Depends on rayon alone.
+//! A matrix is a list of columns. The order of summation is fixed, so results do not depend on the number of threads.
 
 use rayon::prelude::*;
 
-/// What is left of a column in the span of others is rounding below this part of it.
+/// A column is linearly dependent on others if its residual is below this fraction of its norm.
 const DEPENDENT: f64 = 1e-10;
-/// Columns whose cosine is smaller count as orthogonal.
+/// Columns with a smaller cosine count as orthogonal.
 const ORTHOGONAL: f64 = 1e-14;
-/// Sweeps of Jacobi's rotations at most; about ten are needed.
+/// Maximum number of Jacobi sweeps; about ten are needed.
 const SWEEPS: usize = 40;
-/// Sums side by side, so that the compiler can use vectors.
+/// Independent sums, so that the compiler can use SIMD.
 const LANES: usize = 8;
 
 /// Scalar product of two columns.
@@ -28,8 +27,8 @@ pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-/// Adds orthonormal columns to `basis`, orthonormal already, that span with it what it spans with `columns`: Gram and
-/// Schmidt's way, modified, and everything twice. Columns that the others span already are left out.
+/// Extends an orthonormal `basis` so that it also spans `columns`: modified Gram-Schmidt, applied twice for stability
+/// (Giraud, Langou and Rozloznik 2005). Linearly dependent columns are left out.
 pub(crate) fn extend_orthonormal(basis: &mut Vec<Vec<f64>>, mut columns: Vec<Vec<f64>>) {
     let norms: Vec<f64> = columns.iter().map(|column| dot(column, column).sqrt()).collect();
     columns.par_iter_mut().for_each(|column| (0..2).for_each(|_| project_out(basis, column)));
@@ -38,7 +37,7 @@ pub(crate) fn extend_orthonormal(basis: &mut Vec<Vec<f64>>, mut columns: Vec<Vec
         (0..2).for_each(|_| project_out(&basis[old..], &mut column));
         let left = dot(&column, &column).sqrt();
         if left > DEPENDENT * norm {
-            // Of a column that is nearly spanned little is left, and that little leans towards the others again.
+            // The small residual of a nearly dependent column is no longer orthogonal after scaling.
             column.iter_mut().for_each(|value| *value /= left);
             project_out(basis, &mut column);
             let left = dot(&column, &column).sqrt();
@@ -48,7 +47,7 @@ pub(crate) fn extend_orthonormal(basis: &mut Vec<Vec<f64>>, mut columns: Vec<Vec
     }
 }
 
-/// Takes from `column` its part along each of `basis`, one after the other.
+/// Subtracts from `column` its projection on each column of `basis`, one after the other.
 fn project_out(basis: &[Vec<f64>], column: &mut [f64]) {
     for other in basis {
         let along = dot(other, column);
@@ -56,26 +55,26 @@ fn project_out(basis: &[Vec<f64>], column: &mut [f64]) {
     }
 }
 
-/// Products of all columns with one another, `[n, n]`.
+/// Gram matrix: dot products of all pairs of columns, `[n, n]`.
 pub(crate) fn gram(columns: &[Vec<f64>]) -> Vec<Vec<f64>> {
     columns.par_iter().map(|a| columns.iter().map(|b| dot(a, b)).collect()).collect()
 }
 
 /// Eigenvalues, largest first, and eigenvectors of a symmetric matrix with no negative eigenvalue.
 ///
-/// Jacobi's rotations from one side (Hestenes 1958): columns are turned until they are orthogonal; they are the
-/// eigenvectors then, as long as their eigenvalues. Vectors of eigenvalue zero are zero.
+/// One-sided Jacobi rotations (Hestenes 1958): columns are rotated until they are orthogonal. They are then the
+/// eigenvectors, and their norms the eigenvalues. Vectors of eigenvalue zero are zero.
 pub(crate) fn eigen(mut matrix: Vec<Vec<f64>>) -> Vec<(f64, Vec<f64>)> {
     let n = matrix.len();
     for _ in 0..SWEEPS {
-        let mut turned = false;
+        let mut rotated = false;
         for i in 0..n {
             for j in i + 1..n {
                 let (head, tail) = matrix.split_at_mut(j);
-                turned |= make_orthogonal(&mut head[i], &mut tail[0]);
+                rotated |= make_orthogonal(&mut head[i], &mut tail[0]);
             }
         }
-        if !turned {
+        if !rotated {
             break;
         }
     }
@@ -89,7 +88,7 @@ pub(crate) fn eigen(mut matrix: Vec<Vec<f64>>) -> Vec<(f64, Vec<f64>)> {
     pairs
 }
 
-/// Turns two columns in their plane so that they are orthogonal, the longer one first. False where they were.
+/// Rotates two columns in their plane so that they are orthogonal and the longer is first. Returns false if they were.
 fn make_orthogonal(a: &mut [f64], b: &mut [f64]) -> bool {
     let (aa, bb, ab) = (dot(a, a), dot(b, b), dot(a, b));
     if ab.abs() <= ORTHOGONAL * (aa * bb).sqrt() {

@@ -1,24 +1,24 @@
-//! Euclidean distances between all rows of a matrix, tile by tile, for what needs each of them once and none of them
-//! twice.
+//! Squared Euclidean distances between all pairs of rows of a matrix, computed tile by tile and not stored.
 //!
-//! Differences are taken before they are squared: the quicker way over dot products loses the distances between near
-//! cells far from the origin, where raw counts lie. Depends on rayon alone.
+//! Differences are computed before they are squared. The faster formula with dot products cancels for close rows far
+//! from the origin, such as raw counts.
 
 use rayon::prelude::*;
 
-/// Rows on each side of a tile: with [`SPAN`], two sides of 32 KiB, what a core keeps near it.
+/// Rows on each side of a tile. With [`SPAN`], each side takes 32 KiB, which fits in the L1 or L2 cache.
 const ROWS: usize = 32;
-/// Values of a row that are summed in 32 bits before the sum joins one in 64.
+/// Number of values that are summed in `f32` before the sum is added to an `f64`.
 const SPAN: usize = 256;
-/// Sums side by side, so that the compiler can use vectors of any width.
+/// Independent sums, so that the compiler can use SIMD of any width.
 const LANES: usize = 16;
 
-/// Gives each row of `vectors` (`[n, dim]`) its squared distances to all rows, itself included, in order and in pieces.
+/// Folds, for each row of `vectors` (`[n, dim]`), its squared distances to all rows, itself included, in ascending
+/// order.
 ///
-/// A row's state begins as `start()`; `take(state, row, first, squared)` is called with the squared distances from
-/// `row` to rows `first..first + squared.len()`. Rows are shared among threads, what happens to one is always the same.
-/// The distance from a to b is the distance from b to a, bit for bit, and good to about 1e-7 of its value. States come
-/// in the rows' order.
+/// The state of a row begins as `start()`. `take(state, row, first, squared)` is called with the squared distances from
+/// `row` to rows `first..first + squared.len()`. Rows are distributed over threads; results do not depend on their
+/// number. Distances are symmetric to the bit and have a relative error of about 1e-7. States are returned in the order
+/// of the rows.
 pub(crate) fn for_each_row<T: Send>(
     vectors: &[f32],
     dim: usize,

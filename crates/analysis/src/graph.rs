@@ -1,22 +1,21 @@
-//! A weighted undirected graph, and how good a partition of it is.
-//!
-//! Depends on nothing. Knows no cells: nodes are numbers.
+//! A weighted undirected graph, and the modularity of a partition of it (Newman 2004; with resolution, Reichardt and
+//! Bornholdt 2006). Nodes are numbers from 0.
 
-/// A weighted undirected graph. A node may have an edge to itself.
+/// A weighted undirected graph, possibly with self-loops.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Graph {
-    /// `[n + 1]`: where each node's neighbours begin.
+pub struct WeightedGraph {
+    /// `[n + 1]`: offset of each node's first neighbour.
     offsets: Vec<usize>,
     neighbours: Vec<(u32, f64)>,
-    /// `[n]`: weight of each node's edge to itself.
+    /// `[n]`: weight of each node's self-loop.
     loops: Vec<f64>,
-    /// `[n]`: summed weights of the ends of edges at each node; an edge to itself has both ends there.
+    /// `[n]`: weighted degree of each node; a self-loop counts twice.
     degrees: Vec<f64>,
 }
 
-impl Graph {
-    /// A graph of `n` nodes. An edge named twice, in either direction, weighs the sum. Weights of zero and below are no
-    /// edges: modularity is not defined with them.
+impl WeightedGraph {
+    /// A graph of `n` nodes from edges (node, node, weight). Weights of repeated edges, in either direction, are
+    /// summed. Edges with a weight of zero or below are ignored, because modularity is not defined for them.
     ///
     /// # Panics
     /// If an edge names a node that is not below `n`.
@@ -31,7 +30,7 @@ impl Graph {
                 ends.extend([(a, b, weight), (b, a, weight)]);
             }
         }
-        // Stable, so equal edges are summed in the order they came in, the same at both ends.
+        // A stable sort: repeated edges are summed in the order in which they were given, at both ends.
         ends.sort_by_key(|&(a, b, _)| (a, b));
         ends.dedup_by(|next, kept| {
             let same = (next.0, next.1) == (kept.0, kept.1);
@@ -53,25 +52,24 @@ impl Graph {
         self.loops.len()
     }
 
-    /// Neighbours of a node by rising number, each with the weight of the edge to it; the node itself is not among
-    /// them.
+    /// Neighbours of a node in ascending order, each with the weight of its edge; without the node itself.
     pub fn neighbours(&self, node: usize) -> impl Iterator<Item = (usize, f64)> {
         self.neighbours[self.offsets[node]..self.offsets[node + 1]]
             .iter()
             .map(|&(other, weight)| (other as usize, weight))
     }
 
-    /// Weight of a node's edge to itself, zero for none.
-    pub fn own(&self, node: usize) -> f64 {
+    /// Weight of a node's self-loop; zero if there is none.
+    pub fn self_loop(&self, node: usize) -> f64 {
         self.loops[node]
     }
 
-    /// Summed weights of a node's edges, that to itself twice.
+    /// Weighted degree of a node: the sum of the weights of its edges, a self-loop counted twice.
     pub fn degree(&self, node: usize) -> f64 {
         self.degrees[node]
     }
 
-    /// Sum of all degrees: twice the weight of the graph.
+    /// Sum of all weighted degrees: 2m, twice the total weight of the edges.
     pub fn total(&self) -> f64 {
         self.degrees.iter().sum()
     }
@@ -84,7 +82,7 @@ impl Graph {
 ///
 /// # Panics
 /// If there is not a label for every node.
-pub fn modularity(graph: &Graph, labels: &[u32], resolution: f64) -> f64 {
+pub fn modularity(graph: &WeightedGraph, labels: &[u32], resolution: f64) -> f64 {
     assert_eq!(labels.len(), graph.nodes(), "a label for every node");
     let total = graph.total();
     if total == 0.0 {
@@ -97,7 +95,7 @@ pub fn modularity(graph: &Graph, labels: &[u32], resolution: f64) -> f64 {
     for (node, label) in labels.iter().enumerate() {
         let (inside, degrees) = &mut communities[names.partition_point(|name| name < label)];
         let same = graph.neighbours(node).filter(|(other, _)| labels[*other] == *label);
-        *inside += same.map(|(_, weight)| weight).sum::<f64>() + 2.0 * graph.own(node);
+        *inside += same.map(|(_, weight)| weight).sum::<f64>() + 2.0 * graph.self_loop(node);
         *degrees += graph.degree(node);
     }
     communities.iter().map(|(inside, degrees)| inside / total - resolution * (degrees / total).powi(2)).sum()
@@ -109,24 +107,26 @@ mod tests {
 
     #[test]
     fn edges_are_summed_seen_from_both_ends_and_dropped_below_zero() {
-        let graph =
-            Graph::from_edges(4, [(0, 1, 1.0), (1, 0, 0.5), (2, 2, 3.0), (1, 2, 2.0), (0, 3, 0.0), (3, 1, -1.0)]);
+        let graph = WeightedGraph::from_edges(
+            4,
+            [(0, 1, 1.0), (1, 0, 0.5), (2, 2, 3.0), (1, 2, 2.0), (0, 3, 0.0), (3, 1, -1.0)],
+        );
         let neighbours = |node| graph.neighbours(node).collect::<Vec<_>>();
         assert_eq!(neighbours(0), [(1, 1.5)]);
         assert_eq!(neighbours(1), [(0, 1.5), (2, 2.0)]);
         assert_eq!(neighbours(3), []);
-        assert_eq!((graph.own(2), graph.degree(2), graph.total()), (3.0, 8.0, 13.0));
+        assert_eq!((graph.self_loop(2), graph.degree(2), graph.total()), (3.0, 8.0, 13.0));
     }
 
-    /// igraph 1.0.0: `g = Graph(edges); g.modularity(labels, weights=weights, resolution=r)`, with
+    /// igraph 1.0.0: `g = WeightedGraph(edges); g.modularity(labels, weights=weights, resolution=r)`, with
     /// `edges = [(i, i * i % 12) for i in range(12)]`, an edge to itself among them, `weights = [1 + i % 3 for i in
     /// range(12)]` and `labels = [i // 4 for i in range(12)]`.
     #[test]
     fn modularity_is_that_of_igraph() {
-        let graph = Graph::from_edges(12, (0..12u32).map(|i| (i, i * i % 12, f64::from(1 + i % 3))));
+        let graph = WeightedGraph::from_edges(12, (0..12u32).map(|i| (i, i * i % 12, f64::from(1 + i % 3))));
         let labels: Vec<u32> = (0..12).map(|i| i / 4).collect();
         assert!((modularity(&graph, &labels, 1.0) - -0.09982638888888887).abs() < 1e-12);
         assert!((modularity(&graph, &labels, 0.5) - 0.07508680555555555).abs() < 1e-12);
-        assert_eq!(modularity(&Graph::from_edges(2, []), &[0, 1], 1.0), 0.0);
+        assert_eq!(modularity(&WeightedGraph::from_edges(2, []), &[0, 1], 1.0), 0.0);
     }
 }

@@ -1,30 +1,31 @@
-//! Exact nearest neighbours by euclidean distance.
+//! Exact k-nearest-neighbour graph by Euclidean distance.
 //!
-//! Every pair is compared: right for the ten thousand cells of an evaluation, where an approximate index would add an
-//! error of its own to the score. Depends on `distance`; knows no cells, only vectors.
+//! Every pair is compared, in O(n²·dim) time. That suits the ten thousand vectors of an evaluation, where an
+//! approximate index would add an error to the score.
 
 use crate::distance::for_each_row;
 
-/// The nearest neighbours of `n` vectors, none of them its own.
+/// The k nearest neighbours of each of `n` vectors, without the vector itself.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Neighbours {
-    /// Vectors.
+pub struct KnnGraph {
+    /// Number of vectors.
     pub n: usize,
-    /// Neighbours per vector.
+    /// Number of neighbours per vector.
     pub k: usize,
-    /// `[n, k]`: which vectors, the nearest first, of equal ones the lower index.
+    /// `[n, k]`: indices of the neighbours, nearest first, ties by lower index.
     pub indices: Vec<u32>,
-    /// `[n, k]`: their euclidean distances.
+    /// `[n, k]`: Euclidean distances of the neighbours.
     pub distances: Vec<f64>,
 }
 
-/// The `k` nearest of `vectors` (`[n, dim]`) to each of them, itself left out; all others where there are fewer.
+/// The `k` nearest neighbours of each of `vectors` (`[n, dim]`), without itself; all others if there are fewer than
+/// `k`.
 ///
-/// scanpy counts a cell among its own neighbours: its `n_neighbors` is `k + 1`. What is not a number is infinitely far.
+/// scanpy counts a cell among its own neighbours: its `n_neighbors` is `k + 1`. A NaN distance is treated as infinite.
 ///
 /// # Panics
 /// If `vectors` is not whole rows of at least one value.
-pub fn nearest_neighbours(vectors: &[f32], dim: usize, k: usize) -> Neighbours {
+pub fn nearest_neighbours(vectors: &[f32], dim: usize, k: usize) -> KnnGraph {
     let n = vectors.len() / dim.max(1);
     let k = k.min(n.saturating_sub(1));
     let rows = for_each_row(
@@ -40,7 +41,7 @@ pub fn nearest_neighbours(vectors: &[f32], dim: usize, k: usize) -> Neighbours {
         },
     );
     let nearest = rows.iter().flatten();
-    Neighbours {
+    KnnGraph {
         n,
         k,
         indices: nearest.clone().map(|(_, other)| *other).collect(),
@@ -48,8 +49,8 @@ pub fn nearest_neighbours(vectors: &[f32], dim: usize, k: usize) -> Neighbours {
     }
 }
 
-/// Puts a neighbour where it belongs among the `k` nearest so far. They come by rising index: of equal ones the first
-/// stays.
+/// Inserts a neighbour into the sorted list of the `k` nearest so far. Neighbours arrive by ascending index, and the
+/// first of equally near ones is kept.
 fn offer(nearest: &mut Vec<(f64, u32)>, k: usize, squared: f64, other: u32) {
     if nearest.len() == k && nearest.last().is_none_or(|(worst, _)| squared >= *worst) {
         return;
@@ -80,7 +81,7 @@ mod tests {
     proptest! {
         /// Small whole numbers: distances are exact and often equal.
         #[test]
-        fn they_are_those_of_sorting_all_distances(
+        fn neighbours_equal_those_of_sorting_all_distances(
             values in prop::collection::vec(-3i8..4, 1..240), dim in 1usize..5, k in 0usize..8,
         ) {
             let values: Vec<f32> = values[..values.len() / dim * dim].iter().map(|v| f32::from(*v)).collect();
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vector_that_is_not_a_number_is_last() {
+    fn a_nan_vector_is_the_farthest_neighbour() {
         let found = nearest_neighbours(&[0.0, f32::NAN, 1.0, 9.0], 1, 3);
         assert_eq!(found.indices[..3], [2, 3, 1]);
         assert_eq!(found.distances[..3], [1.0, 9.0, f64::INFINITY]);

@@ -1,12 +1,10 @@
 //! Communities of a graph by the Leiden algorithm (Traag, Waltman and van Eck 2019, "From Louvain to Leiden",
 //! Scientific Reports 9:5233), for modularity with a resolution.
 //!
-//! Nodes are moved by a queue, communities are refined into well-connected parts, parts become the nodes of a smaller
-//! graph, and so on; the whole is repeated from its own result until modularity rises no more. Refinement takes the
-//! best part for a node instead of drawing one (the paper's θ → 0), as leidenalg does, which scanpy clusters with.
-//! Chance is left in the order of nodes alone. One thread.
-//!
-//! Depends on [`crate::graph`], rand and rand_chacha. Knows no cells.
+//! One pass moves nodes by a queue, refines communities into well-connected parts, aggregates the parts to the nodes of
+//! a smaller graph, and repeats this on the smaller graph. Passes are repeated on their own result until modularity
+//! stops rising. Refinement takes the best part for a node instead of a random one (θ → 0 in the paper), like
+//! leidenalg, which scanpy uses. Only the order of nodes is random. The algorithm runs on one thread.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -15,25 +13,25 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::graph::{Graph, modularity};
+use crate::graph::{WeightedGraph, modularity};
 
-/// A gain below this part of the graph's weight is rounding.
+/// Gains below this fraction of the graph's weight are treated as rounding errors.
 const ROUNDING: f64 = 1e-13;
-/// Repetitions at most; modularity stops rising long before.
-const MOST: usize = 100;
+/// Maximum number of passes; modularity stops rising long before.
+const MAX_PASSES: usize = 100;
 
-/// The community of each node, 0 the largest, of equal ones the one with the lowest node first.
+/// The community of each node, `[n]`. Communities are numbered by descending size, ties by their lowest node.
 ///
-/// `resolution` is γ of [`modularity`]: more gives more communities. Every community is connected. The same seed gives
-/// the same communities.
-pub fn leiden(graph: &Graph, resolution: f64, seed: u64) -> Vec<u32> {
+/// `resolution` is γ of [`modularity`]: a higher value gives more communities. Every community is connected. The result
+/// is determined by the seed.
+pub fn leiden(graph: &WeightedGraph, resolution: f64, seed: u64) -> Vec<u32> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut labels: Vec<u32> = (0..graph.nodes() as u32).collect();
     if graph.total() == 0.0 {
         return labels;
     }
     let mut quality = modularity(graph, &labels, resolution);
-    for _ in 0..MOST {
+    for _ in 0..MAX_PASSES {
         let next = iterate(graph, &labels, resolution, &mut random);
         let next_quality = modularity(graph, &next, resolution);
         if next_quality <= quality + ROUNDING {
@@ -44,17 +42,18 @@ pub fn leiden(graph: &Graph, resolution: f64, seed: u64) -> Vec<u32> {
     by_size(&labels)
 }
 
-/// Once through all levels, from the communities in `labels`, below the number of nodes, to at least as good ones.
-fn iterate(graph: &Graph, labels: &[u32], resolution: f64, random: &mut ChaCha8Rng) -> Vec<u32> {
+/// One pass over all levels of aggregation, starting from `labels`; the result is at least as good.
+fn iterate(graph: &WeightedGraph, labels: &[u32], resolution: f64, random: &mut ChaCha8Rng) -> Vec<u32> {
     let mut level = Cow::Borrowed(graph);
-    // Where each node of the graph is in the level, and the community of each node of the level.
+    // `places`: the node of the level that each node of the graph belongs to. `labels`: communities of the nodes of the
+    // level.
     let mut places: Vec<u32> = (0..graph.nodes() as u32).collect();
     let mut labels = labels.to_vec();
     loop {
         Communities::new(&level, labels.clone(), resolution).move_nodes(&level, random, &mut labels);
         let parts = refine(&level, &labels, resolution, random);
         let count = parts.iter().max().map_or(0, |last| *last as usize + 1);
-        // Nothing was merged: each part is a community, or none left can be refined further.
+        // Nothing was merged: each part is a community, or no community can be refined further.
         if count == level.nodes() {
             let whole: Vec<u32> = places.iter().map(|place| labels[*place as usize]).collect();
             return connected(graph, &whole);
@@ -69,21 +68,21 @@ fn iterate(graph: &Graph, labels: &[u32], resolution: f64, random: &mut ChaCha8R
     }
 }
 
-/// Communities of the nodes of one level, as nodes move between them.
+/// Communities of the nodes of one level while nodes move between them.
 struct Communities {
     of: Vec<u32>,
     /// By community: summed degrees, number of nodes.
     degrees: Vec<f64>,
     sizes: Vec<u32>,
     empty: Vec<u32>,
-    /// γ / 2m: what two degrees cost in one community.
+    /// γ / 2m: the penalty per product of degrees in modularity.
     price: f64,
-    /// Gains below are none.
+    /// Smaller gains are treated as zero.
     rounding: f64,
     to: WeightsTo,
 }
 
-/// Weight from one node to each community, with the list of those that have any.
+/// Weight of the edges from one node to each community, and the list of communities where it is not zero.
 struct WeightsTo {
     weights: Vec<f64>,
     met: Vec<u32>,
@@ -104,7 +103,7 @@ impl WeightsTo {
 }
 
 impl Communities {
-    fn new(graph: &Graph, of: Vec<u32>, resolution: f64) -> Self {
+    fn new(graph: &WeightedGraph, of: Vec<u32>, resolution: f64) -> Self {
         let n = graph.nodes();
         let (mut degrees, mut sizes) = (vec![0.0; n], vec![0; n]);
         for (node, &community) in of.iter().enumerate() {
@@ -117,9 +116,10 @@ impl Communities {
         Self { of, degrees, sizes, empty, price, rounding, to }
     }
 
-    /// Fast local moving (the paper's MoveNodesFast): each node goes where modularity gains most, and what it leaves
-    /// behind is looked at again, until nothing moves. The communities, renumbered from 0, go to `labels`.
-    fn move_nodes(mut self, graph: &Graph, random: &mut ChaCha8Rng, labels: &mut Vec<u32>) {
+    /// Fast local moving (MoveNodesFast in the paper): each node moves to the community with the largest gain of
+    /// modularity. Its neighbours in other communities are queued again, until no node moves. Writes the communities,
+    /// renumbered from 0, to `labels`.
+    fn move_nodes(mut self, graph: &WeightedGraph, random: &mut ChaCha8Rng, labels: &mut Vec<u32>) {
         let mut queue = VecDeque::from(shuffled(graph.nodes(), random));
         let mut queued = vec![true; graph.nodes()];
         while let Some(node) = queue.pop_front() {
@@ -135,8 +135,8 @@ impl Communities {
         *labels = renumber(&self.of);
     }
 
-    /// Moves a node to its best community, if that is another than its own, and says which.
-    fn move_node(&mut self, graph: &Graph, node: usize) -> Option<u32> {
+    /// Moves a node to its best community and returns it; `None` if the node stays.
+    fn move_node(&mut self, graph: &WeightedGraph, node: usize) -> Option<u32> {
         let (from, degree) = (self.of[node], graph.degree(node));
         self.to.clear();
         graph.neighbours(node).for_each(|(other, weight)| self.to.add(self.of[other], weight));
@@ -169,14 +169,14 @@ impl Communities {
     }
 }
 
-/// The paper's RefinePartition: parts of each community, renumbered from 0, that hang together well. Every node begins
-/// alone; one still alone and well connected to its community joins the part that gains most, if that is well connected
-/// too.
-fn refine(graph: &Graph, labels: &[u32], resolution: f64, random: &mut ChaCha8Rng) -> Vec<u32> {
+/// RefinePartition in the paper: splits each community into well-connected parts, numbered from 0. Every node begins as
+/// a part of its own. A node that is still alone and well connected to its community joins the part with the largest
+/// gain, if that part is well connected too.
+fn refine(graph: &WeightedGraph, labels: &[u32], resolution: f64, random: &mut ChaCha8Rng) -> Vec<u32> {
     let n = graph.nodes();
     let whole = Communities::new(graph, labels.to_vec(), resolution);
     let mut parts = Communities::new(graph, (0..n as u32).collect(), resolution);
-    // By part: weight of its edges to the rest of its community.
+    // By part: weight of the edges to the rest of its community.
     let inside = |node: usize| graph.neighbours(node).filter(move |(other, _)| labels[*other] == labels[node]);
     let mut outward: Vec<f64> = (0..n).map(|node| inside(node).map(|(_, weight)| weight).sum()).collect();
     for node in shuffled(n, random) {
@@ -195,7 +195,7 @@ fn refine(graph: &Graph, labels: &[u32], resolution: f64, random: &mut ChaCha8Rn
         let (mut best, mut most) = (node, 0.0);
         for part in parts.to.met.iter().map(|part| *part as usize) {
             let gain = parts.to.weights[part] - parts.price * degree * parts.degrees[part];
-            // As in the paper a gain of zero is enough.
+            // As in the paper, a gain of zero is sufficient.
             if well(part, &parts, &outward) && gain >= most && (gain > most || best == node) {
                 (best, most) = (part, gain);
             }
@@ -211,19 +211,19 @@ fn refine(graph: &Graph, labels: &[u32], resolution: f64, random: &mut ChaCha8Rn
     renumber(&parts.of)
 }
 
-/// The graph whose nodes are the `count` parts of another.
-fn aggregate(graph: &Graph, parts: &[u32], count: usize) -> Graph {
+/// The aggregate graph: its nodes are the `count` parts of `graph`.
+fn aggregate(graph: &WeightedGraph, parts: &[u32], count: usize) -> WeightedGraph {
     let edges = (0..graph.nodes()).flat_map(|node| {
         let once = graph.neighbours(node).filter(move |(other, _)| *other > node);
         let between = once.map(move |(other, weight)| (parts[node], parts[other], weight));
-        between.chain([(parts[node], parts[node], graph.own(node))])
+        between.chain([(parts[node], parts[node], graph.self_loop(node))])
     });
-    Graph::from_edges(count, edges)
+    WeightedGraph::from_edges(count, edges)
 }
 
-/// The connected pieces of each community. Levels end with parts, which are connected, almost always; where they end
-/// with a community that no part of could be merged, it may not be. To part what no edge joins never lowers modularity.
-fn connected(graph: &Graph, labels: &[u32]) -> Vec<u32> {
+/// Splits each community into its connected components. Parts are connected, but a pass can end with a community of
+/// which no parts could be merged, and which may be disconnected. Splitting it never lowers modularity.
+fn connected(graph: &WeightedGraph, labels: &[u32]) -> Vec<u32> {
     let mut pieces = vec![u32::MAX; labels.len()];
     let mut stack = Vec::new();
     for (start, piece) in (0..labels.len()).zip(0..) {
@@ -246,7 +246,7 @@ fn shuffled(n: usize, random: &mut ChaCha8Rng) -> Vec<usize> {
     order
 }
 
-/// The same communities, named 0, 1, … in the order they are met. Names are below the number of nodes.
+/// Renumbers communities 0, 1, … by first occurrence. Labels must be below the number of nodes.
 fn renumber(labels: &[u32]) -> Vec<u32> {
     let mut names = vec![u32::MAX; labels.len()];
     let mut next = 0;
@@ -260,7 +260,7 @@ fn renumber(labels: &[u32]) -> Vec<u32> {
     labels.iter().map(&mut name).collect()
 }
 
-/// The same communities, named by falling size. Names are 0, 1, … in the order they are met.
+/// Renumbers communities by descending size, ties by first occurrence.
 fn by_size(labels: &[u32]) -> Vec<u32> {
     let labels = renumber(labels);
     let mut sizes = vec![0usize; labels.iter().max().map_or(0, |last| *last as usize + 1)];
@@ -282,18 +282,18 @@ mod tests {
     use super::*;
 
     /// Groups of `size` nodes with an edge within and between with the given chances.
-    fn planted(groups: u32, size: u32, within: f64, between: f64) -> (Graph, Vec<u32>) {
+    fn planted(groups: u32, size: u32, within: f64, between: f64) -> (WeightedGraph, Vec<u32>) {
         let mut random = ChaCha8Rng::seed_from_u64(7);
         let labels: Vec<u32> = (0..groups * size).map(|node| node % groups).collect();
         let pairs = (0..groups * size).flat_map(|a| (0..a).map(move |b| (a, b)));
         let chance = |a: u32, b: u32| if a % groups == b % groups { within } else { between };
         let edges: Vec<_> =
             pairs.filter(|&(a, b)| random.random_bool(chance(a, b))).map(|(a, b)| (a, b, 1.0)).collect();
-        (Graph::from_edges(labels.len(), edges), labels)
+        (WeightedGraph::from_edges(labels.len(), edges), labels)
     }
 
     /// Whether each community's nodes reach each other inside it: one piece per community.
-    fn all_connected(graph: &Graph, labels: &[u32]) -> bool {
+    fn all_connected(graph: &WeightedGraph, labels: &[u32]) -> bool {
         renumber(&connected(graph, labels)) == renumber(labels)
     }
 
@@ -321,7 +321,7 @@ mod tests {
         let clique = |nodes: std::ops::Range<u32>| {
             nodes.clone().flat_map(move |a| nodes.clone().filter(move |b| *b < a).map(move |b| (a, b, 1.0)))
         };
-        let graph = Graph::from_edges(11, clique(0..5).chain(clique(5..11)).chain([(0, 10, 1.0)]));
+        let graph = WeightedGraph::from_edges(11, clique(0..5).chain(clique(5..11)).chain([(0, 10, 1.0)]));
         assert_eq!(leiden(&graph, 1.0, 3), [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(leiden(&graph, 0.01, 3), [0; 11]);
         assert_eq!(leiden(&graph, 20.0, 3), (0..11).collect::<Vec<u32>>());
@@ -339,16 +339,16 @@ mod tests {
             31-33 32-33";
         let edge =
             |pair: &str| pair.split_once('-').map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap(), 1.0)).unwrap();
-        let graph = Graph::from_edges(34, TIES.split(' ').map(edge));
+        let graph = WeightedGraph::from_edges(34, TIES.split(' ').map(edge));
         let best = (0..10).map(|seed| modularity(&graph, &leiden(&graph, 1.0, seed), 1.0)).fold(0.0, f64::max);
         assert!((best - 0.41978961).abs() < 1e-7, "{best}");
     }
 
     #[test]
     fn graphs_without_edges_fall_apart() {
-        assert!(leiden(&Graph::from_edges(0, []), 1.0, 0).is_empty());
-        assert_eq!(leiden(&Graph::from_edges(3, []), 1.0, 0), [0, 1, 2]);
-        assert_eq!(leiden(&Graph::from_edges(4, [(1, 3, 2.0), (0, 0, 1.0)]), 1.0, 0), [1, 0, 2, 0]);
+        assert!(leiden(&WeightedGraph::from_edges(0, []), 1.0, 0).is_empty());
+        assert_eq!(leiden(&WeightedGraph::from_edges(3, []), 1.0, 0), [0, 1, 2]);
+        assert_eq!(leiden(&WeightedGraph::from_edges(4, [(1, 3, 2.0), (0, 0, 1.0)]), 1.0, 0), [1, 0, 2, 0]);
     }
 
     proptest! {
@@ -357,7 +357,7 @@ mod tests {
             edges in prop::collection::vec((0u32..40, 0u32..40, 0.0f64..2.0), 0..160),
             resolution in 0.1f64..3.0, seed: u64,
         ) {
-            let graph = Graph::from_edges(40, edges);
+            let graph = WeightedGraph::from_edges(40, edges);
             let labels = leiden(&graph, resolution, seed);
             prop_assert_eq!(&labels, &leiden(&graph, resolution, seed));
             prop_assert!(all_connected(&graph, &labels));
@@ -373,7 +373,7 @@ mod tests {
         fn no_move_of_one_node_gains(
             edges in prop::collection::vec((0u32..25, 0u32..25, 0.1f64..2.0), 1..100), seed: u64,
         ) {
-            let graph = Graph::from_edges(25, edges);
+            let graph = WeightedGraph::from_edges(25, edges);
             let labels = leiden(&graph, 1.0, seed);
             let quality = modularity(&graph, &labels, 1.0);
             for node in 0..25 {

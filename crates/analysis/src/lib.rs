@@ -1,8 +1,20 @@
-//! Analyses of embeddings over plain numbers: nearest neighbours and their graph, Leiden communities, principal components,
-//! silhouettes, agreement of labels, errors of predictions.
+//! Analyses of vectors and labels: exact k-nearest-neighbour graphs, UMAP connectivities, Leiden communities, principal
+//! components, silhouettes, agreement of labellings, errors of predictions.
 //!
-//! Every function takes slices and gives numbers, and is held to scikit-learn, umap-learn, igraph or numpy. Depends on rayon
-//! and rand. Knows nothing of cells, genes, stores or models.
+//! Every function takes slices of numbers and returns numbers. Tests compare results with scikit-learn, scipy,
+//! umap-learn, igraph or numpy. The crate depends on rayon and rand. It knows nothing of cells, genes, stores or
+//! models.
+//!
+//! ```
+//! use cellql_analysis::{connectivities::connectivities, knn::nearest_neighbours, leiden::leiden};
+//!
+//! // Six points in a plane, in two groups of three.
+//! let points = [0.0, 0.0, 0.1, 0.0, 0.0, 0.1, 5.0, 5.0, 5.1, 5.0, 5.0, 5.1];
+//! let knn = nearest_neighbours(&points, 2, 2);
+//! assert_eq!(knn.indices[..2], [1, 2]);
+//! let clusters = leiden(&connectivities(&knn), 1.0, 0);
+//! assert_eq!(clusters, [0, 0, 0, 1, 1, 1]);
+//! ```
 
 pub mod agreement;
 pub mod connectivities;

@@ -1,11 +1,9 @@
-//! Principal components of a sparse matrix, without ever making it dense.
+//! Principal components of a sparse matrix, without making it dense.
 //!
 //! The block Krylov method of Halko, Martinsson, Shkolnisky and Tygert 2011 ("An algorithm for the principal component
-//! analysis of large data sets", SIAM J. Sci. Comput. 33:2580): a few random columns are multiplied by the matrix and
-//! its transpose again and again, everything seen is kept, and the components are sought in its span. Centring is done
-//! in the products. What goes in (log-normalised counts, chosen genes) is the caller's.
-//!
-//! Depends on `dense`, rand, rand_chacha and rayon; knows no cells, only rows.
+//! analysis of large data sets", SIAM J. Sci. Comput. 33:2580): random columns are multiplied repeatedly by the matrix
+//! and its transpose, all products are kept, and the components are computed in their span. Centring is part of the
+//! products. The caller normalises values and selects columns.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -13,9 +11,9 @@ use rayon::prelude::*;
 
 use crate::dense::{dot, eigen, extend_orthonormal, gram};
 
-/// Blocks of columns that are kept.
+/// Number of blocks of columns that are kept.
 const BLOCKS: usize = 16;
-/// Columns of a block beyond half the components asked for.
+/// Oversampling: columns of a block beyond a quarter of the requested components.
 const SPARE: usize = 8;
 
 /// A sparse matrix by rows (CSR), `[offsets.len() - 1, dim]`.
@@ -23,9 +21,9 @@ const SPARE: usize = 8;
 pub struct SparseRows<'a> {
     /// Number of columns.
     pub dim: usize,
-    /// Where each row begins in the two below, and the end of the last.
+    /// `[n + 1]`: offset of each row in `columns` and `values`.
     pub offsets: &'a [usize],
-    /// Column of each value, below `dim`, none twice in a row.
+    /// Column of each value, below `dim` and unique within a row.
     pub columns: &'a [u32],
     /// The values that are not zero.
     pub values: &'a [f32],
@@ -34,22 +32,21 @@ pub struct SparseRows<'a> {
 /// The leading principal components of `n` rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrincipalComponents {
-    /// Components: as many as asked for, if the rows vary in so many directions.
+    /// Number of components: as requested, or the rank of the centred matrix if that is lower.
     pub count: usize,
-    /// `[n, count]`: each row's scores, the first component first. The largest score of a component by size is
+    /// `[n, count]`: scores of each row. The sign of a component is such that its score of largest magnitude is
     /// positive.
     pub scores: Vec<f32>,
-    /// `[count]`: variance along each component, of a sample (divided by n - 1), falling.
+    /// `[count]`: sample variance (divisor n - 1) of each component, descending.
     pub variances: Vec<f64>,
-    /// Variance of the rows in all directions.
+    /// Total sample variance of the rows.
     pub total_variance: f64,
 }
 
 /// The first `count` principal components of rows, centred.
 ///
-/// Where the leading variances fall off, scores are good to 1e-4 of their size and better; among the last ones, where
-/// neighbouring components have nearly the same variance, they mix, as those of any iterative method do. The same seed
-/// gives the same numbers.
+/// Scores have a relative error of 1e-4 or less where the variances of components are well separated. Components of
+/// nearly equal variance mix, as in any iterative method. The result is determined by the seed.
 ///
 /// # Panics
 /// If the matrix is not well formed.
@@ -59,7 +56,7 @@ pub fn principal_components(rows: SparseRows<'_>, count: usize, seed: u64) -> Pr
     let (basis, images) = krylov(&centred, count / 4 + SPARE, (2 * count).max(count + SPARE), seed);
     let total_variance = centred.squares() / n.saturating_sub(1).max(1) as f64;
     let pairs = eigen(gram(&images));
-    // Rounding of sums and of products: below, a direction is not one that the rows vary in.
+    // Threshold of rounding errors: the rows do not vary in directions below it.
     let raw: f64 = rows.values.iter().map(|value| f64::from(*value).powi(2)).sum();
     let least = (1e-14 * pairs.first().map_or(0.0, |pair| pair.0)).max(1e-20 * raw);
     let found: Vec<_> = pairs.into_iter().take(count).take_while(|(square, _)| *square > least).collect();
@@ -93,7 +90,7 @@ fn krylov(centred: &Centred<'_>, width: usize, least: usize, seed: u64) -> (Vec<
     loop {
         let before = basis.len();
         extend_orthonormal(&mut basis, next);
-        // Once nothing new comes, the span is whole.
+        // No new direction: the span is complete.
         if basis.len() == before {
             return (basis, images);
         }
@@ -107,13 +104,15 @@ fn krylov(centred: &Centred<'_>, width: usize, least: usize, seed: u64) -> (Vec<
     }
 }
 
-/// A sparse matrix less the mean of its rows, and its transpose.
+/// A sparse matrix minus the mean of its rows, and its transpose.
 struct Centred<'a> {
     rows: SparseRows<'a>,
     n: usize,
-    /// By column: where its values begin in `turned`, which holds (row, value).
+    /// `[dim + 1]`: offset of each column in `transposed`.
     starts: Vec<usize>,
-    turned: Vec<(u32, f32)>,
+    /// The values by column, as (row, value).
+    transposed: Vec<(u32, f32)>,
+    /// `[dim]`: mean of each column.
     means: Vec<f64>,
 }
 
@@ -123,23 +122,23 @@ impl<'a> Centred<'a> {
         let mut starts = vec![0; rows.dim + 1];
         rows.columns.iter().for_each(|column| starts[*column as usize + 1] += 1);
         (0..rows.dim).for_each(|column| starts[column + 1] += starts[column]);
-        let (mut ends, mut turned) = (starts.clone(), vec![(0, 0.0); rows.values.len()]);
+        let (mut ends, mut transposed) = (starts.clone(), vec![(0, 0.0); rows.values.len()]);
         for row in 0..n {
             for at in rows.offsets[row]..rows.offsets[row + 1] {
                 let end = &mut ends[rows.columns[at] as usize];
-                turned[*end] = (row as u32, rows.values[at]);
+                transposed[*end] = (row as u32, rows.values[at]);
                 *end += 1;
             }
         }
         let sum = |of: &[(u32, f32)]| of.iter().map(|(_, value)| f64::from(*value)).sum::<f64>();
-        let means = starts.windows(2).map(|ends| sum(&turned[ends[0]..ends[1]]) / n.max(1) as f64).collect();
-        Self { rows, n, starts, turned, means }
+        let means = starts.windows(2).map(|ends| sum(&transposed[ends[0]..ends[1]]) / n.max(1) as f64).collect();
+        Self { rows, n, starts, transposed, means }
     }
 
     /// Sum of squares of the centred values.
     fn squares(&self) -> f64 {
         let of_column = |(ends, mean): (&[usize], &f64)| {
-            let values = &self.turned[ends[0]..ends[1]];
+            let values = &self.transposed[ends[0]..ends[1]];
             let zeros = (self.n - values.len()) as f64;
             values.iter().map(|(_, value)| (f64::from(*value) - mean).powi(2)).sum::<f64>() + zeros * mean * mean
         };
@@ -159,7 +158,7 @@ impl<'a> Centred<'a> {
     /// The transpose of A times columns of `n` values.
     fn multiply_transposed(&self, columns: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let shift: Vec<f64> = columns.iter().map(|column| column.iter().sum()).collect();
-        let entries = |column: usize| self.turned[self.starts[column]..self.starts[column + 1]].iter().copied();
+        let entries = |column: usize| self.transposed[self.starts[column]..self.starts[column + 1]].iter().copied();
         products(columns, self.rows.dim, self.n, entries, |column| self.means[column], &shift)
     }
 }
@@ -175,7 +174,7 @@ fn products<E: Iterator<Item = (u32, f32)>>(
     shift: &[f64],
 ) -> Vec<Vec<f64>> {
     let count = columns.len();
-    // By rows, so that an entry reads values that lie together.
+    // Row-major, so that the values read for an entry are adjacent.
     let dense = transpose(columns, width);
     let mut out = vec![0.0; height * count];
     out.par_chunks_mut(count).enumerate().for_each(|(row, out)| {
@@ -286,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_components_than_directions() {
+    fn there_are_no_more_components_than_the_rank() {
         // All on one line, and far from the origin.
         let line = components(&sparse(9, 5, |i, j| (100 + i * (j + 1)) as f32), 5, 3);
         assert_eq!((line.count, line.scores.len()), (1, 9));
@@ -298,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_do_not_depend_on_threads() {
+    fn components_do_not_depend_on_the_number_of_threads() {
         let matrix = sparse(50, 80, |i, j| ((i * 7 + j * j) % 5) as f32);
         let with = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

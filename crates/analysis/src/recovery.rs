@@ -1,10 +1,10 @@
-//! How well predicted expression matches the truth, for read-depth enhancement: MAE, MRE and PCC of the paper.
+//! Errors of predictions: MAE, MRE and Pearson's correlation, as in the read-depth enhancement of scFoundation (Hao et
+//! al. 2024, Nature Methods 21:1481).
 //!
-//! Plain functions of pairs of values. Which genes are compared (the paper: those the full profile expresses), whether
-//! values are counts or log-normalised, and whether cells are pooled or averaged is the caller's to choose and to say.
-//! Depends on nothing.
+//! The functions take pairs of values. The caller selects the genes (in the paper, those expressed in the full
+//! profile), chooses counts or log-normalised values, and pools or averages cells.
 
-/// Mean absolute error, `1/|M| Σ |X_i - P_i|`, in the unit of the values. None of no pairs.
+/// Mean absolute error, `1/|M| Σ |X_i - P_i|`, in the unit of the values. `None` if there are no pairs.
 ///
 /// # Panics
 /// If the sides differ in length.
@@ -15,7 +15,7 @@ pub fn mean_absolute_error(predicted: &[f32], truth: &[f32]) -> Option<f64> {
 /// Mean relative error as the paper has it (Hao et al. 2024, methods, "Read depth enhancement analysis"):
 /// `MRE = 1/|M| Σ (X_i - P_i)² / X_i`, X the truth. The difference is squared, so it has the unit of the values.
 ///
-/// A true value of zero makes it infinite or NaN: the caller selects those above. None of no pairs.
+/// A true value of zero makes it infinite or NaN; callers select values above zero. `None` if there are no pairs.
 ///
 /// # Panics
 /// If the sides differ in length.
@@ -23,7 +23,7 @@ pub fn mean_relative_error(predicted: &[f32], truth: &[f32]) -> Option<f64> {
     mean(predicted, truth, |p, x| (x - p).powi(2) / x)
 }
 
-/// Pearson's correlation coefficient, in -1..=1. None of fewer than two pairs or where a side does not vary.
+/// Pearson's correlation coefficient, in -1..=1. `None` if there are fewer than two pairs or if one side is constant.
 ///
 /// # Panics
 /// If the sides differ in length.
@@ -32,7 +32,7 @@ pub fn pearson(predicted: &[f32], truth: &[f32]) -> Option<f64> {
     let covariance = mean(predicted, truth, |p, x| (p - mean_p) * (x - mean_x))?;
     let variance_p = mean(predicted, truth, |p, _| (p - mean_p).powi(2))?;
     let variance_x = mean(predicted, truth, |_, x| (x - mean_x).powi(2))?;
-    // Of equal values the mean can be off by rounding, so equal is what is asked, not a variance of zero.
+    // The variance of equal values can be above zero through rounding, so equality is tested directly.
     if constant(predicted) || constant(truth) {
         return None;
     }
@@ -45,7 +45,7 @@ fn constant(values: &[f32]) -> bool {
 
 /// Mean over pairs of `term(predicted, true)`.
 fn mean(predicted: &[f32], truth: &[f32], term: impl Fn(f64, f64) -> f64) -> Option<f64> {
-    assert_eq!(predicted.len(), truth.len(), "a prediction for every value");
+    assert_eq!(predicted.len(), truth.len(), "there is a prediction for every value");
     if truth.is_empty() {
         return None;
     }
@@ -85,16 +85,16 @@ mod tests {
     }
 
     #[test]
-    fn correlation_knows_nothing_of_scale_and_its_bounds() {
+    fn correlation_does_not_depend_on_scale_and_offset() {
         let (p, x) = pairs();
-        let (moved, turned): (Vec<f32>, Vec<f32>) = p.iter().map(|v| (v * 4.0 + 64.0, -v)).unzip();
+        let (moved, negated): (Vec<f32>, Vec<f32>) = p.iter().map(|v| (v * 4.0 + 64.0, -v)).unzip();
         assert_near(pearson(&moved, &x), pearson(&p, &x).unwrap());
         assert_near(pearson(&p, &moved), 1.0);
-        assert_near(pearson(&p, &turned), -1.0);
+        assert_near(pearson(&p, &negated), -1.0);
     }
 
     #[test]
-    fn what_is_not_defined_is_none() {
+    fn undefined_scores_are_none() {
         assert_eq!(mean_absolute_error(&[], &[]), None);
         assert_eq!(mean_relative_error(&[], &[]), None);
         assert_eq!(pearson(&[], &[]), None);

@@ -1,13 +1,13 @@
-//! The silhouette coefficient (Rousseeuw 1987): how much nearer cells are to their own group than to the next one.
+//! The silhouette coefficient (Rousseeuw 1987, J. Comput. Appl. Math. 20:53): how much closer vectors are to their own
+//! cluster than to the next one.
 //!
-//! Held to scikit-learn. Every pair of cells is compared, so the time grows with their square. Depends on
-//! `distance`; knows no cells, only vectors and labels.
+//! Results equal those of scikit-learn. Every pair of vectors is compared, in O(n²·dim) time.
 
 use crate::distance::for_each_row;
 
 /// Mean of [`silhouette_samples`], in -1..=1: `silhouette_score` of scikit-learn.
 ///
-/// None where it is not defined: fewer than two labels, or a label of its own for every vector.
+/// `None` if it is not defined: fewer than two labels, or as many labels as vectors.
 ///
 /// # Panics
 /// If `vectors` is not `labels.len()` rows of `dim` values.
@@ -17,16 +17,16 @@ pub fn silhouette(vectors: &[f32], dim: usize, labels: &[u32]) -> Option<f64> {
 }
 
 /// The silhouette of each of `vectors` (`[n, dim]`) by euclidean distance: `(b - a) / max(a, b)`, where a is its mean
-/// distance to the others with its label and b the least mean distance to those with another one. Zero for a vector
-/// alone with its label.
+/// distance to the other vectors of its cluster and b the smallest mean distance to the vectors of another cluster. It
+/// is zero for a cluster of one vector.
 ///
-/// None where it is not defined: fewer than two labels, or a label of its own for every vector. A vector with a value
+/// `None` if it is not defined: fewer than two labels, or as many labels as vectors. A vector with a value
 /// that is not finite makes its own silhouette NaN and may those of others.
 ///
 /// # Panics
 /// If `vectors` is not `labels.len()` rows of `dim` values.
 pub fn silhouette_samples(vectors: &[f32], dim: usize, labels: &[u32]) -> Option<Vec<f64>> {
-    assert_eq!(vectors.len(), labels.len() * dim, "a row for every label");
+    assert_eq!(vectors.len(), labels.len() * dim, "there is a row for every label");
     let mut names = labels.to_vec();
     names.sort_unstable();
     names.dedup();
@@ -49,7 +49,7 @@ pub fn silhouette_samples(vectors: &[f32], dim: usize, labels: &[u32]) -> Option
     Some(clusters.iter().zip(&sums).map(|(&own, sums)| sample(own, sums, &sizes)).collect())
 }
 
-/// The silhouette of a vector of cluster `own` by its summed distances to the vectors of each cluster.
+/// The silhouette of a vector of cluster `own`, from its summed distances to the vectors of each cluster.
 fn sample(own: usize, sums: &[f64], sizes: &[usize]) -> f64 {
     if sizes[own] == 1 {
         return 0.0;
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_not_defined_for_one_label_or_all_different() {
+    fn the_silhouette_is_undefined_for_one_label_or_all_different() {
         let (x, _) = points(4, 2, |_| 0);
         assert_eq!(silhouette(&x, 2, &[7; 4]), None);
         assert_eq!(silhouette(&x, 2, &[1, 2, 3, 4]), None);
@@ -96,19 +96,19 @@ mod tests {
     }
 
     #[test]
-    fn equal_vectors_have_none() {
+    fn equal_vectors_have_a_silhouette_of_zero() {
         assert_eq!(silhouette(&[1.5; 12], 3, &[0, 0, 1, 1]), Some(0.0));
     }
 
     #[test]
-    fn far_from_the_origin_it_is_the_same() {
+    fn the_silhouette_does_not_change_far_from_the_origin() {
         let (x, y) = points(60, 8, |i| (i % 3) as u32);
         let far: Vec<f32> = x.iter().map(|v| v + 65536.0).collect();
         assert_eq!(silhouette(&x, 8, &y), silhouette(&far, 8, &y));
     }
 
     #[test]
-    fn it_does_not_depend_on_threads() {
+    fn the_silhouette_does_not_depend_on_the_number_of_threads() {
         let (x, y) = points(200, 5, |i| (i % 4) as u32);
         let with = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

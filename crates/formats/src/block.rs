@@ -1,4 +1,4 @@
-//! What every format becomes: features once, then blocks of cells.
+//! The common form of every format: features and obs columns, then blocks of cells.
 
 use std::sync::Arc;
 
@@ -6,25 +6,25 @@ use arrow::array::{ArrayRef, StringArray};
 use arrow::datatypes::{DataType, Field};
 use cellql_schemas::feature::Feature;
 
-use crate::Result;
+use crate::error::Result;
 
-/// Values one block holds at most, unless a single cell has more: sets the memory of a reader.
+/// Maximum number of values in a block, unless a single cell has more. It bounds the memory of a reader.
 pub(crate) const BLOCK_VALUES: usize = 2 << 20;
-/// Cells one block holds at most.
+/// Maximum number of cells in a block.
 pub(crate) const BLOCK_CELLS: usize = 4096;
 
-/// Some consecutive cells of a file.
+/// Consecutive cells of a file, `[cells, features]` in CSR form.
 #[derive(Debug)]
 pub struct Block {
-    /// Name of each cell.
+    /// Barcode (name) of each cell, `[cells]`.
     pub barcodes: StringArray,
-    /// One array per obs column of the source, a row per cell.
+    /// One array per entry of [`CellSource::obs_columns`], each `[cells]`.
     pub obs: Vec<ArrayRef>,
-    /// Where each cell's values start; one longer than the cells.
+    /// Offset of each cell's first value in `features` and `values`, `[cells + 1]`.
     pub starts: Vec<usize>,
-    /// Feature of each value: its position in [`CellSource::features`].
+    /// Feature of each value: an index into [`CellSource::features`].
     pub features: Vec<u32>,
-    /// Values as in the file; may hold zeros.
+    /// Values as in the file, in its unit; explicit zeros are possible.
     pub values: Vec<f32>,
 }
 
@@ -34,18 +34,18 @@ impl Block {
         self.starts.len().saturating_sub(1)
     }
 
-    /// Number of names, which is that of cells.
+    /// Number of barcodes, equal to [`Block::len`].
     pub fn barcodes_len(&self) -> usize {
         use arrow::array::Array;
         self.barcodes.len()
     }
 
-    /// True without cells.
+    /// True if the block has no cells.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Values of a cell: features and values in parallel, in the file's order.
+    /// Features and values of the cell at index `i`, in parallel and in the file's order.
     pub fn cell(&self, i: usize) -> (&[u32], &[f32]) {
         let span = self.starts[i]..self.starts[i + 1];
         (&self.features[span.clone()], &self.values[span])
@@ -55,28 +55,28 @@ impl Block {
 /// An obs column of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObsColumn {
-    /// Its name in the file.
+    /// Name of the column in the file.
     pub name: String,
     /// `Utf8`, `Int64`, `Float64`, `Boolean`, or `Dictionary(Int32, Utf8)` for a categorical.
     pub data_type: DataType,
-    /// Categories of a categorical in the file's order.
+    /// Categories of a categorical column, in the file's order; `None` for other columns.
     pub categories: Option<Arc<StringArray>>,
-    /// True for a categorical whose categories have an order.
+    /// True for a categorical column whose categories are ordered.
     pub ordered: bool,
 }
 
 impl ObsColumn {
-    /// A column that is no categorical.
+    /// A column that is not categorical.
     pub fn plain(name: impl Into<String>, data_type: DataType) -> Self {
         Self { name: name.into(), data_type, categories: None, ordered: false }
     }
 
-    /// A categorical.
+    /// A categorical column.
     pub fn categorical(name: impl Into<String>, categories: Arc<StringArray>, ordered: bool) -> Self {
         Self { name: name.into(), data_type: categorical_type(), categories: Some(categories), ordered }
     }
 
-    /// As a nullable arrow field.
+    /// The column as a nullable arrow field.
     pub fn field(&self) -> Field {
         Field::new(&self.name, self.data_type.clone(), true)
     }
@@ -87,26 +87,32 @@ pub(crate) fn categorical_type() -> DataType {
     DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
 }
 
-/// A file of cells, read front to back, as often as wanted.
+/// An open file of cells. It is read front to back, and can be rewound.
 pub trait CellSource: Send {
-    /// Cells in the file, where that is known before the end.
+    /// Number of cells in the file; `None` if it is only known at the end.
     fn n_cells(&self) -> Option<u64>;
 
-    /// What the columns of the matrix are.
+    /// Features of the matrix, in the order of its columns.
     fn features(&self) -> &[Feature];
 
-    /// Obs columns.
+    /// Obs columns of the file.
     fn obs_columns(&self) -> &[ObsColumn];
 
-    /// The matrix that is read, as the format names it: `X`, `raw/X`, `layers/counts`.
+    /// The matrix that is read, by its name in the format: `X`, `raw/X`, `layers/counts`.
     fn matrix(&self) -> &str;
 
-    /// What was chosen or left out, in sentences for the user.
+    /// Notes for the user: what was chosen and what was left out.
     fn notes(&self) -> &[String];
 
-    /// The next cells, or `None` at the end.
+    /// The next block of cells, or `None` at the end.
+    ///
+    /// # Errors
+    /// The file is damaged or cannot be read.
     fn next_block(&mut self) -> Result<Option<Block>>;
 
     /// Goes back to the first cell.
+    ///
+    /// # Errors
+    /// The file cannot be opened again.
     fn rewind(&mut self) -> Result<()>;
 }

@@ -1,5 +1,5 @@
-//! Dense text, comma or tab, plain or gzipped, in either orientation: cells × genes is read line by line, genes × cells is
-//! turned. Which it is shows by the axis whose names are genes.
+//! Reader of dense text (CSV, TSV or semicolons), plain or gzipped, in either orientation. Cells × genes is read line
+//! by line, genes × cells is transposed. The axis with the larger share of gene names is the axis of genes.
 
 use std::path::{Path, PathBuf};
 
@@ -7,48 +7,49 @@ use arrow::array::StringArray;
 use cellql_schemas::feature::Feature;
 
 use crate::block::{BLOCK_CELLS, BLOCK_VALUES, Block, CellSource, ObsColumn};
+use crate::error::{FormatError, Result};
 use crate::features::{are_ensembl, identified, share_of_genes};
-use crate::gzip::Lined;
-use crate::h5::matrix::temporary;
-use crate::rows::{Rows, narrow};
-use crate::spill::Spill;
-use crate::{FormatError, Result, gzip};
+use crate::gzip;
+use crate::gzip::LineLimited;
+use crate::rows::{Rows, to_f32};
+use crate::spill::{Spill, spill_problem};
 
-/// Longest line: a header of genes or barcodes is long, but a binary file may hold no line end at all.
-const LINE: u64 = 1 << 28;
-/// Names of the first column that are looked at.
-const LOOKED_AT: usize = 500;
+/// Longest line, in bytes. A header of genes or barcodes is long, but a binary file may contain no line end.
+const MAX_LINE_BYTES: u64 = 1 << 28;
+/// Number of names in the first column that are compared with gene names.
+const SAMPLED_NAMES: usize = 500;
 
 /// A dense text file.
 pub(crate) struct Dense {
     path: PathBuf,
     features: Vec<Feature>,
     barcodes: Vec<String>,
-    form: Form,
+    layout: Layout,
     next: u64,
 }
 
-enum Form {
-    /// A cell a line.
+/// Orientation of the file.
+enum Layout {
+    /// One cell per line.
     Cells(Box<Lines>),
-    /// A gene a line, turned.
+    /// One gene per line, transposed.
     Genes(Spill),
 }
 
-/// A text file, read record by record.
+/// The lines of the file as records.
 struct Lines {
     path: PathBuf,
-    mark: u8,
+    delimiter: u8,
     reader: Reader,
     record: csv::ByteRecord,
     /// Names of the columns of values.
     header: Vec<String>,
 }
 
-type Reader = csv::Reader<Lined>;
+type Reader = csv::Reader<LineLimited>;
 
 impl Dense {
-    /// Opens the file and finds out where its genes are.
+    /// Opens the file and determines its orientation.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let mut lines = Lines::open(path)?;
         let genes_in_header = genes_in_header(path, &lines.header)?;
@@ -59,16 +60,16 @@ impl Dense {
                 path: path.to_owned(),
                 features,
                 barcodes: vec![],
-                form: Form::Cells(Box::new(lines)),
+                layout: Layout::Cells(Box::new(lines)),
                 next: 0,
             });
         }
-        let (names, spill) = lines.turn()?;
+        let (names, spill) = lines.transpose()?;
         Ok(Self {
             path: path.to_owned(),
             features: features(names),
             barcodes: header,
-            form: Form::Genes(spill),
+            layout: Layout::Genes(spill),
             next: 0,
         })
     }
@@ -81,12 +82,12 @@ fn features(names: Vec<String>) -> Vec<Feature> {
     }
 }
 
-/// True where the first line names genes rather than cells; where neither axis does, it is taken to.
+/// True if the first line holds gene names. It is assumed to if neither axis does.
 fn genes_in_header(path: &Path, header: &[String]) -> Result<bool> {
-    let across = share_of_genes(header.iter().take(LOOKED_AT * 4).map(String::as_str));
+    let across = share_of_genes(header.iter().take(SAMPLED_NAMES * 4).map(String::as_str));
     let mut lines = Lines::open(path)?;
     let mut names = Vec::new();
-    while names.len() < LOOKED_AT && lines.read()? {
+    while names.len() < SAMPLED_NAMES && lines.read()? {
         names.push(lines.name());
     }
     let down = share_of_genes(names.iter().map(String::as_str));
@@ -97,19 +98,19 @@ impl Lines {
     fn open(path: &Path) -> Result<Self> {
         let fail = |e: std::io::Error| FormatError::new(path, "line 1", format!("cannot be read as text: {e}"));
         let mut first = Vec::new();
-        gzip::read_line(gzip::open(path)?.as_mut(), &mut first, LINE).map_err(fail)?;
+        gzip::read_line(gzip::open(path)?.as_mut(), &mut first, MAX_LINE_BYTES).map_err(fail)?;
         if first.contains(&0) || std::str::from_utf8(&first).is_err() {
-            return Err(FormatError::new(path, "file", "is of no format that is known, nor text"));
+            return Err(FormatError::new(path, "file", "is in no known format, nor text: its first line is binary"));
         }
-        let count = |mark: u8| first.iter().filter(|b| **b == mark).count();
-        let mark = [b';', b'\t', b','].into_iter().max_by_key(|m| count(*m)).unwrap_or(b',');
-        let (reader, record) = (reader(path, mark)?, csv::ByteRecord::new());
-        let mut lines = Self { path: path.to_owned(), mark, reader, record, header: Vec::new() };
+        let count = |delimiter: u8| first.iter().filter(|b| **b == delimiter).count();
+        let delimiter = [b';', b'\t', b','].into_iter().max_by_key(|m| count(*m)).unwrap_or(b',');
+        let (reader, record) = (reader(path, delimiter)?, csv::ByteRecord::new());
+        let mut lines = Self { path: path.to_owned(), delimiter, reader, record, header: Vec::new() };
         lines.read_header()?;
         Ok(lines)
     }
 
-    /// The first line names the columns; R leaves out the name of the first one, which the second line shows.
+    /// Reads the column names. R leaves out the name of the first column: then the second line has one field more.
     fn read_header(&mut self) -> Result<()> {
         let wrong = |problem: &str| FormatError::new(&self.path, "line 1", problem);
         let mut all: Vec<String> = Vec::new();
@@ -128,9 +129,9 @@ impl Lines {
         self.rewind()
     }
 
-    /// Goes back to the line after the first.
+    /// Goes back to the second line.
     fn rewind(&mut self) -> Result<()> {
-        self.reader = reader(&self.path, self.mark)?;
+        self.reader = reader(&self.path, self.delimiter)?;
         let skipped = self.reader.read_byte_record(&mut self.record);
         skipped.map(|_| ()).map_err(|e| FormatError::new(&self.path, "line 1", e))
     }
@@ -144,7 +145,7 @@ impl Lines {
         FormatError::new(&self.path, object, problem)
     }
 
-    /// The next line, which has a name and a value for every column; false at the end.
+    /// Reads the next line and checks that it has a name and a value for every column; false at the end.
     fn read(&mut self) -> Result<bool> {
         let more = self.reader.read_byte_record(&mut self.record);
         if !more.map_err(|e| self.error(None, e))? {
@@ -157,49 +158,50 @@ impl Lines {
         }
     }
 
-    /// What the current line names.
+    /// Name in the first field of the current line.
     fn name(&self) -> String {
         self.record.get(0).map(name).unwrap_or_default()
     }
 
-    /// Calls for every value of the current line that is not zero.
+    /// Calls `each` with column and value of every non-zero value of the current line.
     fn values(&self, mut each: impl FnMut(usize, f32) -> Result<(), String>) -> Result<()> {
         for (column, field) in self.record.iter().skip(1).enumerate() {
             if field == b"0" {
                 continue;
             }
-            let text = std::str::from_utf8(field).map_err(|_| self.error(Some(column), "is no text"))?;
+            let text = std::str::from_utf8(field).map_err(|_| self.error(Some(column), "is not UTF-8 text"))?;
             let value: f64 =
                 text.trim().parse().map_err(|_| self.error(Some(column), format!("'{text}' is not a number")))?;
             if value != 0.0 {
-                let put = narrow(value).and_then(|v| each(column, v));
+                let put = to_f32(value).and_then(|v| each(column, v));
                 put.map_err(|e| self.error(Some(column), e))?;
             }
         }
         Ok(())
     }
 
-    /// One pass over a file of genes × cells: the genes' names, and the values by cell.
-    fn turn(&mut self) -> Result<(Vec<String>, Spill)> {
+    /// Transposes a file of genes × cells in one pass: the gene names, and the values by cell.
+    fn transpose(&mut self) -> Result<(Vec<String>, Spill)> {
         let cells = self.header.len() as u64;
-        // A value takes two bytes of text at least; a gzipped file holds some ten times what it weighs.
+        // Estimate of the number of values: one takes at least two bytes of text, and gzip compresses text about
+        // tenfold.
         let bytes = std::fs::metadata(&self.path).map(|m| m.len()).unwrap_or_default();
         let spill = Spill::new(Some((cells, bytes)));
-        let mut spill = spill.map_err(|e| FormatError::new(&self.path, "file", temporary(&e)))?;
+        let mut spill = spill.map_err(|e| FormatError::new(&self.path, "file", spill_problem(&e)))?;
         let mut names = Vec::new();
         while self.read()? {
             let gene = names.len() as u32;
             names.push(self.name());
-            self.values(|cell, value| spill.push(cell as u64, gene, value).map_err(|e| temporary(&e)))?;
+            self.values(|cell, value| spill.push(cell as u64, gene, value).map_err(|e| spill_problem(&e)))?;
         }
         Ok((names, spill))
     }
 }
 
-fn reader(path: &Path, mark: u8) -> Result<Reader> {
+fn reader(path: &Path, delimiter: u8) -> Result<Reader> {
     let mut builder = csv::ReaderBuilder::new();
-    builder.delimiter(mark).has_headers(false).flexible(true);
-    Ok(builder.from_reader(Lined::open(path, LINE)?))
+    builder.delimiter(delimiter).has_headers(false).flexible(true);
+    Ok(builder.from_reader(LineLimited::open(path, MAX_LINE_BYTES)?))
 }
 
 fn name(field: &[u8]) -> String {
@@ -208,9 +210,9 @@ fn name(field: &[u8]) -> String {
 
 impl CellSource for Dense {
     fn n_cells(&self) -> Option<u64> {
-        match &self.form {
-            Form::Cells(_) => None,
-            Form::Genes(spill) => Some(spill.n_cells()),
+        match &self.layout {
+            Layout::Cells(_) => None,
+            Layout::Genes(spill) => Some(spill.n_cells()),
         }
     }
 
@@ -223,9 +225,9 @@ impl CellSource for Dense {
     }
 
     fn matrix(&self) -> &str {
-        match self.form {
-            Form::Cells(_) => "cells × genes",
-            Form::Genes(_) => "genes × cells",
+        match self.layout {
+            Layout::Cells(_) => "cells × genes",
+            Layout::Genes(_) => "genes × cells",
         }
     }
 
@@ -234,8 +236,8 @@ impl CellSource for Dense {
     }
 
     fn next_block(&mut self) -> Result<Option<Block>> {
-        let (barcodes, rows) = match &mut self.form {
-            Form::Cells(lines) => {
+        let (barcodes, rows) = match &mut self.layout {
+            Layout::Cells(lines) => {
                 let (mut names, mut rows) = (Vec::new(), Rows::new());
                 while rows.len() < BLOCK_CELLS && rows.values.len() < BLOCK_VALUES && lines.read()? {
                     names.push(lines.name());
@@ -249,10 +251,11 @@ impl CellSource for Dense {
                 }
                 (StringArray::from_iter_values(names), rows)
             }
-            Form::Genes(spill) => {
+            Layout::Genes(spill) => {
                 let rows = spill.rows(BLOCK_CELLS as u64);
-                let rows =
-                    rows.map_err(|e| FormatError::new(&self.path, "file", temporary(&e)))?.unwrap_or_else(Rows::new);
+                let rows = rows
+                    .map_err(|e| FormatError::new(&self.path, "file", spill_problem(&e)))?
+                    .unwrap_or_else(Rows::new);
                 let start = self.next as usize;
                 (StringArray::from_iter_values(&self.barcodes[start..start + rows.len()]), rows)
             }
@@ -264,9 +267,9 @@ impl CellSource for Dense {
 
     fn rewind(&mut self) -> Result<()> {
         self.next = 0;
-        match &mut self.form {
-            Form::Cells(lines) => lines.rewind(),
-            Form::Genes(spill) => {
+        match &mut self.layout {
+            Layout::Cells(lines) => lines.rewind(),
+            Layout::Genes(spill) => {
                 spill.rewind();
                 Ok(())
             }

@@ -1,16 +1,19 @@
-//! The one way a file fails: which file, what in it, why.
+//! The error of this crate: which file, which object in it, what is wrong.
 
 use std::path::{Path, PathBuf};
 
-/// What is wrong with a file.
+/// Result of everything in this crate.
+pub type Result<T, E = FormatError> = std::result::Result<T, E>;
+
+/// A file could not be read or written.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{}: {object}: {problem}", file.display())]
 pub struct FormatError {
-    /// The file.
+    /// Path of the file.
     pub file: PathBuf,
-    /// What inside it: `obs`, `X`, `line 7`.
+    /// The object inside the file: `obs`, `X`, `line 7`; `file` for the file as a whole.
     pub object: String,
-    /// What is wrong, and what to do.
+    /// What is wrong with the object, and what to do about it.
     pub problem: String,
 }
 

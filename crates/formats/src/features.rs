@@ -1,12 +1,14 @@
-//! Features from the columns that name them, and which axis of a table they stand on.
+//! Features built from columns of names and ids, and the share of gene names on an axis.
 
 use cellql_schemas::feature::Feature;
 use cellql_schemas::nomenclature::{Nomenclature, Resolution, is_foreign_ensembl_id, is_title_case};
 
-/// Columns that hold Ensembl ids beside symbols, as files in the wild call them.
+/// Feature type of measured RNA in 10x files. Other types are other quantities on other scales and are left out.
+pub(crate) const EXPRESSION: &str = "Gene Expression";
+/// Common names of var columns that hold Ensembl ids.
 pub(crate) const ENSEMBL_COLUMNS: &[&str] =
     &["gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl", "feature_id", "Accession", "id"];
-/// Columns that hold symbols where the index holds Ensembl ids.
+/// Common names of var columns that hold symbols if the index holds Ensembl ids.
 pub(crate) const SYMBOL_COLUMNS: &[&str] = &[
     "feature_name",
     "gene_symbols",
@@ -24,7 +26,7 @@ fn is_ensembl(name: &str) -> bool {
     name.starts_with("ENSG") || is_foreign_ensembl_id(name)
 }
 
-/// True where most names are Ensembl ids.
+/// True if more than half of the names are Ensembl ids.
 pub(crate) fn are_ensembl<'a>(names: impl IntoIterator<Item = &'a str>) -> bool {
     let (mut ids, mut all) = (0usize, 0usize);
     for name in names {
@@ -34,7 +36,8 @@ pub(crate) fn are_ensembl<'a>(names: impl IntoIterator<Item = &'a str>) -> bool 
     ids * 2 > all
 }
 
-/// Features named by an index and, where there is one, by a further column. `column` gives a text column by name.
+/// Features from the index of `var` and, if there is one, a second column of symbols or Ensembl ids. `column` returns a
+/// text column by its name.
 pub(crate) fn from_index<E>(
     index: Vec<String>,
     mut column: impl FnMut(&str) -> Option<Result<Vec<String>, E>>,
@@ -43,7 +46,7 @@ pub(crate) fn from_index<E>(
         let symbols = SYMBOL_COLUMNS.iter().find_map(|n| column(n)).transpose()?.unwrap_or_else(|| index.clone());
         return Ok(symbols.into_iter().zip(index).map(|(name, id)| identified(name, id)).collect());
     }
-    // By content, not by name alone: `gene_id` may hold Entrez numbers beside an `ensembl_id`.
+    // Chosen by content and not by name alone: `gene_id` may hold Entrez numbers beside an `ensembl_id`.
     for name in ENSEMBL_COLUMNS {
         if let Some(ids) = column(name).transpose()?.filter(|ids| are_ensembl(ids.iter().map(String::as_str))) {
             return Ok(index.into_iter().zip(ids).map(|(name, id)| identified(name, id)).collect());
@@ -52,13 +55,13 @@ pub(crate) fn from_index<E>(
     Ok(index.into_iter().map(Feature::named).collect())
 }
 
-/// A feature of a name and an id, either of which may be empty.
+/// A feature with a name and an Ensembl id. Either may be empty; an empty name is replaced by the id.
 pub(crate) fn identified(name: String, id: String) -> Feature {
     let name = if name.is_empty() { id.clone() } else { name };
     Feature { name, ensembl_id: (!id.is_empty()).then_some(id) }
 }
 
-/// Share of names that are those of genes, of any species: by this the axis of genes is known.
+/// Share of names, 0 to 1, that are gene names of any species. The axis with the larger share is the axis of genes.
 pub(crate) fn share_of_genes<'a>(names: impl IntoIterator<Item = &'a str>) -> f64 {
     let nomenclature = Nomenclature::hgnc();
     let (mut genes, mut all) = (0usize, 0usize);

@@ -1,4 +1,4 @@
-//! Text and bytes that may be gzipped, in one member or many (BGZF).
+//! Files that may be gzipped, with one member or many (BGZF), and lines of bounded length.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -6,14 +6,14 @@ use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
-use crate::{FormatError, Result};
+use crate::error::{FormatError, Result};
 
 /// First bytes of every gzip member.
 pub(crate) const MAGIC: &[u8] = b"\x1f\x8b";
 
 const BUFFER: usize = 256 << 10;
 
-/// Opens a file, unpacking it where it is gzipped.
+/// Opens a file, decompressing it if it is gzipped.
 pub(crate) fn open(path: &Path) -> Result<Box<dyn BufRead + Send>> {
     let fail = |e: std::io::Error| FormatError::new(path, "file", format!("cannot be read: {e}"));
     let mut plain = BufReader::with_capacity(BUFFER, File::open(path).map_err(fail)?);
@@ -24,7 +24,7 @@ pub(crate) fn open(path: &Path) -> Result<Box<dyn BufRead + Send>> {
     })
 }
 
-/// The first bytes of a file's content, unpacked; fewer where it is shorter or cannot be unpacked further.
+/// The first `count` bytes of a file's content, decompressed; fewer if the file is shorter or damaged after them.
 pub(crate) fn head(path: &Path, count: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut reader = open(path)?.take(count as u64);
@@ -35,35 +35,35 @@ pub(crate) fn head(path: &Path, count: usize) -> Result<Vec<u8>> {
     }
 }
 
-/// Text whose lines are no longer than `limit` bytes: a few kilobytes of gzip can stand for a line without end.
-pub(crate) struct Lined {
+/// A reader that fails at a line longer than `limit` bytes: a small gzipped file can decompress to an endless line.
+pub(crate) struct LineLimited {
     text: Box<dyn BufRead + Send>,
     limit: u64,
-    since_end: u64,
+    since_line_end: u64,
 }
 
-impl Lined {
+impl LineLimited {
     pub(crate) fn open(path: &Path, limit: u64) -> Result<Self> {
-        Ok(Self { text: open(path)?, limit, since_end: 0 })
+        Ok(Self { text: open(path)?, limit, since_line_end: 0 })
     }
 }
 
-impl Read for Lined {
+impl Read for LineLimited {
     fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
         let read = self.text.read(to)?;
-        self.since_end = match to[..read].iter().rposition(|b| *b == b'\n') {
+        self.since_line_end = match to[..read].iter().rposition(|b| *b == b'\n') {
             Some(end) => (read - end - 1) as u64,
-            None => self.since_end + read as u64,
+            None => self.since_line_end + read as u64,
         };
-        match self.since_end > self.limit {
+        match self.since_line_end > self.limit {
             true => Err(std::io::Error::other(format!("a line is longer than {} bytes", self.limit))),
             false => Ok(read),
         }
     }
 }
 
-/// Reads one line without its end; false at the end of the file. A line longer than `limit` bytes is an error: what
-/// holds none may be no text at all.
+/// Reads one line into `line`, without its line end; returns false at the end of the file. A line longer than `limit`
+/// bytes is an error, because a binary file may contain no line end.
 pub(crate) fn read_line(reader: &mut dyn BufRead, line: &mut Vec<u8>, limit: u64) -> std::io::Result<bool> {
     line.clear();
     let read = reader.take(limit).read_until(b'\n', line)?;

@@ -1,5 +1,5 @@
-//! AnnData's `.h5ad`, every encoding: dataframes as groups (0.1.0, 0.2.0) or compound tables, matrices in CSR, CSC or
-//! dense form, also as h5sparse wrote them; `X`, `raw.X` or a layer.
+//! Reader of AnnData's `.h5ad` in every encoding: dataframes as groups (0.1.0, 0.2.0) or compound tables; `X`, `raw.X`
+//! or a layer as CSR, CSC (also of h5sparse) or dense matrix.
 
 use std::path::Path;
 
@@ -7,13 +7,14 @@ use arrow::array::StringArray;
 use cellql_schemas::feature::Feature;
 
 use crate::block::{BLOCK_CELLS, Block, CellSource, ObsColumn};
+use crate::error::Result;
+use crate::features;
 use crate::h5::file::H5;
 use crate::h5::frame::Frame;
 use crate::h5::matrix::Matrix;
-use crate::open::OpenOptions;
-use crate::{Result, features};
+use crate::options::OpenOptions;
 
-/// Layers that hold raw counts by their name, best first.
+/// Names of layers that usually hold raw counts, best first.
 const COUNT_LAYERS: &[&str] = &["counts", "raw_counts", "raw", "count", "umi", "umis", "spliced_unspliced_counts"];
 
 /// An open `.h5ad`.
@@ -27,41 +28,41 @@ pub(crate) struct H5ad {
     next: u64,
 }
 
-/// A matrix that a file offers.
+/// A matrix of the file that could be read.
 struct Candidate {
     name: String,
     object: String,
     var: String,
     matrix: Matrix,
-    look: Look,
+    class: ValueClass,
 }
 
-/// What a sample of values looks like, best first.
+/// Class of the values in a sample of a matrix, preferred first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Look {
+enum ValueClass {
     Counts,
-    Positive,
+    Fractional,
     Empty,
     Negative,
 }
 
-fn look(sample: &[f32]) -> Look {
-    let mut look = Look::Empty;
+fn classify(sample: &[f32]) -> ValueClass {
+    let mut class = ValueClass::Empty;
     for &value in sample.iter().filter(|v| **v != 0.0) {
         if value < 0.0 {
-            return Look::Negative;
+            return ValueClass::Negative;
         }
-        match (look, value.fract() == 0.0) {
-            (Look::Empty, true) => look = Look::Counts,
-            (_, false) => look = Look::Positive,
+        match (class, value.fract() == 0.0) {
+            (ValueClass::Empty, true) => class = ValueClass::Counts,
+            (_, false) => class = ValueClass::Fractional,
             _ => {}
         }
     }
-    look
+    class
 }
 
 impl H5ad {
-    /// Opens the file, chooses the matrix, reads its features and checks that its parts fit each other.
+    /// Opens the file, chooses the matrix, reads its features and checks that obs, var and matrix agree in shape.
     pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let h5 = H5::open(path)?;
         let obs = Frame::open(&h5, "obs")?;
@@ -75,29 +76,32 @@ impl H5ad {
             return Err(h5.error(&chosen.object, problem));
         }
         if !obs.skipped().is_empty() {
-            notes.push(format!("obs columns of a kind that no table can hold: {}", obs.skipped().join(", ")));
+            notes.push(format!(
+                "obs columns left out because their type has no equivalent in a table: {}",
+                obs.skipped().join(", ")
+            ));
         }
         Ok(Self { h5, features, obs, matrix: chosen.matrix, name: chosen.name, notes, next: 0 })
     }
 }
 
-/// The matrix to read: the one asked for, else raw counts where they are.
+/// The matrix to read: the requested one, else the one that holds raw counts.
 fn choose(h5: &H5, n_obs: u64, options: &OpenOptions, notes: &mut Vec<String>) -> Result<Candidate> {
-    let offers = offers(h5)?;
-    let names: Vec<&str> = offers.iter().map(|(name, ..)| name.as_str()).collect();
+    let matrices = matrices(h5)?;
+    let names: Vec<&str> = matrices.iter().map(|(name, ..)| name.as_str()).collect();
     if let Some(wanted) = options.matrix() {
-        let found = offers.iter().find(|(name, ..)| *name == wanted);
+        let found = matrices.iter().find(|(name, ..)| *name == wanted);
         let missing = || h5.error(&wanted, format!("is not in this file; it has {}", names.join(", ")));
         let (name, object, var) = found.ok_or_else(missing)?;
         return Candidate::open(h5, name, object, var, n_obs);
     }
     let mut candidates = Vec::new();
-    for (name, object, var) in &offers {
+    for (name, object, var) in &matrices {
         match Candidate::open(h5, name, object, var, n_obs) {
             Ok(candidate) => candidates.push(candidate),
-            // A broken X is the file's error; a layer of another shape or kind is only not offered.
+            // A broken X is an error of the file. A layer of another shape or type is only skipped.
             Err(error) if name == "X" => return Err(error),
-            Err(error) => notes.push(format!("{} was not considered: {}", error.object, error.problem)),
+            Err(error) => notes.push(format!("{} was skipped: {}", error.object, error.problem)),
         }
     }
     let mut best: Option<Candidate> = None;
@@ -106,25 +110,26 @@ fn choose(h5: &H5, n_obs: u64, options: &OpenOptions, notes: &mut Vec<String>) -
             best = Some(candidate);
         }
     }
-    let best = best.ok_or_else(|| h5.error("X", "is missing: there is no matrix to read"))?;
-    if offers.len() > 1 {
-        let what = match best.look {
-            Look::Counts => "whole numbers",
-            Look::Positive => "no matrix holds whole numbers",
-            Look::Empty => "no matrix holds a value",
-            Look::Negative => "every matrix holds negative values",
+    let best =
+        best.ok_or_else(|| h5.error("X", "is missing, and so are raw/X and layers: there is no matrix to read"))?;
+    if matrices.len() > 1 {
+        let what = match best.class {
+            ValueClass::Counts => "whole numbers",
+            ValueClass::Fractional => "no matrix holds whole numbers",
+            ValueClass::Empty => "no matrix holds a value",
+            ValueClass::Negative => "every matrix holds negative values",
         };
         notes.push(format!("read from {} ({what}); the file has {}", best.name, names.join(", ")));
     }
     Ok(best)
 }
 
-/// Names a user gives matrices, where they lie, and which dataframe names their columns.
-fn offers(h5: &H5) -> Result<Vec<(String, String, String)>> {
-    let mut offers = Vec::new();
+/// For each matrix of the file: its name for the user, its path in the file, and the dataframe of its columns.
+fn matrices(h5: &H5) -> Result<Vec<(String, String, String)>> {
+    let mut found = Vec::new();
     let mut add = |name: &str, object: &str, var: &str| {
         if h5.has(object) {
-            offers.push((name.to_owned(), object.to_owned(), var.to_owned()));
+            found.push((name.to_owned(), object.to_owned(), var.to_owned()));
         }
     };
     add("X", "X", "var");
@@ -134,18 +139,18 @@ fn offers(h5: &H5) -> Result<Vec<(String, String, String)>> {
         let object = format!("layers/{layer}");
         add(&object, &object, "var");
     }
-    Ok(offers)
+    Ok(found)
 }
 
 impl Candidate {
     fn open(h5: &H5, name: &str, object: &str, var: &str, n_obs: u64) -> Result<Self> {
         let matrix = Matrix::open(h5, object, n_obs)?;
-        let look = look(&matrix.sample()?);
-        Ok(Self { name: name.to_owned(), object: object.to_owned(), var: var.to_owned(), matrix, look })
+        let class = classify(&matrix.sample()?);
+        Ok(Self { name: name.to_owned(), object: object.to_owned(), var: var.to_owned(), matrix, class })
     }
 
-    /// Less is better: counts before anything else, then more genes, then `X`, `raw/X`, layers of counts by name.
-    fn rank(&self) -> (Look, std::cmp::Reverse<u64>, usize) {
+    /// Sort key, best first: counts, then more genes, then `X`, `raw/X` and layers with a name of counts.
+    fn rank(&self) -> (ValueClass, std::cmp::Reverse<u64>, usize) {
         let (_, genes) = self.matrix.shape();
         let by_name = match self.name.strip_prefix("layers/") {
             None => usize::from(self.name != "X"),
@@ -154,7 +159,7 @@ impl Candidate {
                 2 + COUNT_LAYERS.iter().position(|l| *l == layer).unwrap_or(COUNT_LAYERS.len())
             }
         };
-        (self.look, std::cmp::Reverse(genes), by_name)
+        (self.class, std::cmp::Reverse(genes), by_name)
     }
 }
 
@@ -210,10 +215,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_at_values_tells_counts_from_the_rest() {
-        assert!(look(&[0.0, 3.0, 1.0]) == Look::Counts);
-        assert!(look(&[0.0, 3.0, 0.5]) == Look::Positive);
-        assert!(look(&[0.0, -0.5, 3.0]) == Look::Negative);
-        assert!(look(&[0.0]) == Look::Empty);
+    fn sampled_values_are_classified_as_counts_fractional_negative_or_empty() {
+        assert!(classify(&[0.0, 3.0, 1.0]) == ValueClass::Counts);
+        assert!(classify(&[0.0, 3.0, 0.5]) == ValueClass::Fractional);
+        assert!(classify(&[0.0, -0.5, 3.0]) == ValueClass::Negative);
+        assert!(classify(&[0.0]) == ValueClass::Empty);
     }
 }

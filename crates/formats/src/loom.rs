@@ -1,4 +1,5 @@
-//! Loom: a dense genes × cells matrix with row attributes (genes) and column attributes (cells); layers beside it.
+//! Reader of loom files: a dense genes × cells matrix and layers, with row attributes (genes) and column attributes
+//! (cells).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,12 +9,12 @@ use cellql_schemas::feature::Feature;
 use hdf5_pure::DType;
 
 use crate::block::{BLOCK_CELLS, BLOCK_VALUES, Block, CellSource, ObsColumn};
-use crate::h5::file::{H5, H5Dataset, is_flag, is_integer, is_text};
-use crate::h5::matrix::temporary;
-use crate::open::OpenOptions;
-use crate::rows::narrow;
-use crate::spill::Spill;
-use crate::{Result, features};
+use crate::error::Result;
+use crate::features;
+use crate::h5::file::{H5, H5Dataset, is_bool, is_integer, is_text};
+use crate::options::OpenOptions;
+use crate::rows::to_f32;
+use crate::spill::{Spill, spill_problem};
 
 /// Column attributes that name cells, best first.
 const CELL_NAMES: &[&str] = &["CellID", "obs_names", "cell_id", "Barcode", "barcode", "cell_names"];
@@ -33,7 +34,7 @@ pub(crate) struct Loom {
 }
 
 impl Loom {
-    /// Opens the file and reads its attributes.
+    /// Opens the file and reads its row and column attributes.
     pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let h5 = H5::open(path)?;
         let layers = h5.members("layers")?;
@@ -48,7 +49,7 @@ impl Loom {
         };
         let data = h5.dataset(&object)?;
         let [genes, cells] = *data.shape() else {
-            return Err(data.error("is no matrix of two dimensions"));
+            return Err(data.error("is not a matrix of two dimensions (genes × cells)"));
         };
         let features = features_of(&h5, genes)?;
         let barcodes = names_of(&h5, "col_attrs", CELL_NAMES, cells)?;
@@ -77,27 +78,31 @@ impl Loom {
             }
         }
         if !skipped.is_empty() {
-            self.notes.push(format!("column attributes of a kind that no table can hold: {}", skipped.join(", ")));
+            self.notes.push(format!(
+                "column attributes left out because their type has no equivalent in a table: {}",
+                skipped.join(", ")
+            ));
         }
         Ok(())
     }
 
-    /// One pass over the genes.
-    fn turn(&self) -> Result<Spill> {
+    /// Transposes the matrix to cells × genes in one pass over the genes.
+    fn transpose(&self) -> Result<Spill> {
         let (genes, cells) = (self.features.len() as u64, self.barcodes.len() as u64);
-        let fail = |e: std::io::Error| self.data.error(temporary(&e));
-        // Most values of an expression matrix are zero, but nothing says how many.
+        let fail = |e: std::io::Error| self.data.error(spill_problem(&e));
+        // Most values of an expression matrix are zero. The file does not state how many; a quarter is an upper
+        // estimate.
         let mut spill = Spill::new(Some((cells, genes.saturating_mul(cells) / 4))).map_err(fail)?;
         let step = (BLOCK_VALUES as u64 / cells.max(1)).clamp(1, genes.max(1));
         for gene in (0..genes).step_by(step as usize) {
             let count = step.min(genes - gene);
-            let numbers = self.data.numbers(gene, count)?;
+            let numbers = self.data.read_f64(gene, count)?;
             if numbers.len() as u64 != count * cells {
                 return Err(self.data.error(format!("gave {} numbers for {count} genes", numbers.len())));
             }
             for (i, row) in numbers.chunks_exact(cells.max(1) as usize).enumerate() {
                 for (cell, &value) in row.iter().enumerate().filter(|(_, v)| **v != 0.0) {
-                    let value = narrow(value).map_err(|e| self.data.error(e))?;
+                    let value = to_f32(value).map_err(|e| self.data.error(e))?;
                     spill.push(cell as u64, (gene + i as u64) as u32, value).map_err(fail)?;
                 }
             }
@@ -106,21 +111,21 @@ impl Loom {
     }
 }
 
-/// Values of a column attribute, or `None` for kinds that are no obs column.
+/// Values of a column attribute, or `None` if its shape or type cannot be an obs column.
 fn column(dataset: &H5Dataset, cells: u64) -> Result<Option<ArrayRef>> {
     if dataset.shape() != [cells] {
         return Ok(None);
     }
-    Ok(Some(match dataset.kind() {
-        kind if is_text(kind) => Arc::new(StringArray::from_iter_values(dataset.texts(0, cells)?)) as ArrayRef,
+    Ok(Some(match dataset.dtype() {
+        kind if is_text(kind) => Arc::new(StringArray::from_iter_values(dataset.read_text(0, cells)?)) as ArrayRef,
         DType::F32 | DType::F64 => {
-            let values = dataset.numbers(0, cells)?.into_iter();
+            let values = dataset.read_f64(0, cells)?.into_iter();
             Arc::new(values.map(|v| (!v.is_nan()).then_some(v)).collect::<Float64Array>())
         }
-        kind if is_flag(kind) => {
-            Arc::new(BooleanArray::from_iter(dataset.bytes(0, cells)?.iter().map(|b| Some(*b != 0))))
+        kind if is_bool(kind) => {
+            Arc::new(BooleanArray::from_iter(dataset.read_bytes(0, cells)?.iter().map(|b| Some(*b != 0))))
         }
-        kind if is_integer(kind) => Arc::new(Int64Array::from(dataset.integers(0, cells)?)),
+        kind if is_integer(kind) => Arc::new(Int64Array::from(dataset.read_i64(0, cells)?)),
         _ => return Ok(None),
     }))
 }
@@ -142,8 +147,8 @@ fn features_of(h5: &H5, genes: u64) -> Result<Vec<Feature>> {
     let index = names_of(h5, "row_attrs", GENE_NAMES, genes)?;
     features::from_index(index, |name| {
         let object = format!("row_attrs/{name}");
-        let dataset = h5.dataset(&object).ok().filter(|d| is_text(d.kind()) && d.shape() == [genes])?;
-        Some(dataset.texts(0, genes))
+        let dataset = h5.dataset(&object).ok().filter(|d| is_text(d.dtype()) && d.shape() == [genes])?;
+        Some(dataset.read_text(0, genes))
     })
 }
 
@@ -170,10 +175,10 @@ impl CellSource for Loom {
 
     fn next_block(&mut self) -> Result<Option<Block>> {
         if self.cells.is_none() {
-            self.cells = Some(self.turn()?);
+            self.cells = Some(self.transpose()?);
         }
         let rows = self.cells.as_mut().map(|c| c.rows(BLOCK_CELLS as u64)).transpose();
-        let Some(rows) = rows.map_err(|e| self.data.error(temporary(&e)))?.flatten() else {
+        let Some(rows) = rows.map_err(|e| self.data.error(spill_problem(&e)))?.flatten() else {
             return Ok(None);
         };
         let (start, count) = (self.next as usize, rows.len());

@@ -1,5 +1,5 @@
-//! Matrix Market as 10x Genomics and many others use it: `matrix.mtx` with `features.tsv` (or `genes.tsv`) and
-//! `barcodes.tsv` beside it, each plain or gzipped, perhaps behind a common prefix.
+//! Reader of Matrix Market in the layout of 10x Genomics: `matrix.mtx` with `features.tsv` (or `genes.tsv`) and
+//! `barcodes.tsv` beside it, each plain or gzipped and with an optional common prefix.
 
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
@@ -8,22 +8,17 @@ use arrow::array::StringArray;
 use cellql_schemas::feature::Feature;
 
 use crate::block::{BLOCK_CELLS, Block, CellSource, ObsColumn};
-use crate::features::identified;
-use crate::h5::matrix::temporary;
-use crate::open::OpenOptions;
-use crate::rows::narrow;
-use crate::spill::Spill;
-use crate::{FormatError, Result, gzip};
+use crate::error::{FormatError, Result};
+use crate::gzip;
+use crate::name_tables::{read_barcodes, read_features};
+use crate::options::OpenOptions;
+use crate::rows::to_f32;
+use crate::spill::{Spill, spill_problem};
 
-/// Longest line of a table of names.
-const LINE: u64 = 1 << 20;
-/// As in 10x's HDF5 files.
-const EXPRESSION: &str = "Gene Expression";
-
-/// First bytes of every such file.
+/// First bytes of every Matrix Market file.
 pub(crate) const BANNER: &[u8] = b"%%MatrixMarket";
 
-/// The three files of one matrix.
+/// The three files of a data set.
 #[derive(Debug, Clone)]
 pub(crate) struct Parts {
     pub(crate) matrix: PathBuf,
@@ -32,7 +27,7 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// The files that belong to a matrix: same folder, same prefix.
+    /// Finds the files that belong to a matrix: those named by the options, else those in its folder with its prefix.
     pub(crate) fn of(matrix: &Path, options: &OpenOptions) -> Result<Self> {
         let folder = matrix.parent().unwrap_or(Path::new(""));
         let name = matrix.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -62,46 +57,6 @@ impl Parts {
     }
 }
 
-/// Features by line: `id<TAB>name<TAB>type`, `id<TAB>name`, or one name.
-pub(crate) fn read_features(path: &Path) -> Result<(Vec<Feature>, Vec<bool>)> {
-    let mut kept = Vec::new();
-    let mut features = Vec::new();
-    for_lines(path, |line| {
-        let fields: Vec<&str> = line.split('\t').map(|f| f.trim().trim_matches('"')).collect();
-        kept.push(fields.get(2).is_none_or(|kind| kind.is_empty() || *kind == EXPRESSION || !kind.contains(' ')));
-        features.push(match fields[..] {
-            [only] => Feature::named(only),
-            [id, name, ..] => identified(name.to_owned(), id.to_owned()),
-            [] => Feature::default(),
-        });
-    })?;
-    Ok((features, kept))
-}
-
-fn for_lines(path: &Path, mut each: impl FnMut(&str)) -> Result<()> {
-    let mut reader = gzip::open(path)?;
-    let (mut bytes, mut number) = (Vec::new(), 0usize);
-    loop {
-        number += 1;
-        let fail = |e: std::io::Error| FormatError::new(path, format!("line {number}"), format!("cannot be read: {e}"));
-        if !gzip::read_line(reader.as_mut(), &mut bytes, LINE).map_err(fail)? {
-            return Ok(());
-        }
-        let line =
-            std::str::from_utf8(&bytes).map_err(|_| FormatError::new(path, format!("line {number}"), "is no text"))?;
-        each(line);
-    }
-}
-
-/// Names of cells: the first field of each line.
-pub(crate) fn read_barcodes(path: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for_lines(path, |line| {
-        names.push(line.split(['\t', ',']).next().unwrap_or_default().trim().trim_matches('"').to_owned());
-    })?;
-    Ok(names)
-}
-
 /// An open matrix with its names.
 pub(crate) struct MatrixMarket {
     path: PathBuf,
@@ -112,7 +67,7 @@ pub(crate) struct MatrixMarket {
     next: u64,
 }
 
-/// What a file's banner and sizes say.
+/// Content of the banner and of the line of sizes.
 struct Header {
     pattern: bool,
     rows: u64,
@@ -129,7 +84,7 @@ impl MatrixMarket {
         let mut lines = Lines { path, reader: reader.as_mut(), bytes: Vec::new(), number: 0 };
         let header = lines.header()?;
         let (genes, cells) = (features.len() as u64, barcodes.len() as u64);
-        // Some writers put a header over the barcodes.
+        // Some writers begin the barcodes with a header line.
         let extra = |n: u64| n + 1 == cells && (header.rows == genes || header.columns == genes);
         if extra(header.columns) || extra(header.rows) {
             barcodes.remove(0);
@@ -139,7 +94,9 @@ impl MatrixMarket {
             shape if shape == (genes, cells) => true,
             shape if shape == (cells, genes) => false,
             (rows, columns) => {
-                let problem = format!("is {rows} × {columns} but {genes} features and {cells} barcodes are named");
+                let problem = format!(
+                    "are {rows} × {columns}, but there are {genes} features and {cells} barcodes; are these the files of this matrix?"
+                );
                 return Err(FormatError::new(path, "sizes", problem));
             }
         };
@@ -148,14 +105,14 @@ impl MatrixMarket {
         let left_out = kept.iter().filter(|k| !**k).count();
         let notes = match left_out {
             0 => Vec::new(),
-            n => vec![format!("left out {n} features that are no gene expression")],
+            n => vec![format!("left out {n} features that are not gene expression")],
         };
         let features = features.into_iter().zip(&kept).filter(|(_, k)| **k).map(|(f, _)| f).collect();
         Ok(Self { path: path.to_owned(), features, barcodes, cells, notes, next: 0 })
     }
 }
 
-/// New position of each feature; `None` for what is left out.
+/// New index of each feature; `None` for a feature that is left out.
 fn positions(kept: &[bool]) -> Vec<Option<u32>> {
     let mut next = 0;
     let number = |keep: &bool| {
@@ -167,6 +124,7 @@ fn positions(kept: &[bool]) -> Vec<Option<u32>> {
     kept.iter().map(number).collect()
 }
 
+/// The lines of the matrix file, with their numbers for errors.
 struct Lines<'a> {
     path: &'a Path,
     reader: &'a mut dyn BufRead,
@@ -179,7 +137,7 @@ impl Lines<'_> {
         FormatError::new(self.path, format!("line {}", self.number), problem)
     }
 
-    /// The next line that is no comment and not empty.
+    /// Reads the next line that is neither a comment nor empty; false at the end.
     fn next(&mut self) -> Result<bool> {
         loop {
             self.number += 1;
@@ -201,43 +159,48 @@ impl Lines<'_> {
         let pattern = match words[..] {
             ["%%matrixmarket", "matrix", "coordinate", "integer" | "real", "general"] => false,
             ["%%matrixmarket", "matrix", "coordinate", "pattern", "general"] => true,
-            _ => return Err(self.error("is not 'matrix coordinate integer|real general', which matrices of cells are")),
+            _ => {
+                return Err(
+                    self.error("has an unsupported banner; expected 'matrix coordinate integer|real|pattern general'")
+                );
+            }
         };
         if !self.next()? {
-            return Err(self.error("is missing: the sizes of the matrix"));
+            return Err(self.error("is missing; expected the sizes of the matrix: rows, columns, values"));
         }
         let text = String::from_utf8_lossy(&self.bytes).into_owned();
         let sizes: Vec<u64> = text.split_whitespace().filter_map(|w| w.parse().ok()).collect();
         match sizes[..] {
             [rows, columns, values] => Ok(Header { pattern, rows, columns, values }),
-            _ => Err(self.error(format!("'{text}' are not three sizes"))),
+            _ => Err(self.error(format!("holds '{text}'; expected three sizes: rows, columns, values"))),
         }
     }
 
-    /// Every value, into the cell it belongs to.
+    /// Reads every value into the cell it belongs to.
     fn values(&mut self, header: &Header, by_gene: bool, positions: &[Option<u32>], cells: u64) -> Result<Spill> {
-        let mut spill = Spill::new(Some((cells, header.values))).map_err(|e| self.error(temporary(&e)))?;
+        let mut spill = Spill::new(Some((cells, header.values))).map_err(|e| self.error(spill_problem(&e)))?;
         let mut seen = 0u64;
         while self.next()? {
             seen += 1;
             let (row, column, value) = self.entry(header)?;
             let (gene, cell) = if by_gene { (row, column) } else { (column, row) };
             if let Some(feature) = positions[gene as usize] {
-                spill.push(cell, feature, value).map_err(|e| self.error(temporary(&e)))?;
+                spill.push(cell, feature, value).map_err(|e| self.error(spill_problem(&e)))?;
             }
         }
         match seen == header.values {
             true => Ok(spill),
-            false => Err(self.error(format!("the file ends after {seen} of {} values", header.values))),
+            false => Err(self.error(format!("the file holds {seen} values but its header states {}", header.values))),
         }
     }
 
     fn entry(&self, header: &Header) -> Result<(u64, u64, f32)> {
-        let text = std::str::from_utf8(&self.bytes).map_err(|_| self.error("is no text"))?;
+        let text = std::str::from_utf8(&self.bytes).map_err(|_| self.error("is not UTF-8 text"))?;
         let mut words = text.split_ascii_whitespace();
         let mut position = |bound: u64| {
             let word = words.next().unwrap_or_default();
-            let number: u64 = word.parse().map_err(|_| self.error(format!("'{word}' is no position")))?;
+            let number: u64 =
+                word.parse().map_err(|_| self.error(format!("'{word}' is not a row or column number")))?;
             match (1..=bound).contains(&number) {
                 true => Ok(number - 1),
                 false => Err(self.error(format!("position {number} is outside the matrix (1 to {bound})"))),
@@ -249,7 +212,7 @@ impl Lines<'_> {
         }
         let word = words.next().unwrap_or_default();
         let value: f64 = word.parse().map_err(|_| self.error(format!("'{word}' is not a number")))?;
-        Ok((row, column, narrow(value).map_err(|e| self.error(e))?))
+        Ok((row, column, to_f32(value).map_err(|e| self.error(e))?))
     }
 }
 
@@ -276,7 +239,7 @@ impl CellSource for MatrixMarket {
 
     fn next_block(&mut self) -> Result<Option<Block>> {
         let rows = self.cells.rows(BLOCK_CELLS as u64);
-        let Some(rows) = rows.map_err(|e| FormatError::new(&self.path, "matrix", temporary(&e)))? else {
+        let Some(rows) = rows.map_err(|e| FormatError::new(&self.path, "matrix", spill_problem(&e)))? else {
             return Ok(None);
         };
         let start = self.next as usize;

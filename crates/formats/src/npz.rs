@@ -1,5 +1,5 @@
-//! scipy's `.npz` of a sparse matrix: values without names. Genes come from a file beside it (`--genes`), cells from another
-//! (`--barcodes`) or by number.
+//! Reader of scipy's `.npz` of a sparse matrix (CSR, CSC or COO). It holds no names: genes come from `--genes`,
+//! barcodes from `--barcodes` or are numbered.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -11,12 +11,11 @@ use npyz::{DType, NpyFile, TypeChar};
 use zip::ZipArchive;
 
 use crate::block::{BLOCK_CELLS, BLOCK_VALUES, Block, CellSource, ObsColumn};
-use crate::h5::matrix::temporary;
-use crate::matrix_market::{read_barcodes, read_features};
-use crate::open::OpenOptions;
-use crate::rows::narrow;
-use crate::spill::Spill;
-use crate::{FormatError, Result};
+use crate::error::{FormatError, Result};
+use crate::name_tables::{read_barcodes, read_features};
+use crate::options::OpenOptions;
+use crate::rows::to_f32;
+use crate::spill::{Spill, spill_problem};
 
 /// An open matrix.
 pub(crate) struct Npz {
@@ -34,7 +33,7 @@ enum Layout {
     Coo,
 }
 
-/// An array of the archive, read front to back as numbers.
+/// An array of the archive, read front to back as `f64`.
 struct Array {
     path: PathBuf,
     name: String,
@@ -48,7 +47,7 @@ impl Npz {
         let Some(genes) = &options.genes else {
             return Err(wrong(
                 "genes",
-                "a matrix of numbers alone names no genes; give them with --genes FILE, one a line".into(),
+                "an .npz matrix holds no gene names; give them with --genes FILE, one per line".into(),
             ));
         };
         let (mut features, _) = read_features(genes)?;
@@ -56,24 +55,24 @@ impl Npz {
         let layout = layout(path)?;
         let shape: Vec<u64> = Array::open(path, "shape")?.take_all()?;
         let [rows, columns] = shape[..] else {
-            return Err(wrong("shape", format!("holds {} numbers, a matrix has 2", shape.len())));
+            return Err(wrong("shape", format!("holds {} numbers; expected 2: rows and columns", shape.len())));
         };
         let n = features.len() as u64;
-        // A header line over the genes.
+        // The file of genes may begin with a header line.
         if n != columns && n != rows && (n == columns + 1 || n == rows + 1) {
             features.remove(0);
         }
         let n = features.len() as u64;
         let by_gene = n != columns && n == rows;
         if !by_gene && n != columns {
-            return Err(wrong("shape", format!("is {rows} × {columns} but {} names {n} genes", genes.display())));
+            return Err(wrong("shape", format!("is {rows} × {columns}, but {} holds {n} genes", genes.display())));
         }
         let cells = if by_gene { columns } else { rows };
         if let Some(names) = barcodes.as_mut().filter(|b| b.len() as u64 == cells + 1) {
             names.remove(0);
         }
         if let Some(names) = barcodes.as_ref().filter(|b| b.len() as u64 != cells) {
-            return Err(wrong("shape", format!("is of {cells} cells but {} barcodes are named", names.len())));
+            return Err(wrong("shape", format!("has {cells} cells, but the file of barcodes holds {}", names.len())));
         }
         let entries = Entries::open(path, layout, rows, columns)?;
         let cells = entries.spill(by_gene, cells)?;
@@ -81,13 +80,13 @@ impl Npz {
     }
 }
 
-/// Positions and values of a matrix, in the archive's order.
+/// Indices and values of a matrix, in the archive's order.
 struct Entries {
     path: PathBuf,
     layout: Layout,
     rows: u64,
     columns: u64,
-    /// Offsets of the slices; empty for a list of triples.
+    /// Offsets of the rows (CSR) or columns (CSC); empty for COO.
     indptr: Vec<u64>,
     first: Array,
     second: Option<Array>,
@@ -103,28 +102,32 @@ impl Entries {
                 let indptr = Array::open(path, "indptr")?;
                 let slices = if layout == Layout::Csr { rows } else { columns };
                 if slices.checked_add(1) != Some(indptr.len) {
-                    return Err(indptr.error(format!("holds {} offsets for {slices} slices", indptr.len)));
+                    return Err(indptr.error(format!(
+                        "holds {} offsets for {slices} rows or columns; expected one more",
+                        indptr.len
+                    )));
                 }
                 (indptr.take_all()?, Array::open(path, "indices")?, None)
             }
         };
         let lengths = [Some(first.len), second.as_ref().map(|s| s.len)];
         if lengths.into_iter().flatten().any(|len| len != data.len) {
-            return Err(first.error(format!("holds another number of positions than data of values ({})", data.len)));
+            return Err(first.error(format!("holds a different number of indices than data has values ({})", data.len)));
         }
         let fine = indptr.windows(2).all(|w| w[0] <= w[1])
             && (layout == Layout::Coo || indptr.last() == Some(&data.len) && indptr.first() == Some(&0));
         if !fine {
-            return Err(FormatError::new(path, "indptr", "offsets fall or do not end with the values"));
+            return Err(FormatError::new(path, "indptr", "is not ascending from 0 to the number of values"));
         }
         Ok(Self { path: path.to_owned(), layout, rows, columns, indptr, first, second, data })
     }
 
     fn spill(mut self, by_gene: bool, cells: u64) -> Result<Spill> {
-        let fail = |e: std::io::Error| FormatError::new(&self.path, "data", temporary(&e));
-        // More cells than offsets or triples can reach are only a number in a header.
+        let fail = |e: std::io::Error| FormatError::new(&self.path, "data", spill_problem(&e));
+        // A number of cells far above the number of values is not believed: it is only stated, and memory depends on
+        // it.
         if self.layout != Layout::Csr && !by_gene && cells > self.data.len.saturating_mul(1000) + 1000 {
-            return Err(self.data.error(format!("{cells} cells are stated for {} values", self.data.len)));
+            return Err(self.data.error(format!("the shape states {cells} cells for only {} values", self.data.len)));
         }
         let mut spill = Spill::new(Some((cells, self.data.len))).map_err(fail)?;
         let mut slice = 0usize;
@@ -144,7 +147,7 @@ impl Entries {
                     }
                 }
             };
-            let value = narrow(self.data.next()?).map_err(|e| self.data.error(e))?;
+            let value = to_f32(self.data.next()?).map_err(|e| self.data.error(e))?;
             let (cell, gene) = if by_gene { (column, row) } else { (row, column) };
             spill.push(cell, gene as u32, value).map_err(fail)?;
         }
@@ -158,12 +161,14 @@ fn archive(path: &Path) -> Result<ZipArchive<BufReader<File>>> {
         .map_err(|e| FormatError::new(path, "file", format!("is not a readable zip archive, perhaps cut short: {e}")))
 }
 
-/// The bytes of `format.npy` name the layout; its type (`|S3`) is none that numbers are read as.
+/// Reads the layout from the bytes of `format.npy`, whose type (`|S3`) is not numeric.
 fn layout(path: &Path) -> Result<Layout> {
     let wrong = |problem: String| FormatError::new(path, "format", problem);
     let mut archive = archive(path)?;
     let mut bytes = Vec::new();
-    let entry = archive.by_name("format.npy").map_err(|e| wrong(format!("is missing ({e}): not scipy's save_npz")))?;
+    let entry = archive
+        .by_name("format.npy")
+        .map_err(|e| wrong(format!("is missing ({e}); the file was not written by scipy.sparse.save_npz")))?;
     entry.take(4096).read_to_end(&mut bytes).map_err(|e| wrong(format!("cannot be read: {e}")))?;
     let ends = |word: &[u8]| {
         bytes.ends_with(word) || {
@@ -176,7 +181,7 @@ fn layout(path: &Path) -> Result<Layout> {
         () if ends(b"csr") => Ok(Layout::Csr),
         () if ends(b"csc") => Ok(Layout::Csc),
         () if ends(b"coo") => Ok(Layout::Coo),
-        () => Err(wrong("is none of csr, csc and coo".into())),
+        () => Err(wrong("is not csr, csc or coo, the layouts that are read".into())),
     }
 }
 
@@ -185,9 +190,9 @@ impl Array {
         let wrong = |problem: String| FormatError::new(path, name, problem);
         let archive = archive(path)?;
         let index = archive.index_for_name(&format!("{name}.npy")).ok_or_else(|| wrong("is missing".into()))?;
-        // The archive is kept by the thread that reads; the iterator below owns the unpacked stream.
+        // The iterator below owns the decompressed stream, which outlives the archive.
         let (size, reader) = entry(archive, index).map_err(|e| wrong(format!("cannot be read: {e}")))?;
-        let npy = NpyFile::new(reader).map_err(|e| wrong(format!("is no readable .npy: {e}")))?;
+        let npy = NpyFile::new(reader).map_err(|e| wrong(format!("is not a readable .npy array: {e}")))?;
         let len = npy.shape().iter().product::<u64>();
         let plain = match npy.dtype() {
             DType::Plain(plain) => plain,
@@ -195,7 +200,7 @@ impl Array {
         };
         let width = plain.size_field();
         if len.checked_mul(width.max(1)).is_none_or(|b| b > size) {
-            return Err(wrong(format!("states {len} numbers but holds {size} bytes")));
+            return Err(wrong(format!("states {len} numbers but holds only {size} bytes")));
         }
         macro_rules! read {
             ($t:ty) => {
@@ -247,14 +252,15 @@ impl Array {
     }
 }
 
-type Unpacked = Box<dyn Read>;
+/// A decompressed entry.
+type Decompressed = Box<dyn Read>;
 
-/// Uncompressed size and stream of an entry that outlives the archive.
-fn entry(mut archive: ZipArchive<BufReader<File>>, index: usize) -> Result<(u64, Unpacked), String> {
+/// Uncompressed size in bytes and stream of an entry; the stream outlives the archive.
+fn entry(mut archive: ZipArchive<BufReader<File>>, index: usize) -> Result<(u64, Decompressed), String> {
     use std::io::{Seek, SeekFrom};
     let (start, packed, size, method) = {
         let entry = archive.by_index_raw(index).map_err(|e| e.to_string())?;
-        let start = entry.data_start().ok_or("its place in the archive is unknown")?;
+        let start = entry.data_start().ok_or("its offset in the archive is unknown")?;
         (start, entry.compressed_size(), entry.size(), entry.compression())
     };
     let mut file = archive.into_inner();
@@ -265,7 +271,7 @@ fn entry(mut archive: ZipArchive<BufReader<File>>, index: usize) -> Result<(u64,
         zip::CompressionMethod::Deflated => {
             Ok((size, Box::new(BufReader::with_capacity(BLOCK_VALUES / 8, flate2::read::DeflateDecoder::new(raw)))))
         }
-        other => Err(format!("is packed with {other}")),
+        other => Err(format!("is compressed with {other}, which is not supported; expected stored or deflate")),
     }
 }
 
@@ -292,7 +298,7 @@ impl CellSource for Npz {
 
     fn next_block(&mut self) -> Result<Option<Block>> {
         let rows = self.cells.rows(BLOCK_CELLS as u64);
-        let Some(rows) = rows.map_err(|e| FormatError::new(&self.path, "data", temporary(&e)))? else {
+        let Some(rows) = rows.map_err(|e| FormatError::new(&self.path, "data", spill_problem(&e)))? else {
             return Ok(None);
         };
         let (start, count) = (self.next as usize, rows.len());

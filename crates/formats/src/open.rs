@@ -1,4 +1,4 @@
-//! Which format a path is of, by its content, and the reader for it.
+//! Recognises the format of a file or directory by its content and opens it with the reader of that format.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -7,120 +7,99 @@ use cellql_schemas::feature::Feature;
 
 use crate::block::{Block, CellSource, ObsColumn};
 use crate::dense::Dense;
+use crate::error::{FormatError, Result};
+use crate::gzip;
 use crate::h5::file::{H5, is_hdf5};
 use crate::h5ad::H5ad;
 use crate::loom::Loom;
 use crate::matrix_market::{self, MatrixMarket, Parts};
 use crate::npz::Npz;
+use crate::options::OpenOptions;
 use crate::table::{Parquet, TableSource};
 use crate::tenx::TenX;
-use crate::{FormatError, Result, gzip};
 
-/// What of a file to read, where it offers a choice, and files that belong to it.
-#[derive(Debug, Clone, Default)]
-pub struct OpenOptions {
-    /// Read this layer instead of `X`.
-    pub layer: Option<String>,
-    /// Read `raw.X`.
-    pub raw: bool,
-    /// Genome of a 10x file with several.
-    pub genome: Option<String>,
-    /// Names of the genes, where the format has none or they lie elsewhere.
-    pub genes: Option<PathBuf>,
-    /// Names of the cells, likewise.
-    pub barcodes: Option<PathBuf>,
-}
-
-impl OpenOptions {
-    /// The matrix that is asked for by name, as `.h5ad` names it.
-    pub fn matrix(&self) -> Option<String> {
-        match (&self.layer, self.raw) {
-            (Some(layer), _) if layer == "X" => Some("X".to_owned()),
-            (Some(layer), _) => Some(format!("layers/{layer}")),
-            (None, true) => Some("raw/X".to_owned()),
-            (None, false) => None,
-        }
-    }
-}
-
-/// Format of a file.
+/// Format of a file of cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// AnnData.
+pub enum Format {
+    /// HDF5 file; AnnData unless its groups are those of 10x or loom, which [`open()`] finds out.
     H5ad,
-    /// 10x Genomics, HDF5.
+    /// 10x Genomics HDF5.
     TenX,
     /// Loom.
     Loom,
-    /// Matrix Market with its tables of names.
+    /// Matrix Market with `features.tsv` and `barcodes.tsv`.
     MatrixMarket,
-    /// Dense text.
+    /// Dense text: CSV or TSV.
     Dense,
-    /// scipy sparse.
+    /// scipy's sparse `.npz`.
     Npz,
-    /// Parquet.
+    /// Parquet: an export of cellql, or long form.
     Parquet,
-    /// A Lance table: a directory, which its own library reads.
+    /// A Lance table: a directory, read with the lance library and not by this crate.
     Lance,
 }
 
-/// Recognises a file, or a directory that is one data set, by its content. `None` for a directory of other things.
+/// The format of a file, or of a directory that is one data set. `None` for any other directory.
 ///
 /// # Errors
-/// The path cannot be read, or holds nothing that is known.
-pub fn recognise(path: &Path) -> Result<Option<Kind>> {
+/// The path cannot be read, or its content contradicts its extension.
+pub fn recognise(path: &Path) -> Result<Option<Format>> {
     if path.is_dir() {
         let lance = path.join("_versions").is_dir()
             && (path.join("data").is_dir() || path.extension().is_some_and(|e| e == "lance"));
-        return Ok(lance.then_some(Kind::Lance));
+        return Ok(lance.then_some(Format::Lance));
     }
     let head = gzip::head(path, 16)?;
     let ending = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     let ending = ending.strip_suffix(".gz").unwrap_or(&ending).to_owned();
     if is_hdf5(&head) {
-        return Ok(Some(Kind::H5ad));
+        return Ok(Some(Format::H5ad));
     }
-    for (marks, kind) in
-        [(b"PAR1".as_slice(), Kind::Parquet), (b"PK\x03\x04", Kind::Npz), (matrix_market::BANNER, Kind::MatrixMarket)]
-    {
-        if head.starts_with(marks) {
-            return Ok(Some(kind));
+    for (magic, format) in [
+        (b"PAR1".as_slice(), Format::Parquet),
+        (b"PK\x03\x04", Format::Npz),
+        (matrix_market::BANNER, Format::MatrixMarket),
+    ] {
+        if head.starts_with(magic) {
+            return Ok(Some(format));
         }
     }
     for (name, what) in
         [(".h5ad", "HDF5"), (".h5", "HDF5"), (".loom", "HDF5"), (".parquet", "Parquet"), (".npz", "zip")]
     {
         if ending.ends_with(name) {
-            let problem = format!("is not an {what} file: its first bytes are not {what}'s signature");
+            let problem = format!(
+                "is not an {what} file: it does not begin with the {what} signature; check that it is complete"
+            );
             return Err(FormatError::new(path, "file", problem));
         }
     }
-    Ok(Some(Kind::Dense))
+    Ok(Some(Format::Dense))
 }
 
-/// Opens a file of any format but [`Kind::Lance`], which needs its own library.
+/// Opens a file of any format except [`Format::Lance`].
 ///
 /// # Errors
-/// It is damaged, of no known format, or needs options it was not given.
+/// The file is damaged or of no known format, or it needs an option that is missing.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
-    let kind = recognise(path)?;
-    let source = unless_it_panics(path, || match kind {
-        Some(Kind::H5ad | Kind::TenX | Kind::Loom) => open_hdf5(path, options),
-        Some(Kind::Parquet) => Ok(Box::new(TableSource::open(path, Box::new(Parquet::open(path)?))?)),
-        Some(Kind::Npz) => Ok(Box::new(Npz::open(path, options)?)),
-        Some(Kind::MatrixMarket) => Ok(Box::new(MatrixMarket::open(path, options)?)),
-        Some(Kind::Dense) => Ok(Box::new(Dense::open(path)?)),
-        Some(Kind::Lance) | None => Err(FormatError::new(path, "directory", "is no data set that files are read from")),
+    let format = recognise(path)?;
+    let source = catch_panic(path, || match format {
+        Some(Format::H5ad | Format::TenX | Format::Loom) => open_hdf5(path, options),
+        Some(Format::Parquet) => Ok(Box::new(TableSource::open(path, Box::new(Parquet::open(path)?))?)),
+        Some(Format::Npz) => Ok(Box::new(Npz::open(path, options)?)),
+        Some(Format::MatrixMarket) => Ok(Box::new(MatrixMarket::open(path, options)?)),
+        Some(Format::Dense) => Ok(Box::new(Dense::open(path)?)),
+        Some(Format::Lance) | None => Err(FormatError::new(path, "directory", "is not a data set; name a file in it")),
     })?;
-    Ok(Box::new(Guarded { path: path.to_owned(), source, _unpacked: None }))
+    Ok(Box::new(PanicGuard { path: path.to_owned(), source, _decompressed: None }))
 }
 
 fn open_hdf5(path: &Path, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
-    let Some(plain) = unpacked(path)? else {
+    let Some(plain) = decompressed(path)? else {
         return open_plain_hdf5(path, options);
     };
     let source = open_plain_hdf5(&plain, options).map_err(|e| FormatError { file: path.to_owned(), ..e })?;
-    Ok(Box::new(Guarded { path: path.to_owned(), source, _unpacked: Some(plain) }))
+    Ok(Box::new(PanicGuard { path: path.to_owned(), source, _decompressed: Some(plain) }))
 }
 
 fn open_plain_hdf5(path: &Path, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
@@ -135,9 +114,9 @@ fn open_plain_hdf5(path: &Path, options: &OpenOptions) -> Result<Box<dyn CellSou
     Ok(Box::new(H5ad::open(path, options)?))
 }
 
-/// A gzipped HDF5 file in a temporary one, since HDF5 is read from any place.
-fn unpacked(path: &Path) -> Result<Option<tempfile::TempPath>> {
-    let fail = |e: std::io::Error| FormatError::new(path, "file", format!("cannot be unpacked: {e}"));
+/// Decompresses a gzipped HDF5 file to a temporary file, because HDF5 needs random access. `None` for a plain file.
+fn decompressed(path: &Path) -> Result<Option<tempfile::TempPath>> {
+    let fail = |e: std::io::Error| FormatError::new(path, "file", format!("cannot be decompressed: {e}"));
     let mut head = [0u8; 2];
     let read = std::fs::File::open(path).and_then(|mut f| std::io::Read::read(&mut f, &mut head)).map_err(fail)?;
     if read < 2 || head != gzip::MAGIC {
@@ -148,19 +127,19 @@ fn unpacked(path: &Path) -> Result<Option<tempfile::TempPath>> {
     Ok(Some(file.into_temp_path()))
 }
 
-/// The files that a data set consists of: what its identity is computed from.
+/// The files that a data set consists of. The checksum of a data set covers all of them.
 ///
 /// # Errors
 /// One of them is missing.
 pub fn parts(path: &Path, options: &OpenOptions) -> Result<Vec<PathBuf>> {
     let named = [options.genes.clone(), options.barcodes.clone()].into_iter().flatten();
     match recognise(path)? {
-        Some(Kind::MatrixMarket) => {
+        Some(Format::MatrixMarket) => {
             let parts = Parts::of(path, options)?;
             Ok(vec![parts.matrix, parts.features, parts.barcodes])
         }
-        Some(Kind::Npz) => Ok(std::iter::once(path.to_owned()).chain(named).collect()),
-        Some(Kind::Lance) => {
+        Some(Format::Npz) => Ok(std::iter::once(path.to_owned()).chain(named).collect()),
+        Some(Format::Lance) => {
             let mut files = files_below(path)?;
             files.sort();
             Ok(files)
@@ -185,11 +164,12 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// What a path stands for: itself where it is one data set, else every data set in the directory, by name; and what else
-/// was there.
+/// The data sets at a path, and the other files there.
+///
+/// A path that is one data set gives itself. A directory gives every data set in it, recursively, sorted by name.
 ///
 /// # Errors
-/// The path cannot be read, or is a directory without a data set.
+/// The path cannot be read, or it is a directory without a data set.
 pub fn inputs(path: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     if !path.is_dir() || recognise(path)?.is_some() {
         return Ok((vec![path.to_owned()], Vec::new()));
@@ -205,7 +185,7 @@ pub fn inputs(path: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
             found.extend(inside);
             other.extend(rest);
         } else if is_table_of_names(&name) || name.starts_with('.') {
-            // Read with the matrix they belong to.
+            // Read together with the matrix.
         } else if is_data(&name) && !matches!(recognise(&entry), Ok(None) | Err(_)) {
             found.push(entry);
         } else {
@@ -213,7 +193,11 @@ pub fn inputs(path: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         }
     }
     match found.is_empty() {
-        true => Err(FormatError::new(path, "directory", "holds no file of cells that is known")),
+        true => Err(FormatError::new(
+            path,
+            "directory",
+            "holds no file of a known format; expected .h5ad, .h5, .loom, .mtx, .csv, .tsv, .txt, .npz or .parquet",
+        )),
         false => Ok((found, other)),
     }
 }
@@ -223,26 +207,26 @@ fn is_table_of_names(name: &str) -> bool {
     ["features.tsv", "genes.tsv", "barcodes.tsv"].iter().any(|n| name.ends_with(n))
 }
 
-/// Endings under which a directory's files are taken; a file named by itself needs none of them.
+/// True for the extensions that are read from a directory. A file named directly may have any name.
 fn is_data(name: &str) -> bool {
     let name = name.strip_suffix(".gz").unwrap_or(name);
     [".h5ad", ".h5", ".loom", ".mtx", ".csv", ".tsv", ".txt", ".npz", ".parquet"].iter().any(|n| name.ends_with(n))
 }
 
-/// Libraries of formats assert what a damaged file need not fulfil; that is the file's error and not our end.
-fn unless_it_panics<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Turns a panic of a format library into an error: such libraries assert properties that a damaged file may lack.
+fn catch_panic<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|_| Err(FormatError::new(path, "file", "is damaged in a way its reader does not expect")))
+        .unwrap_or_else(|_| Err(FormatError::new(path, "file", "is damaged: its reader stopped at an internal check")))
 }
 
-/// A source of whatever format, which fails where its library panics and keeps the file it reads.
-struct Guarded {
+/// A source whose panics become errors. It also keeps the temporary file that the source reads, if there is one.
+struct PanicGuard {
     path: PathBuf,
     source: Box<dyn CellSource>,
-    _unpacked: Option<tempfile::TempPath>,
+    _decompressed: Option<tempfile::TempPath>,
 }
 
-impl CellSource for Guarded {
+impl CellSource for PanicGuard {
     fn n_cells(&self) -> Option<u64> {
         self.source.n_cells()
     }
@@ -264,10 +248,10 @@ impl CellSource for Guarded {
     }
 
     fn next_block(&mut self) -> Result<Option<Block>> {
-        unless_it_panics(&self.path, || self.source.next_block())
+        catch_panic(&self.path, || self.source.next_block())
     }
 
     fn rewind(&mut self) -> Result<()> {
-        unless_it_panics(&self.path, || self.source.rewind())
+        catch_panic(&self.path, || self.source.rewind())
     }
 }

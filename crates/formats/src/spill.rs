@@ -1,5 +1,6 @@
-//! From any order to cells: values are sorted into buckets of consecutive cells in a temporary file, so that a matrix
-//! stored gene by gene, or in no order at all, is turned in one pass and in bounded memory.
+//! Transposes a matrix on disk: values that arrive gene by gene, or in any order, come out cell by cell.
+//!
+//! Values are sorted into buckets of consecutive cells in a temporary file, in one pass and in bounded memory.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -8,11 +9,11 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::rows::Rows;
 
-/// Values of one bucket that are aimed at: what is held while its rows are put together.
+/// Target number of values in a bucket. A whole bucket is in memory while its rows are assembled.
 const BUCKET_VALUES: u64 = 4 << 20;
-/// Cells of a bucket where nothing is known about their number.
+/// Cells in a bucket if the size of the matrix is unknown.
 const UNKNOWN_CELLS: u64 = 2048;
-/// Values gathered per bucket before they are written.
+/// Values buffered per bucket before they are written.
 const BUFFER: usize = 1024;
 
 #[repr(C)]
@@ -26,11 +27,11 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Bucket {
     buffer: Vec<Entry>,
-    /// Where its full buffers lie in the file.
+    /// Offsets in the file, in bytes, of the buffers written so far.
     extents: Vec<u64>,
 }
 
-/// Values of a matrix by bucket.
+/// The values of a matrix, grouped into buckets of `cells_per_bucket` consecutive cells.
 #[derive(Debug)]
 pub(crate) struct Spill {
     file: File,
@@ -43,7 +44,7 @@ pub(crate) struct Spill {
 }
 
 impl Spill {
-    /// For a matrix of `cells` (where known) with about `values` values.
+    /// An empty spill for a matrix of `size`: number of cells and approximate number of values, if they are known.
     pub(crate) fn new(size: Option<(u64, u64)>) -> std::io::Result<Self> {
         let cells_per_bucket = match size {
             Some((cells, values)) => (cells * BUCKET_VALUES / values.max(1)).clamp(1, 1 << 20),
@@ -60,7 +61,7 @@ impl Spill {
         })
     }
 
-    /// Adds a value.
+    /// Adds a value of a cell.
     pub(crate) fn push(&mut self, cell: u64, feature: u32, value: f32) -> std::io::Result<()> {
         let (number, inside) = ((cell / self.cells_per_bucket) as usize, (cell % self.cells_per_bucket) as u32);
         if number >= self.buckets.len() {
@@ -78,7 +79,7 @@ impl Spill {
         Ok(())
     }
 
-    /// Number of cells: those announced, or up to the last that has a value.
+    /// Number of cells: the number given to [`Spill::new`], or up to the last cell that has a value.
     pub(crate) fn n_cells(&self) -> u64 {
         self.cells
     }
@@ -88,7 +89,7 @@ impl Spill {
         self.next = 0;
     }
 
-    /// The next rows, at most `count`; none at the end.
+    /// The next rows, at most `count`; `None` at the end.
     pub(crate) fn rows(&mut self, count: u64) -> std::io::Result<Option<Rows>> {
         if self.next >= self.cells {
             return Ok(None);
@@ -106,7 +107,7 @@ impl Spill {
         Ok(Some(rows))
     }
 
-    /// All rows of a bucket; values of a cell keep the order in which they came.
+    /// All rows of a bucket. Values of a cell keep the order in which they were pushed.
     fn assemble(&mut self, number: u64) -> std::io::Result<Rows> {
         let entries = self.entries(number as usize)?;
         let first = number * self.cells_per_bucket;
@@ -139,6 +140,11 @@ impl Spill {
         entries.extend_from_slice(&bucket.buffer);
         Ok(entries)
     }
+}
+
+/// The problem to report if the temporary file of a [`Spill`] cannot be written or read.
+pub(crate) fn spill_problem(error: &std::io::Error) -> String {
+    format!("cannot be transposed to cells × genes: the temporary file failed ({error}); set TMPDIR to a larger disk")
 }
 
 #[cfg(test)]

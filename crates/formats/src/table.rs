@@ -1,5 +1,5 @@
-//! Tables of columns, Parquet or whatever gives record batches: cellql's own export (a row per cell with `expr`), or long
-//! form (a row per value: cell, gene, value), in any order.
+//! Reader of tables, from Parquet or any [`TableReader`]: an export of cellql (one row per cell, with `expr`) or long
+//! form (one row per value: cell, gene, value) in any order.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,29 +16,31 @@ use cellql_schemas::feature::Feature;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::block::{BLOCK_CELLS, Block, CellSource, ObsColumn, categorical_type};
+use crate::error::{FormatError, Result};
 use crate::features::{are_ensembl, identified};
-use crate::h5::matrix::temporary;
-use crate::rows::{Rows, narrow};
-use crate::spill::Spill;
-use crate::{FormatError, Result};
+use crate::rows::{Rows, to_f32};
+use crate::spill::{Spill, spill_problem};
 
-/// Names of the three columns of long form, best first.
+/// Names of the three columns of long form, in lower case, best first.
 const CELL: &[&str] = &["cell", "cell_id", "barcode", "obs", "cell_name", "obs_names"];
 const GENE: &[&str] = &["gene", "gene_name", "symbol", "gene_id", "feature", "var", "var_names", "gene_symbol"];
 const VALUE: &[&str] = &["value", "count", "counts", "expression", "umi", "x"];
-/// Rows of a batch: an expression has thousands of values.
+/// Rows in a batch. It is small because the expression of a cell has thousands of values.
 const BATCH_ROWS: usize = 1024;
 
-/// Batches of a table, given as an iterator.
+/// Record batches of a table, each with the text of its error.
 pub type Batches = Box<dyn Iterator<Item = Result<RecordBatch, String>> + Send>;
 
-/// A table that can be read from the start as often as wanted.
+/// A table that can be read from its first row repeatedly.
 pub trait TableReader: Send {
-    /// Its columns, and metadata of the whole.
+    /// Columns and metadata of the table.
     fn schema(&self) -> SchemaRef;
-    /// Its rows.
+    /// Number of rows, if it is known.
     fn rows(&self) -> Option<u64>;
-    /// Starts at the first row.
+    /// Record batches from the first row.
+    ///
+    /// # Errors
+    /// The table cannot be read; the text says why.
     fn batches(&self) -> Result<Batches, String>;
 }
 
@@ -78,33 +80,34 @@ impl TableReader for Parquet {
     }
 }
 
-/// A table of cells.
+/// A table that is read as cells.
 pub struct TableSource {
     path: PathBuf,
     features: Vec<Feature>,
     columns: Vec<ObsColumn>,
     notes: Vec<String>,
-    form: Form,
+    layout: Layout,
 }
 
-enum Form {
+/// Layout of the table.
+enum Layout {
     Export(Export),
     Long { cells: Spill, barcodes: Vec<String>, next: u64 },
 }
 
-/// One row per cell.
+/// An export of cellql: one row per cell.
 struct Export {
     table: Box<dyn TableReader>,
     batches: Batches,
-    /// Position of each gene id among the features.
+    /// Index of each gene id among the features.
     positions: HashMap<u32, u32>,
 }
 
 impl TableSource {
-    /// Finds out what the table is.
+    /// Determines the layout of a table and opens it. `path` is named in errors.
     ///
     /// # Errors
-    /// It is neither an export nor long form, or cannot be read.
+    /// The table is neither an export nor long form, or it cannot be read.
     pub fn open(path: &Path, table: Box<dyn TableReader>) -> Result<Self> {
         let schema = table.schema();
         let is_export = schema.field_with_name(cells::EXPR).is_ok_and(|f| is_expr(f.data_type()));
@@ -114,10 +117,15 @@ impl TableSource {
     fn export(path: &Path, table: Box<dyn TableReader>, schema: &Schema) -> Result<Self> {
         let wrong = |object: &str, problem: String| FormatError::new(path, object, problem);
         let genes = schema.metadata().get(exported::GENES);
-        let genes = genes
-            .ok_or_else(|| wrong(exported::GENES, "is missing from the metadata: what do the gene ids mean?".into()))?;
-        let genes: Vec<ExportedGene> =
-            serde_json::from_str(genes).map_err(|e| wrong(exported::GENES, format!("is no list of genes: {e}")))?;
+        let genes = genes.ok_or_else(|| {
+            wrong(
+                exported::GENES,
+                "is missing from the metadata, so the meaning of the gene ids is unknown; export the table again"
+                    .into(),
+            )
+        })?;
+        let genes: Vec<ExportedGene> = serde_json::from_str(genes)
+            .map_err(|e| wrong(exported::GENES, format!("is not a JSON list of genes: {e}")))?;
         let positions = genes.iter().zip(0..).map(|(gene, i)| (gene.gene_id, i)).collect();
         let features = genes.into_iter().map(|g| Feature { name: g.symbol, ensembl_id: g.ensembl_id }).collect();
         let (mut columns, mut skipped) = (Vec::new(), Vec::new());
@@ -129,11 +137,11 @@ impl TableSource {
         }
         let notes = match skipped.is_empty() {
             true => Vec::new(),
-            false => vec![format!("columns that are no obs: {}", skipped.join(", "))],
+            false => vec![format!("columns left out because their type is not an obs type: {}", skipped.join(", "))],
         };
         let batches = table.batches().map_err(|e| wrong("rows", e))?;
-        let form = Form::Export(Export { table, batches, positions });
-        Ok(Self { path: path.to_owned(), features, columns, notes, form })
+        let layout = Layout::Export(Export { table, batches, positions });
+        Ok(Self { path: path.to_owned(), features, columns, notes, layout })
     }
 
     fn long(path: &Path, table: Box<dyn TableReader>, schema: &Schema) -> Result<Self> {
@@ -145,14 +153,14 @@ impl TableSource {
         let (Some(cell), Some(gene), Some(value)) = (cell, gene, value) else {
             let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
             let problem = format!(
-                "are {}; expected cellql's export (expr with its genes) or long form (cell, gene, value)",
+                "are {}; expected an export of cellql (expr with its genes) or long form (cell, gene, value)",
                 names.join(", ")
             );
             return Err(FormatError::new(path, "columns", problem));
         };
-        let mut names = Names::default();
-        let mut genes = Names::default();
-        let mut spill = Spill::new(None).map_err(|e| FormatError::new(path, "rows", temporary(&e)))?;
+        let mut names = Interner::default();
+        let mut genes = Interner::default();
+        let mut spill = Spill::new(None).map_err(|e| FormatError::new(path, "rows", spill_problem(&e)))?;
         for batch in table.batches().map_err(|e| FormatError::new(path, "rows", e))? {
             let batch = batch.map_err(|e| FormatError::new(path, "rows", e))?;
             let column = |name: &str, of: &DataType| complete(path, &batch, name, of);
@@ -160,17 +168,19 @@ impl TableSource {
             let values = column(&value, &DataType::Float64)?;
             let (cells, named) = (cells.as_string::<i32>(), named.as_string::<i32>());
             for (i, value) in values.as_primitive::<Float64Type>().values().iter().enumerate() {
-                let value = narrow(*value).map_err(|e| FormatError::new(path, "values", e))?;
+                let value = to_f32(*value).map_err(|e| FormatError::new(path, "values", e))?;
                 let (cell, gene) = (names.number(cells.value(i)), genes.number(named.value(i)));
-                spill.push(u64::from(cell), gene, value).map_err(|e| FormatError::new(path, "rows", temporary(&e)))?;
+                spill
+                    .push(u64::from(cell), gene, value)
+                    .map_err(|e| FormatError::new(path, "rows", spill_problem(&e)))?;
             }
         }
         let features = match are_ensembl(genes.names.iter().map(String::as_str)) {
             true => genes.names.into_iter().map(|n| identified(n.clone(), n)).collect(),
             false => genes.names.into_iter().map(Feature::named).collect(),
         };
-        let form = Form::Long { cells: spill, barcodes: names.names, next: 0 };
-        Ok(Self { path: path.to_owned(), features, columns: Vec::new(), notes: Vec::new(), form })
+        let layout = Layout::Long { cells: spill, barcodes: names.names, next: 0 };
+        Ok(Self { path: path.to_owned(), features, columns: Vec::new(), notes: Vec::new(), layout })
     }
 
     fn error(&self, object: &str, problem: impl ToString) -> FormatError {
@@ -178,10 +188,10 @@ impl TableSource {
     }
 
     fn exported_block(&mut self) -> Result<Option<Block>> {
-        let Form::Export(export) = &mut self.form else { return Ok(None) };
+        let Layout::Export(export) = &mut self.layout else { return Ok(None) };
         let Some(batch) = export.batches.next() else { return Ok(None) };
         let batch = batch.map_err(|e| FormatError::new(&self.path, "rows", e))?;
-        let Form::Export(export) = &self.form else { return Ok(None) };
+        let Layout::Export(export) = &self.layout else { return Ok(None) };
         let barcodes = complete(&self.path, &batch, cells::BARCODE, &DataType::Utf8)?;
         let expr = batch.column_by_name(cells::EXPR).ok_or_else(|| self.error(cells::EXPR, "is missing"))?;
         let profiles = Profiles::new(expr).map_err(|e| self.error(cells::EXPR, e))?;
@@ -189,7 +199,7 @@ impl TableSource {
         for profile in profiles.iter().flatten() {
             for (gene, value) in profile.gene_ids.iter().zip(profile.values) {
                 let unknown =
-                    || self.error(cells::EXPR, format!("gene_id {gene} is not among the genes of the metadata"));
+                    || self.error(cells::EXPR, format!("gene_id {gene} is not listed in the metadata 'cellql.genes'"));
                 rows.features.push(*export.positions.get(gene).ok_or_else(unknown)?);
                 rows.values.push(*value);
             }
@@ -210,9 +220,9 @@ impl TableSource {
     }
 
     fn long_block(&mut self) -> Result<Option<Block>> {
-        let Form::Long { cells, barcodes, next } = &mut self.form else { return Ok(None) };
+        let Layout::Long { cells, barcodes, next } = &mut self.layout else { return Ok(None) };
         let rows = cells.rows(BLOCK_CELLS as u64);
-        let Some(rows) = rows.map_err(|e| FormatError::new(&self.path, "rows", temporary(&e)))? else {
+        let Some(rows) = rows.map_err(|e| FormatError::new(&self.path, "rows", spill_problem(&e)))? else {
             return Ok(None);
         };
         let start = *next as usize;
@@ -222,23 +232,23 @@ impl TableSource {
     }
 }
 
-/// A column in the wanted type, without missing values.
+/// A column cast to a type, without missing values.
 fn complete(path: &Path, batch: &RecordBatch, name: &str, of: &DataType) -> Result<ArrayRef> {
     let column = column(path, batch, name, of)?;
     match column.null_count() {
         0 => Ok(column),
-        n => Err(FormatError::new(path, name, format!("has {n} missing values, or such that are no {of}"))),
+        n => Err(FormatError::new(path, name, format!("has {n} values that are missing or cannot be read as {of}"))),
     }
 }
 
-/// A column in the wanted type.
+/// A column cast to a type.
 fn column(path: &Path, batch: &RecordBatch, name: &str, of: &DataType) -> Result<ArrayRef> {
     let wrong = |problem: String| FormatError::new(path, name, problem);
     let column = batch.column_by_name(name).ok_or_else(|| wrong("is missing".into()))?;
     cast(column, of).map_err(|e| wrong(format!("cannot be read as {of}: {e}")))
 }
 
-/// The obs type that a column's values fit.
+/// The obs type for values of a type; `None` if there is none.
 fn obs_type(of: &DataType) -> Option<DataType> {
     match of {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(DataType::Utf8),
@@ -250,17 +260,17 @@ fn obs_type(of: &DataType) -> Option<DataType> {
     }
 }
 
-/// Numbers for names, in order of appearance.
+/// Numbers names in order of appearance.
 #[derive(Default)]
-struct Names {
+struct Interner {
     names: Vec<String>,
     numbers: HashMap<String, u32>,
     last: u32,
 }
 
-impl Names {
+impl Interner {
     fn number(&mut self, name: &str) -> u32 {
-        // Rows of one cell mostly stand together.
+        // Rows of one cell are usually adjacent.
         if self.names.get(self.last as usize).is_some_and(|n| n == name) {
             return self.last;
         }
@@ -279,9 +289,9 @@ impl Names {
 
 impl CellSource for TableSource {
     fn n_cells(&self) -> Option<u64> {
-        match &self.form {
-            Form::Export(export) => export.table.rows(),
-            Form::Long { cells, .. } => Some(cells.n_cells()),
+        match &self.layout {
+            Layout::Export(export) => export.table.rows(),
+            Layout::Long { cells, .. } => Some(cells.n_cells()),
         }
     }
 
@@ -294,9 +304,9 @@ impl CellSource for TableSource {
     }
 
     fn matrix(&self) -> &str {
-        match self.form {
-            Form::Export(_) => cells::EXPR,
-            Form::Long { .. } => "long form",
+        match self.layout {
+            Layout::Export(_) => cells::EXPR,
+            Layout::Long { .. } => "long form",
         }
     }
 
@@ -305,18 +315,18 @@ impl CellSource for TableSource {
     }
 
     fn next_block(&mut self) -> Result<Option<Block>> {
-        match self.form {
-            Form::Export(_) => self.exported_block(),
-            Form::Long { .. } => self.long_block(),
+        match self.layout {
+            Layout::Export(_) => self.exported_block(),
+            Layout::Long { .. } => self.long_block(),
         }
     }
 
     fn rewind(&mut self) -> Result<()> {
-        match &mut self.form {
-            Form::Export(export) => {
+        match &mut self.layout {
+            Layout::Export(export) => {
                 export.batches = export.table.batches().map_err(|e| FormatError::new(&self.path, "rows", e))?;
             }
-            Form::Long { cells, next, .. } => {
+            Layout::Long { cells, next, .. } => {
                 cells.rewind();
                 *next = 0;
             }

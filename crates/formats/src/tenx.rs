@@ -1,26 +1,23 @@
-//! 10x Genomics' HDF5 matrices: version 3 (`matrix`, with feature types) and version 2 (a group per genome). Both store
-//! genes × cells by cell, so cells are read as they lie.
+//! Reader of 10x Genomics HDF5 matrices: version 3 (`matrix`, with feature types) and version 2 (a group per genome).
+//! Both store genes × cells in CSC form, which is cells × genes in CSR form, so no transpose is needed.
 
 use std::path::Path;
 
 use arrow::array::StringArray;
 use cellql_schemas::feature::Feature;
 
-use crate::Result;
 use crate::block::{BLOCK_CELLS, Block, CellSource, ObsColumn};
-use crate::features::identified;
+use crate::error::Result;
+use crate::features::{EXPRESSION, identified};
 use crate::h5::file::{H5, H5Dataset};
 use crate::h5::matrix::{Matrix, Sparse};
-use crate::open::OpenOptions;
+use crate::options::OpenOptions;
 use crate::rows::Rows;
-
-/// Features that are not measured RNA are left out: they are other quantities on other scales.
-const EXPRESSION: &str = "Gene Expression";
 
 /// An open 10x file.
 pub(crate) struct TenX {
     features: Vec<Feature>,
-    /// New position of each feature of the file; `None` for what is left out.
+    /// New index of each feature of the file, `None` for a feature that is left out. `None` if all features are kept.
     kept: Option<Vec<Option<u32>>>,
     barcodes: H5Dataset,
     matrix: Matrix,
@@ -29,22 +26,22 @@ pub(crate) struct TenX {
     next: u64,
 }
 
-/// A feature as either version describes it.
-struct Described {
+/// A feature with its type and genome, in either version.
+struct FeatureRow {
     feature: Feature,
     kind: String,
     genome: String,
 }
 
 impl TenX {
-    /// True for the group of a genome in version 2.
+    /// True if a group is a genome of version 2.
     pub(crate) fn is_genome(h5: &H5, group: &str) -> bool {
         ["barcodes", "data", "gene_names", "genes", "indices", "indptr"]
             .iter()
             .all(|part| h5.has_dataset(&format!("{group}/{part}")))
     }
 
-    /// Opens either version.
+    /// Opens a file of either version.
     pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let h5 = H5::open(path)?;
         if h5.group("matrix/features").is_some() {
@@ -65,16 +62,18 @@ impl TenX {
         };
         let (kinds, genomes) = (optional("feature_type", EXPRESSION)?, optional("genome", "")?);
         if [ids.len(), kinds.len(), genomes.len()].iter().any(|n| *n != names.len()) {
-            return Err(h5.error("matrix/features", "has columns of different lengths"));
+            return Err(
+                h5.error("matrix/features", "has columns (name, id, feature_type, genome) of different lengths")
+            );
         }
         let rest = ids.into_iter().zip(kinds).zip(genomes);
         let described = names.into_iter().zip(rest).map(|(name, ((id, kind), genome))| {
-            // A file of several genomes writes them before every name.
+            // A file of several genomes prefixes every name with its genome.
             let plain = |text: String| match text.strip_prefix(&format!("{genome}_")) {
                 Some(rest) if !genome.is_empty() => rest.trim_start_matches('_').to_owned(),
                 _ => text,
             };
-            Described { feature: identified(plain(name), plain(id)), kind, genome: genome.clone() }
+            FeatureRow { feature: identified(plain(name), plain(id)), kind, genome: genome.clone() }
         });
         Self::select(h5, "matrix", described.collect(), options)
     }
@@ -85,7 +84,7 @@ impl TenX {
             let (names, ids) =
                 (h5.all_texts(&format!("{group}/gene_names"))?, h5.all_texts(&format!("{group}/genes"))?);
             if names.len() != ids.len() {
-                return Err(h5.error(&group, "names its genes by columns of different lengths"));
+                return Err(h5.error(&group, "has columns gene_names and genes of different lengths"));
             }
             genomes.push((group, names, ids));
         }
@@ -99,9 +98,11 @@ impl TenX {
             }
         };
         let Some((group, names, ids)) = wanted else {
-            return Err(h5.error("file", format!("has no such genome; it has {}", all.join(", "))));
+            return Err(
+                h5.error("file", format!("does not have the genome named by --genome; it has {}", all.join(", ")))
+            );
         };
-        let described = names.into_iter().zip(ids).map(|(name, id)| Described {
+        let described = names.into_iter().zip(ids).map(|(name, id)| FeatureRow {
             feature: identified(name, id),
             kind: EXPRESSION.to_owned(),
             genome: group.clone(),
@@ -114,8 +115,8 @@ impl TenX {
         Ok(source)
     }
 
-    /// Keeps the expression features of one genome.
-    fn select(h5: &H5, group: &str, described: Vec<Described>, options: &OpenOptions) -> Result<Self> {
+    /// Opens the matrix and keeps the expression features of one genome.
+    fn select(h5: &H5, group: &str, described: Vec<FeatureRow>, options: &OpenOptions) -> Result<Self> {
         let mut genomes: Vec<&str> = described.iter().map(|d| d.genome.as_str()).filter(|g| !g.is_empty()).collect();
         genomes.sort_unstable();
         genomes.dedup();
@@ -130,14 +131,14 @@ impl TenX {
                 chosen.unwrap_or_default().to_owned()
             }
         };
-        let fits = |d: &Described| d.kind == EXPRESSION && (d.genome.is_empty() || d.genome == genome);
+        let fits = |d: &FeatureRow| d.kind == EXPRESSION && (d.genome.is_empty() || d.genome == genome);
         let mut notes = Vec::new();
-        let others: Vec<&Described> = described.iter().filter(|d| !fits(d)).collect();
+        let others: Vec<&FeatureRow> = described.iter().filter(|d| !fits(d)).collect();
         if !others.is_empty() {
             notes.push(format!(
-                "left out {} features that are no gene expression of {genome}: {}",
+                "left out {} features that are not gene expression of {genome}: {}",
                 others.len(),
-                kinds(&others)
+                count_by_type(&others)
             ));
         }
         let mut next = 0;
@@ -160,19 +161,19 @@ impl TenX {
         Self::check_shape(h5, group, all, barcodes.rows())?;
         let sparse = Sparse::open(h5, group, barcodes.rows(), all)?;
         let kept = kept.contains(&None).then_some(kept);
-        Ok(Self { features, kept, barcodes, matrix: Matrix::of_slices(sparse), name: group.to_owned(), notes, next: 0 })
+        Ok(Self { features, kept, barcodes, matrix: Matrix::from_csr(sparse), name: group.to_owned(), notes, next: 0 })
     }
 
     fn check_shape(h5: &H5, group: &str, genes: u64, cells: u64) -> Result<()> {
         let shape = h5.dataset(&format!("{group}/shape"))?;
-        let stated = shape.integers(0, shape.rows().min(2))?;
+        let stated = shape.read_i64(0, shape.rows().min(2))?;
         match stated == [genes as i64, cells as i64] {
             true => Ok(()),
             false => Err(shape.error(format!("states {stated:?} but {genes} features and {cells} barcodes are named"))),
         }
     }
 
-    /// Drops values of features that are left out and renumbers the others.
+    /// Removes values of features that are left out and renumbers the others.
     fn filter(&self, rows: Rows) -> Rows {
         let Some(kept) = &self.kept else { return rows };
         let mut out = Rows::new();
@@ -193,8 +194,8 @@ fn is_human(feature: &Feature) -> bool {
     feature.ensembl_id.as_deref().is_some_and(|id| id.starts_with("ENSG0"))
 }
 
-/// What was left out, by kind and genome, with numbers.
-fn kinds(others: &[&Described]) -> String {
+/// Features left out, counted by type and genome.
+fn count_by_type(others: &[&FeatureRow]) -> String {
     let mut counts = std::collections::BTreeMap::new();
     for other in others {
         *counts.entry((other.kind.as_str(), other.genome.as_str())).or_insert(0usize) += 1;
@@ -230,7 +231,7 @@ impl CellSource for TenX {
         };
         let count = rows.len() as u64;
         let rows = self.filter(rows);
-        let barcodes = StringArray::from_iter_values(self.barcodes.texts(self.next, count)?);
+        let barcodes = StringArray::from_iter_values(self.barcodes.read_text(self.next, count)?);
         self.next += count;
         Ok(Some(Block { barcodes, obs: Vec::new(), starts: rows.starts, features: rows.features, values: rows.values }))
     }

@@ -2,12 +2,9 @@
 
 use std::fmt;
 
-use cellql_schemas::expr::Profile;
+use cellql_schemas::expr::{Profile, TARGET_SUM, log_normalise};
 use cellql_schemas::recipe::{Input, Recipe};
 use cellql_schemas::vocabulary::Placement;
-
-/// Counts a cell is scaled to before log1p.
-const TARGET_SUM: f64 = 1e4;
 
 /// Why a cell has no embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +119,7 @@ pub(crate) fn align(
 fn normalise(placed: &mut [(u32, f32)], recipe: &Recipe, beside: f64) -> (f64, f64) {
     let total: f64 = placed.iter().map(|(_, v)| f64::from(*v)).sum();
     let mut scale = |to: f64| {
-        placed.iter_mut().for_each(|(_, v)| *v = (f64::from(*v) * to / total).ln_1p() as f32);
+        placed.iter_mut().for_each(|(_, v)| *v = log_normalise(*v, total, to) as f32);
         placed.iter().map(|(_, v)| f64::from(*v)).sum::<f64>()
     };
     let single = |total: f64| (total.log10(), recipe.depth.target(total, total.log10()));

@@ -1,29 +1,29 @@
-//! Compaction: few large files instead of many small ones, and old versions forgotten with what only they name.
+//! Compaction: merges small files into large ones, and deletes old versions with the files that only they use.
 
 use lance::dataset::cleanup::CleanupPolicy;
 
-use crate::Store;
 use crate::error::{Result, StoreError};
+use crate::store::Store;
 use crate::version;
 
-/// What a compaction did.
+/// Result of a compaction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Compacted {
-    /// Data files before.
+    /// Number of data files before.
     pub files_before: usize,
-    /// Data files after.
+    /// Number of data files after.
     pub files_after: usize,
-    /// Versions that can no longer be opened.
+    /// Number of versions deleted.
     pub versions_forgotten: usize,
-    /// Bytes given back to the disk.
+    /// Bytes freed.
     pub bytes_freed: u64,
 }
 
 impl Store {
-    /// Compacts every table and, where `keep` is given, forgets all but the newest so many versions.
+    /// Compacts every table and, if `keep` is given, deletes all but the newest `keep` versions.
     ///
-    /// Killed anywhere it leaves a store whose newest version is whole: the compacted tables are published before anything
-    /// is forgotten, and a version is forgotten before its files are.
+    /// If the process is killed, the newest version of the store is complete: compacted tables are published before any
+    /// version is deleted, and a version file is deleted before the data files that it names.
     ///
     /// # Errors
     /// Another process is writing, or a table cannot be written.
@@ -46,7 +46,7 @@ impl Store {
                     .objects
                     .delete(&path)
                     .await
-                    .map_err(StoreError::storage(format!("forgetting version {number}")))?;
+                    .map_err(StoreError::storage(format!("deleting version {number} of {}", store.uri)))?;
             }
             done.versions_forgotten = old.len();
             done.bytes_freed = store.clean().await?;
@@ -55,7 +55,7 @@ impl Store {
         Ok((store, done))
     }
 
-    /// Deletes what no version of the store names any more.
+    /// Deletes data files that no remaining version names, and returns the bytes freed.
     async fn clean(&self) -> Result<u64> {
         let versions = self.versions().await?;
         let mut freed = 0;
@@ -64,7 +64,7 @@ impl Store {
             let policy = CleanupPolicy {
                 before_timestamp: None,
                 before_version: oldest.copied(),
-                // The lock is held, so files that no table version knows are a dead writer's.
+                // The lock is held, so a file that belongs to no table version was left by a writer that died.
                 delete_unverified: self.objects.is_local(),
                 error_if_tagged_old_versions: false,
                 ..CleanupPolicy::default()

@@ -1,14 +1,16 @@
-//! A cell by what it expresses.
+//! Checksum of a cell's expression.
 
 use cellql_schemas::expr::Profile;
 
-/// First 128 bits of BLAKE3 over gene ids and then values, little-endian. Two cells with the same are the same: among 10¹⁰
-/// different ones, a pair shares it once in 10¹⁸ stores.
+/// Checksum of a cell: the first 128 bits of BLAKE3 over its gene ids and then its values, little-endian.
+///
+/// Cells with equal checksums are taken as equal: among 10¹⁰ different cells a collision has a probability of about
+/// 10⁻¹⁸.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentHash([u8; 16]);
 
 impl ContentHash {
-    /// Of a cell.
+    /// The checksum of a cell.
     pub fn of(cell: Profile<'_>) -> Self {
         let mut hash = blake3::Hasher::new();
         hash.update(bytemuck::cast_slice(cell.gene_ids));
@@ -18,7 +20,7 @@ impl ContentHash {
         Self(first)
     }
 
-    /// As the table `cells` has it: 32 hexadecimal digits.
+    /// The checksum as 32 hexadecimal digits, as in the column `content_hash` of `cells`.
     pub fn to_hex(self) -> String {
         use std::fmt::Write;
         self.0.iter().fold(String::with_capacity(32), |mut text, byte| {
@@ -28,7 +30,7 @@ impl ContentHash {
         })
     }
 
-    /// Reads [`ContentHash::to_hex`]; `None` for other text.
+    /// Parses the output of [`ContentHash::to_hex`]; `None` for any other text.
     pub fn from_hex(text: &str) -> Option<Self> {
         let digits = text.as_bytes();
         if digits.len() != 32 || !digits.iter().all(u8::is_ascii_hexdigit) {
@@ -38,7 +40,7 @@ impl ContentHash {
         Some(Self(number.to_be_bytes()))
     }
 
-    /// Its bytes.
+    /// The 16 bytes of the checksum.
     pub fn bytes(&self) -> &[u8; 16] {
         &self.0
     }

@@ -1,6 +1,6 @@
-//! What can go wrong with a store.
+//! Errors of a store.
 
-use crate::genes::GeneError;
+use crate::genes::error::GeneError;
 
 /// Result of everything in this crate.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -8,84 +8,92 @@ pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 /// A store could not be opened, read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// A store was to be made where there is one.
-    #[error("{uri} already holds a cellql store")]
+    /// A store was to be created where there is one already.
+    #[error("creating a store: {uri} already holds a cellql store; choose another location")]
     Exists {
-        /// The place.
+        /// Location of the store.
         uri: String,
     },
-    /// There is no store.
-    #[error("{uri} holds no cellql store; make one with: cellql init {uri}")]
+    /// There is no store at the location.
+    #[error("opening a store: {uri} holds no cellql store; create one with: cellql init {uri}")]
     Missing {
-        /// The place.
+        /// Location of the store.
         uri: String,
     },
-    /// The place cannot hold a store.
-    #[error("{uri} is not a place for a store: {problem}")]
+    /// The location is not a directory or object-store URI that can be used.
+    #[error(
+        "opening {uri}: not a usable location for a store ({problem}); give a directory or an object-store URI such as s3://bucket/path"
+    )]
     Place {
-        /// The place.
+        /// Location of the store.
         uri: String,
-        /// Why not.
+        /// Why it cannot be used.
         problem: String,
     },
-    /// The store has no such version, or has it no more.
-    #[error("{uri} has no version {version}; there are {count} from {first} to {last}")]
+    /// The store does not have the version, or compaction has deleted it.
+    #[error("opening {uri}: there is no version {version}; {count} versions remain, from {first} to {last}")]
     NoVersion {
-        /// The store.
+        /// URI of the store.
         uri: String,
-        /// The version that was asked for.
+        /// The requested version.
         version: u64,
-        /// Versions there are.
+        /// Number of versions that remain.
         count: usize,
-        /// The oldest.
+        /// The oldest of them.
         first: u64,
-        /// The newest.
+        /// The newest of them.
         last: u64,
     },
-    /// The store has no such table.
-    #[error("{store}: there is no table '{table}'")]
+    /// The store does not have the table.
+    #[error("opening a table of {store}: there is no table '{table}' in this version")]
     NoTable {
-        /// The store.
+        /// URI of the store.
         store: String,
-        /// The table.
+        /// Name of the table.
         table: String,
     },
-    /// A table has no such rows.
-    #[error("the table has no rows {first} to {end}")]
+    /// A table does not have the rows.
+    #[error(
+        "reading rows by address: the table has no rows {first} to {end}; open the store again, it may have been compacted"
+    )]
     NoRows {
-        /// The first address.
+        /// The first row address.
         first: u64,
-        /// The one after the last.
+        /// The address after the last.
         end: u64,
     },
-    /// A newer program wrote the store.
-    #[error("{path}: the store has format {found}, this cellql reads {reads}; use the cellql that wrote it")]
+    /// The store has a format that this program does not read.
+    #[error(
+        "reading {path}: the store has format {found}, but this cellql reads format {reads}; use the cellql that wrote it"
+    )]
     Format {
         /// The version file.
         path: String,
-        /// Its format.
+        /// Format of the store.
         found: u32,
         /// The format that this program reads.
         reads: u32,
     },
-    /// A name that means no gene, or several.
+    /// A name could not be resolved to one gene.
     #[error(transparent)]
     Gene(#[from] GeneError),
-    /// Another writer published first; nothing was changed.
-    #[error("{store}: another writer changed the store meanwhile, so {doing} was not done; run it again")]
+    /// Another writer published a version first. Nothing was changed.
+    #[error("{doing}: another writer changed {store} meanwhile, so nothing was written; run the command again")]
     Conflict {
-        /// The store.
+        /// URI of the store.
         store: String,
-        /// What was being done.
+        /// The operation.
         doing: String,
     },
-    /// Another process of this machine is writing to the store; nothing was changed.
-    #[error("{store}: another cellql process is writing to this store; wait for it and run the command again")]
+    /// Another process on this machine is writing to the store. Nothing was changed.
+    #[error(
+        "writing to {store}: another cellql process is writing to this store; wait for it and run the command again"
+    )]
     Busy {
-        /// The store.
+        /// URI of the store.
         store: String,
     },
-    /// A table or file of the store is not what was written.
+    /// A table or file of the store differs from what was written.
     #[error("{object} is damaged: {problem}")]
     Damaged {
         /// The table or file.
@@ -96,7 +104,7 @@ pub enum StoreError {
     /// The store could not be read or written.
     #[error("{doing}: {source}")]
     Storage {
-        /// What was being done, to which table or file.
+        /// The operation, and the table or file it was done to.
         doing: String,
         /// Why it failed.
         #[source]
@@ -105,7 +113,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// For [`StoreError::Storage`], to be used with `map_err`.
+    /// Makes a [`StoreError::Storage`], for `map_err`. `doing` names the operation and the table or file.
     pub fn storage<E>(doing: impl Into<String>) -> impl FnOnce(E) -> Self
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -114,7 +122,7 @@ impl StoreError {
         move |source| StoreError::Storage { doing, source: source.into() }
     }
 
-    /// For [`StoreError::Damaged`].
+    /// Makes a [`StoreError::Damaged`].
     pub fn damaged(object: impl Into<String>, problem: impl ToString) -> Self {
         StoreError::Damaged { object: object.into(), problem: problem.to_string() }
     }

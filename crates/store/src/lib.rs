@@ -1,20 +1,43 @@
 //! A store: a directory or object-store URI of Lance tables and files, read at one version.
 //!
 //! Lance commits one table at a time, but an ingest changes three. So the store has versions of its own: small
-//! immutable files under `_versions/`, each naming a version of every table. A reader opens the newest and sees
-//! exactly the tables it names; a writer prepares new table versions that nobody sees and then publishes one new
-//! file, which either exists whole or does not. A writer that dies leaves table versions no file names; the next
-//! writer starts again from the named ones.
+//! immutable files under `_versions/`, each naming a Lance version of every table. A reader opens the newest version
+//! file and sees exactly the table versions that it names. A writer prepares new table versions, which no version file
+//! names yet, and then publishes a new version file atomically. A writer that dies leaves unnamed table versions; the
+//! next writer restores the named ones.
 //!
-//! [`genes`] is the store's table of genes in memory: which rows the features of a file are, and which row a name means.
+//! [`genes`] holds the table `genes` in memory: it maps features of a file to rows, and names in a query to rows.
+//! [`sql`] quotes values and names for SQL text.
 //!
-//! Depends on lance and on `schemas` for what the tables are. Knows nothing of file formats, models or SQL.
+//! The crate depends on lance, and on `schemas` for the tables. It knows nothing of file formats, models or the SQL
+//! engine.
+//!
+//! ```
+//! # let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+//! # runtime.block_on(async {
+//! use cellql_store::Store;
+//!
+//! let folder = tempfile::tempdir()?;
+//! let uri = folder.path().join("store").display().to_string();
+//! Store::init(&uri).await?;
+//!
+//! let store = Store::open(&uri).await?;
+//! assert_eq!(store.version().version, 1);
+//! let genes = store.genes().await?;
+//! assert_eq!(genes.find("IL8")?, genes.find("CXCL8")?);
+//! assert_eq!(store.table("cells").await?.count_rows(None).await?, 0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod compact;
 mod content;
 mod error;
 pub mod genes;
+mod init;
 pub mod progress;
+pub mod sql;
 mod store;
 mod take;
 mod transaction;

@@ -1,11 +1,11 @@
-//! How long work says how far it is, without knowing who listens.
+//! Progress callbacks of long operations.
 
 use std::sync::Arc;
 
-/// Called with what is done and, where known, what there is in all.
+/// Called with the number of items done and, if it is known, the total number.
 pub type OnProgress = Arc<dyn Fn(u64, Option<u64>) + Send + Sync>;
 
-/// For callers who do not want to know.
+/// A callback that does nothing.
 pub fn silent() -> OnProgress {
     Arc::new(|_, _| {})
 }

@@ -1,4 +1,4 @@
-//! A store, open at one version.
+//! A store, opened at one version, and reading of its tables and files.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,10 +15,9 @@ use object_store::path::Path;
 
 use crate::error::{Result, StoreError};
 use crate::genes::Catalogue;
-use crate::transaction::Transaction;
 use crate::version::{self, StoreVersion};
 
-/// A store, open at one version.
+/// A store, opened at one version.
 #[derive(Debug, Clone)]
 pub struct Store {
     pub(crate) uri: String,
@@ -29,7 +28,7 @@ pub struct Store {
     pub(crate) waiting: Option<OnWait>,
 }
 
-/// Called once where a change has to wait for another process.
+/// Callback that is called once if a transaction has to wait for another process.
 #[derive(Clone)]
 pub struct OnWait(pub Arc<dyn Fn() + Send + Sync>);
 
@@ -40,33 +39,10 @@ impl std::fmt::Debug for OnWait {
 }
 
 impl Store {
-    /// Makes an empty store: the tables, and in `genes` every gene of the nomenclature.
-    ///
-    /// # Errors
-    /// The place already holds a store, or cannot be written.
-    pub async fn init(uri: &str) -> Result<Self> {
-        let store = Self::connect(uri).await?;
-        if version::latest(&store.objects, &store.base).await?.is_some() {
-            return Err(StoreError::Exists { uri: uri.to_owned() });
-        }
-        let mut transaction = store.begin("init").await?;
-        // Asked again under the lock: another may have been faster.
-        if transaction.store().version.version != 0 {
-            return Err(StoreError::Exists { uri: uri.to_owned() });
-        }
-        transaction.replace(schemas::genes::TABLE, Catalogue::from_nomenclature().to_batch()?).await?;
-        transaction.create(schemas::cells::TABLE, schemas::cells::schema()).await?;
-        transaction.create(schemas::datasets::TABLE, schemas::datasets::schema()).await?;
-        transaction.create(schemas::models::TABLE, schemas::models::schema()).await?;
-        transaction.create(schemas::indexes::TABLE, schemas::indexes::schema()).await?;
-        transaction.create(schemas::jobs::TABLE, schemas::jobs::schema()).await?;
-        transaction.publish().await
-    }
-
     /// Opens a store at its newest version.
     ///
     /// # Errors
-    /// There is no store, or a newer cellql wrote it.
+    /// [`StoreError::Missing`] if there is no store, [`StoreError::Format`] if a newer cellql wrote it.
     pub async fn open(uri: &str) -> Result<Self> {
         let mut store = Self::connect(uri).await?;
         store.version = version::latest(&store.objects, &store.base)
@@ -75,10 +51,10 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens a store as it was at a version.
+    /// Opens a store at a given version.
     ///
     /// # Errors
-    /// There is no store, or no such version any more.
+    /// [`StoreError::Missing`] if there is no store, [`StoreError::NoVersion`] if it does not have the version.
     pub async fn open_at(uri: &str, number: u64) -> Result<Self> {
         let mut store = Self::open(uri).await?;
         let numbers = version::numbers(&store.objects, &store.base).await?;
@@ -96,17 +72,17 @@ impl Store {
         Ok(store)
     }
 
-    /// Every version there is, oldest first.
+    /// All versions, oldest first.
     ///
     /// # Errors
-    /// One cannot be read.
+    /// A version file cannot be read.
     pub async fn versions(&self) -> Result<Vec<StoreVersion>> {
         let numbers = version::numbers(&self.objects, &self.base).await?;
         let read = numbers.into_iter().map(|number| version::read(&self.objects, &self.base, number));
         futures::future::try_join_all(read).await
     }
 
-    async fn connect(uri: &str) -> Result<Self> {
+    pub(crate) async fn connect(uri: &str) -> Result<Self> {
         let (objects, base) = ObjectStore::from_uri(uri)
             .await
             .map_err(|e| StoreError::Place { uri: uri.to_owned(), problem: e.to_string() })?;
@@ -120,30 +96,31 @@ impl Store {
         })
     }
 
-    /// This store, whose changes wait for other writers on this machine instead of failing with [`StoreError::Busy`].
+    /// This store with transactions that wait for other writers on this machine instead of failing with
+    /// [`StoreError::Busy`].
     pub fn patient(self, waiting: OnWait) -> Self {
         Self { waiting: Some(waiting), ..self }
     }
 
-    /// Where it is.
+    /// Directory or object-store URI of the store.
     pub fn uri(&self) -> &str {
         &self.uri
     }
 
-    /// The version it is open at.
+    /// The version at which the store is open.
     pub fn version(&self) -> &StoreVersion {
         &self.version
     }
 
-    /// Names of its tables.
+    /// Names of the tables.
     pub fn tables(&self) -> impl Iterator<Item = &str> {
         self.version.tables.keys().map(String::as_str)
     }
 
-    /// A table, at the version the store is open at.
+    /// A table, at the version at which the store is open.
     ///
     /// # Errors
-    /// No such table, or it cannot be read.
+    /// [`StoreError::NoTable`], or the table cannot be read.
     pub async fn table(&self, name: &str) -> Result<Arc<Dataset>> {
         let version = *self
             .version
@@ -159,10 +136,10 @@ impl Store {
         Ok(Arc::new(table))
     }
 
-    /// Rows of a table that satisfy a filter, with the named columns (all where none are named).
+    /// Rows of a table that satisfy a filter, with the named columns, or all columns if none are named.
     ///
     /// # Errors
-    /// The table cannot be read or the filter does not fit it.
+    /// The table cannot be read, or the filter does not match its columns.
     pub async fn read(&self, name: &str, columns: &[&str], filter: Option<&str>) -> Result<Vec<RecordBatch>> {
         let doing = || format!("reading table {name} of {}", self.uri);
         let table = self.table(name).await?;
@@ -177,7 +154,7 @@ impl Store {
         stream.try_collect().await.map_err(StoreError::storage(doing()))
     }
 
-    /// Every gene the store knows, by all its names.
+    /// The genes of the store, with lookup by name.
     ///
     /// # Errors
     /// The table cannot be read.
@@ -186,19 +163,10 @@ impl Store {
         Catalogue::from_batches(&batches)
     }
 
-    /// Starts a change. `doing` names it in errors and in the version file.
-    ///
-    /// # Errors
-    /// [`StoreError::Busy`] where another process on this machine is writing to the store, which a [`Store::patient`] one waits
-    /// for.
-    pub async fn begin(&self, doing: &str) -> Result<Transaction> {
-        Transaction::begin(self.clone(), doing).await
-    }
-
     /// Reads a file of the store.
     ///
     /// # Errors
-    /// It is missing or unreadable.
+    /// The file is missing or cannot be read.
     pub async fn read_file(&self, path: &str) -> Result<Bytes> {
         self.objects
             .read_one_all(&self.path(path))
@@ -206,7 +174,7 @@ impl Store {
             .map_err(StoreError::storage(format!("reading {path} of {}", self.uri)))
     }
 
-    /// The path of a file of the store on this machine, where the store is on it.
+    /// Path of a file of the store on this machine; `None` if the store is in object storage.
     pub fn local_path(&self, path: &str) -> Option<PathBuf> {
         self.objects.is_local().then(|| PathBuf::from(format!("/{}", self.path(path))))
     }
@@ -220,18 +188,18 @@ impl Store {
     }
 }
 
-/// Condition that a column is one of some numbers; none of them is no row.
+/// SQL condition that a column has one of some values; `false` if there are none.
 pub fn is_one_of(column: &str, ids: impl IntoIterator<Item = u64>) -> String {
     let listed = ids.into_iter().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
     if listed.is_empty() { "false".to_owned() } else { format!("{column} IN ({listed})") }
 }
 
-/// Name of the table that holds the gene embeddings of a recipe.
+/// Name of the table with the gene embeddings of a recipe.
 pub fn gene_embedding_table(recipe: &str) -> String {
     format!("{}/{recipe}", schemas::gene_embeddings::SCHEMA)
 }
 
-/// Name of the table that holds the embeddings of a recipe.
+/// Name of the table with the embeddings of a recipe.
 pub fn embedding_table(recipe: &str) -> String {
     format!("{}/{recipe}", schemas::embeddings::SCHEMA)
 }

@@ -1,7 +1,7 @@
-//! Rows of a table by their addresses.
+//! Reads rows of a table by their addresses.
 //!
-//! Each file is opened once and runs of neighbours are read one by one: asked for several runs at once, lance 14 stops at an
-//! assertion of its own, in builds that have them, where lists span several of its chunks (lance-format/lance#8558).
+//! Each file is opened once, and runs of adjacent rows are read one by one. Reading several runs in one call hits an
+//! assertion in lance 14 if lists span several of its chunks (lance-format/lance#8558).
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -16,23 +16,23 @@ use lance::dataset::fragment::{FragReadConfig, FragmentReader};
 use lance::datatypes::Schema;
 use tokio::sync::OnceCell;
 
-use crate::Store;
 use crate::error::{Result, StoreError};
+use crate::store::Store;
 
-/// Runs that are read at a time.
+/// Number of runs that are read concurrently.
 const RUNS: usize = 8;
 
-/// Some columns of a table, to be read by address again and again.
+/// A reader of rows by address, for some columns of a table.
 #[derive(Debug)]
 pub struct RowReader {
     table: Arc<Dataset>,
     columns: Schema,
-    /// By fragment id; opened when first asked for.
+    /// Readers by fragment id, opened at first use.
     files: HashMap<u64, OnceCell<FragmentReader>>,
 }
 
 impl Store {
-    /// Opens some columns of a table to read rows by address.
+    /// A reader of rows by address, for the named columns of a table.
     ///
     /// # Errors
     /// No such table or column.
@@ -44,7 +44,7 @@ impl Store {
         Ok(RowReader { table, columns, files })
     }
 
-    /// The rows at some addresses (`_rowid`) of a table, in their order, with the named columns.
+    /// The rows at the addresses `rows` (`_rowid`), in the order of `rows`, with the named columns.
     ///
     /// # Errors
     /// No such table or column, or it cannot be read.
@@ -64,10 +64,11 @@ impl Store {
 }
 
 impl RowReader {
-    /// The rows of a run of addresses, those of deleted rows among them: whoever asks knows which are there.
+    /// The rows of a range of addresses. Deleted rows are included: callers must pass ranges of which they know the
+    /// live rows.
     ///
     /// # Errors
-    /// There are no such rows, or they cannot be read.
+    /// [`StoreError::NoRows`] if there are no such rows; otherwise they cannot be read.
     pub async fn run(&self, run: Range<u64>) -> Result<RecordBatch> {
         let doing = format!("reading rows {} to {} by address", run.start, run.end);
         let (fragment, count) = (run.start >> 32, (run.end - run.start) as usize);
@@ -93,7 +94,7 @@ impl RowReader {
     }
 }
 
-/// Ascending addresses as runs; up to `gap` rows between two of them are read along.
+/// Merges ascending addresses into ranges. Two addresses with at most `gap` rows between them share a range.
 pub fn runs(rows: impl Iterator<Item = u64>, gap: u64) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
     for row in rows {

@@ -1,4 +1,4 @@
-//! A change to a store: any number of tables and files, published as one.
+//! Transactions: changes to any number of tables and files, published together.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -21,28 +21,40 @@ use lance::index::vector::VectorIndexParams;
 use lance_index::IndexType;
 
 use crate::error::{Result, StoreError};
-use crate::{OnWait, Store, StoreVersion, version};
+use crate::store::{OnWait, Store};
+use crate::version::{self, StoreVersion};
 
-/// Rows of a data file. Lance gathers narrow columns until a page of them is full, which for a million rows (its own
-/// choice) takes hundreds of megabytes; a quarter of that holds some 800 MB of expression.
+/// Rows of a data file. Lance buffers narrow columns until a page is full, which for its default of a million rows
+/// takes hundreds of megabytes. A quarter of a million rows hold about 800 MB of expression.
 const ROWS_PER_FILE: usize = 1 << 18;
-/// Rows that compaction reads at once: an expression has thousands of values.
+/// Rows that compaction reads at once. It is small because the expression of a cell has thousands of values.
 const BATCH_ROWS: usize = 1024;
 
-/// A change that is being prepared. Dropped without [`Transaction::publish`], it never happened.
+/// A transaction on a store. Nothing is visible before [`Transaction::publish`]; dropping it discards the changes.
 #[derive(Debug)]
 pub struct Transaction {
     store: Store,
     doing: String,
     next: StoreVersion,
-    // Held, not read: the lock goes with the process, however that ends.
+    // Held but never read: the system releases the lock when the process ends, in whatever way.
     _lock: Option<File>,
+}
+
+impl Store {
+    /// Begins a transaction on the newest version. `doing` names it in errors and in the version file.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] if another process on this machine is writing to the store. A [`Store::patient`] store
+    /// waits for that process instead.
+    pub async fn begin(&self, doing: &str) -> Result<Transaction> {
+        Transaction::begin(self.clone(), doing).await
+    }
 }
 
 impl Transaction {
     pub(crate) async fn begin(store: Store, doing: &str) -> Result<Self> {
         let lock = wait_for_lock(&store).await?;
-        // What the store was opened at may be old by now; a change starts from the newest.
+        // The store may have been opened at an older version; a transaction starts from the newest.
         let base = version::latest(&store.objects, &store.base).await?.unwrap_or_else(StoreVersion::empty);
         let mut next = base.clone();
         next.version += 1;
@@ -50,50 +62,51 @@ impl Transaction {
         Ok(Self { store: Store { version: base, ..store }, doing: doing.to_owned(), next, _lock: lock })
     }
 
-    /// The store as it was when the change began.
+    /// The store at the version on which the transaction is based.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// Takes the next data set id.
+    /// Allocates the next data set id.
     pub fn take_dataset_id(&mut self) -> u32 {
         let id = self.next.next_dataset_id;
         self.next.next_dataset_id += 1;
         id
     }
 
-    /// First cell id that is free.
+    /// The first free cell id.
     pub fn next_cell_id(&self) -> u64 {
         self.next.next_cell_id
     }
 
-    /// Takes cell ids up to, not including, `end`.
+    /// Allocates cell ids below `end`.
     pub fn take_cell_ids(&mut self, end: u64) {
         self.next.next_cell_id = self.next.next_cell_id.max(end);
     }
 
-    /// Makes an empty table.
+    /// Creates an empty table.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The table cannot be written.
     pub async fn create(&mut self, table: &str, schema: Schema) -> Result<()> {
         self.replace(table, RecordBatch::new_empty(Arc::new(schema))).await
     }
 
-    /// Writes a table anew.
+    /// Replaces all rows of a table, or creates it.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The table cannot be written.
     pub async fn replace(&mut self, table: &str, rows: RecordBatch) -> Result<()> {
         let schema = rows.schema();
         let rows = RecordBatchStreamAdapter::new(schema, stream::iter([Ok(rows)]));
         self.write(table, WriteMode::Overwrite, Box::pin(rows)).await
     }
 
-    /// Puts a row in the place of those whose `key`, a column of strings, is the same. The table is made where there is none.
+    /// Replaces the rows that have the same `key` (a column of strings) as `row`, or appends it. Creates the table if
+    /// there is none.
     ///
     /// # Errors
-    /// The table is damaged, or cannot be written.
+    /// The table is damaged or cannot be written.
     pub async fn replace_row(&mut self, table: &str, key: &str, row: RecordBatch) -> Result<()> {
         let doing = || StoreError::storage(self.about(table));
         let names = |batch: &RecordBatch| batch.column_by_name(key)?.as_string_opt::<i32>().cloned();
@@ -117,10 +130,10 @@ impl Transaction {
         self.replace(table, all).await
     }
 
-    /// Adds rows to a table. Columns it lacks are added to it; columns the rows lack become NULL.
+    /// Appends rows to a table. Columns missing in the table are added to it; columns missing in the rows are NULL.
     ///
     /// # Errors
-    /// The rows' stream fails, a column has another type than in the table, or the table cannot be written.
+    /// The stream of rows fails, a column has a different type in the table, or the table cannot be written.
     pub async fn append(&mut self, table: &str, rows: SendableRecordBatchStream) -> Result<()> {
         let rows = match self.restored(table).await? {
             None => rows,
@@ -139,10 +152,10 @@ impl Transaction {
         self.write(table, WriteMode::Append, rows).await
     }
 
-    /// Removes rows of a table.
+    /// Deletes the rows of a table that satisfy a SQL condition.
     ///
     /// # Errors
-    /// The condition does not fit the table, or it cannot be written.
+    /// The condition does not match the columns of the table, or the table cannot be written.
     pub async fn delete(&mut self, table: &str, condition: &str) -> Result<()> {
         let Some(mut current) = self.restored(table).await? else {
             return Ok(());
@@ -158,7 +171,7 @@ impl Transaction {
     /// Sets a column of the rows that satisfy a condition to an SQL expression.
     ///
     /// # Errors
-    /// The condition or the expression does not fit the table, or it cannot be written.
+    /// The condition or the expression does not match the columns of the table, or the table cannot be written.
     pub async fn update(&mut self, table: &str, condition: &str, column: &str, value: &str) -> Result<()> {
         let Some(current) = self.restored(table).await? else {
             return Ok(());
@@ -174,11 +187,11 @@ impl Transaction {
         }
     }
 
-    /// Builds Lance's index of a name over a column of vectors, in the place of any before. Gives the table's new version, of
-    /// which the index is a part.
+    /// Builds a Lance vector index over a column and replaces an index of the same name. Returns the new version of the
+    /// table, which contains the index.
     ///
     /// # Errors
-    /// There is no such table, or the index cannot be written.
+    /// [`StoreError::NoTable`], or the index cannot be written.
     pub async fn index_vectors(
         &mut self,
         table: &str,
@@ -198,10 +211,10 @@ impl Transaction {
         Ok(current.version().version)
     }
 
-    /// Gathers small files of a table into large ones, and drops removed rows from them. Gives the files before and after.
+    /// Merges small files of a table and removes deleted rows. Returns the number of files before and after.
     ///
     /// # Errors
-    /// It cannot be written, or another writer changed the table meanwhile.
+    /// The table cannot be written, or another writer changed it meanwhile.
     pub(crate) async fn compact(&mut self, table: &str) -> Result<(usize, usize)> {
         let Some(mut current) = self.restored(table).await? else {
             return Ok((0, 0));
@@ -216,7 +229,7 @@ impl Transaction {
             ..CompactionOptions::default()
         };
         compact_files(&mut current, options, None).await.map_err(about())?;
-        // Lance may need several commits for it; that none of them is another writer's shows by the rows.
+        // Lance may make several commits. An unchanged number of rows shows that none of them was by another writer.
         if current.count_rows(None).await.map_err(about())? != rows {
             return Err(self.conflict());
         }
@@ -224,25 +237,25 @@ impl Transaction {
         Ok((files, current.get_fragments().len()))
     }
 
-    /// Writes a file. It must have a name of its own for every content: files are never changed.
+    /// Writes a file. Files are immutable, so different contents need different names.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub async fn put_file(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let doing = StoreError::storage(format!("writing {path} of {}", self.store.uri));
         self.store.objects.put(&self.store.path(path), bytes).await.map_err(doing)?;
         Ok(())
     }
 
-    /// Makes the change visible, whole, and durable.
+    /// Publishes the transaction: flushes it to disk and makes all of its changes visible at once.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] where another writer published first.
+    /// [`StoreError::Conflict`] if another writer published first.
     pub async fn publish(self) -> Result<Store> {
         self.publish_locked().await.map(|(store, _)| store)
     }
 
-    /// As [`Transaction::publish`], but keeps other writers out until the lock is dropped.
+    /// Like [`Transaction::publish`], but returns the lock, which excludes other writers until it is dropped.
     pub(crate) async fn publish_locked(mut self) -> Result<(Store, Option<File>)> {
         self.next.made_at = Utc::now().to_rfc3339();
         sync(&self.store)?;
@@ -256,7 +269,7 @@ impl Transaction {
     async fn write(&mut self, table: &str, mode: WriteMode, rows: SendableRecordBatchStream) -> Result<()> {
         let current = self.restored(table).await?;
         let before = current.as_ref().map_or(0, |t| t.version().version);
-        // A folder that no version names was left by a writer that died before it published.
+        // A folder that no version names was left by a writer that died before publishing.
         let mode = if current.is_none() { WriteMode::Overwrite } else { mode };
         let params = WriteParams {
             mode,
@@ -277,7 +290,8 @@ impl Transaction {
         self.record(table, before, &written)
     }
 
-    /// The table at the version this change rests on, made its newest again where a dead writer left newer ones.
+    /// The table at the version on which this transaction is based. That version is restored as the newest one if a
+    /// writer that died left newer ones. `None` if there is no such table.
     async fn restored(&self, table: &str) -> Result<Option<Dataset>> {
         let Some(&version) = self.next.tables.get(table) else {
             return Ok(None);
@@ -291,8 +305,8 @@ impl Transaction {
         Ok(Some(current))
     }
 
-    /// Notes a table's new version, if it came directly from the one before: a commit in between is another
-    /// writer's, and its rows would be taken along.
+    /// Records the new version of a table if it directly follows `before`. A commit in between is by another writer,
+    /// whose rows would be published too.
     fn record(&mut self, table: &str, before: u64, written: &Dataset) -> Result<()> {
         if written.version().version != before + 1 {
             return Err(self.conflict());
@@ -309,7 +323,8 @@ impl Transaction {
         format!("{}: writing table {table} of {}", self.doing, self.store.uri)
     }
 
-    /// Another writer's commit is a conflict. An error of the rows' own stream stays in the chain of sources.
+    /// Maps a commit conflict to [`StoreError::Conflict`]. An error of the stream of rows stays in the chain of
+    /// sources.
     fn write_error(&self, table: &str, error: lance::Error) -> StoreError {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(this) = cause {
@@ -327,7 +342,7 @@ fn missing(rows: &Schema, table: &Schema) -> Vec<Field> {
     absent.map(|f| f.as_ref().clone().with_nullable(true)).collect()
 }
 
-/// Rows with the table's columns in the table's order.
+/// Reorders the columns of rows to those of the table and fills missing columns with NULL.
 fn conform(rows: SendableRecordBatchStream, schema: SchemaRef) -> SendableRecordBatchStream {
     let target = Arc::clone(&schema);
     let rows = rows.map(move |batch| {
@@ -345,15 +360,15 @@ fn local_folder(store: &Store) -> Option<PathBuf> {
     store.objects.is_local().then(|| PathBuf::from(format!("/{}", store.base)))
 }
 
-/// The lock, as soon as it is free where the store is patient.
+/// Acquires the lock; waits for it if the store is patient.
 async fn wait_for_lock(store: &Store) -> Result<Option<File>> {
     const POLL: std::time::Duration = std::time::Duration::from_millis(50);
-    let mut told = false;
+    let mut notified = false;
     loop {
         match (lock(store), &store.waiting) {
-            (Err(StoreError::Busy { .. }), Some(OnWait(tell))) => {
-                if !std::mem::replace(&mut told, true) {
-                    tell();
+            (Err(StoreError::Busy { .. }), Some(OnWait(notify))) => {
+                if !std::mem::replace(&mut notified, true) {
+                    notify();
                 }
                 tokio::time::sleep(POLL).await;
             }
@@ -362,7 +377,8 @@ async fn wait_for_lock(store: &Store) -> Result<Option<File>> {
     }
 }
 
-/// One writer at a time on this machine. On object stores the check at publishing decides.
+/// Locks the store against other writers on this machine. Object stores have no lock: there, publishing detects
+/// conflicts.
 fn lock(store: &Store) -> Result<Option<File>> {
     let Some(folder) = local_folder(store) else {
         return Ok(None);
@@ -377,7 +393,7 @@ fn lock(store: &Store) -> Result<Option<File>> {
     }
 }
 
-/// Forces everything written so far to the disk: lance itself leaves that to the system.
+/// Flushes all writes to disk, because lance does not.
 fn sync(store: &Store) -> Result<()> {
     #[cfg(target_os = "linux")]
     if let Some(folder) = local_folder(store) {

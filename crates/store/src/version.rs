@@ -1,4 +1,4 @@
-//! The store's version files: `_versions/00000000000000000007.json`.
+//! Version files of a store: `_versions/00000000000000000007.json`.
 
 use std::collections::BTreeMap;
 
@@ -8,26 +8,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, StoreError};
 
-/// Format of the store this program reads and writes.
+/// Format of a store that this program reads and writes.
 const FORMAT: u32 = 3;
 const FOLDER: &str = "_versions";
 
-/// What a store is at one version.
+/// A version of a store: the Lance version of each table, and counters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreVersion {
     /// Format of the store.
     pub format: u32,
-    /// Number of the version, from 1.
+    /// Number of the version, starting at 1.
     pub version: u64,
     /// Lance version of each table.
     pub tables: BTreeMap<String, u64>,
-    /// The next cell's id: ids are never used twice.
+    /// Id of the next cell. Ids are never reused.
     pub next_cell_id: u64,
-    /// The next data set's id.
+    /// Id of the next data set.
     pub next_dataset_id: u32,
-    /// What made this version.
+    /// The operation and program that made this version.
     pub made_by: String,
-    /// When, UTC.
+    /// When it was made, RFC 3339, UTC.
     pub made_at: String,
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn path(base: &Path, number: u64) -> Path {
     base.clone().join(FOLDER).join(format!("{number:020}.json"))
 }
 
-/// The newest version, or `None` where there is no store.
+/// The newest version, or `None` if there is no store.
 pub(crate) async fn latest(objects: &ObjectStore, base: &Path) -> Result<Option<StoreVersion>> {
     match numbers(objects, base).await?.last() {
         Some(number) => read(objects, base, *number).await.map(Some),
@@ -62,7 +62,7 @@ pub(crate) async fn latest(objects: &ObjectStore, base: &Path) -> Result<Option<
     }
 }
 
-/// Numbers of the versions there are, ascending.
+/// Numbers of all versions, ascending.
 pub(crate) async fn numbers(objects: &ObjectStore, base: &Path) -> Result<Vec<u64>> {
     let folder = base.clone().join(FOLDER);
     let listed = match objects.list_with_delimiter(Some(&folder)).await {
@@ -77,14 +77,14 @@ pub(crate) async fn numbers(objects: &ObjectStore, base: &Path) -> Result<Vec<u6
     Ok(numbers)
 }
 
-/// A version by its number.
+/// Reads a version by its number.
 pub(crate) async fn read(objects: &ObjectStore, base: &Path, number: u64) -> Result<StoreVersion> {
     let path = path(base, number);
     let bytes = objects.read_one_all(&path).await.map_err(StoreError::storage(format!("reading {path}")))?;
     let damaged = |e: serde_json::Error| {
         StoreError::damaged(path.as_ref(), format!("{e}; move it aside to fall back to the version before"))
     };
-    // The format first: what a newer program wrote may not be readable as ours, and is not damaged for that.
+    // The format is checked first: a file of a newer program may not parse, and is not damaged.
     let Format { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
     if format != FORMAT {
         return Err(StoreError::Format { path: path.to_string(), found: format, reads: FORMAT });
@@ -92,7 +92,7 @@ pub(crate) async fn read(objects: &ObjectStore, base: &Path, number: u64) -> Res
     serde_json::from_slice(&bytes).map_err(damaged)
 }
 
-/// Makes a version the newest. False where another writer already made one of this number.
+/// Writes a version file and so makes the version the newest. Returns false if another writer used the number first.
 pub(crate) async fn publish(objects: &ObjectStore, base: &Path, version: &StoreVersion) -> Result<bool> {
     let path = path(base, version.version);
     let json = serde_json::to_vec_pretty(version).map_err(StoreError::storage(format!("writing {path}")))?;

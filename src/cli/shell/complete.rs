@@ -3,6 +3,7 @@
 use std::cell::LazyCell;
 
 use cellql_schemas::recipe::Input;
+use cellql_store::sql::quote_literal;
 use datafusion::sql::sqlparser::keywords::ALL_KEYWORDS;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
@@ -184,7 +185,7 @@ fn in_quotes(before: &Before, names: &Names) -> Vec<String> {
         None if before.function().is_some_and(|f| f == cellql_udfs::vector_search::NAME) => fixed(&["cells"]),
         // Of all genes there are too many to look at.
         None if word.is_empty() => Vec::new(),
-        None => genes(word, names).map(|gene| format!("{}'", gene.replace('\'', "''"))).take(MOST).collect(),
+        None => genes(word, names).map(|gene| quote_literal(gene).split_off(1)).take(MOST).collect(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, StringArray, UInt64Array};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::nomenclature::{Evidence, Nomenclature, Resolution};
+use cellql_store::sql::quote_literal;
 
 use super::commands::Command;
 use crate::cli::output::Sheet;
@@ -87,9 +88,9 @@ async fn gene(session: &Session, name: &str, sheet: Sheet) -> Result<()> {
         _ => "name in a file",
     };
     let query = format!(
-        "SELECT '{}' AS name, '{known_by}' AS known_by, gene_id, symbol, hgnc_id, ensembl_id, biotype, \
+        "SELECT {} AS name, '{known_by}' AS known_by, gene_id, symbol, hgnc_id, ensembl_id, biotype, \
          array_to_string(source_names, ', ') AS names_in_files FROM genes WHERE gene_id = {id}",
-        name.replace('\'', "''")
+        quote_literal(name)
     );
     Sheet { expanded: true, ..sheet }.write(session.sql(&query).await?).await.map(drop)
 }

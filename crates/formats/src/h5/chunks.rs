@@ -1,7 +1,7 @@
-//! Long one-dimensional arrays of numbers, chunk by chunk: an atlas is read at the speed of inflating, on every core.
+//! Long one-dimensional arrays of numbers, read chunk by chunk and inflated on every core. Inflating limits the speed.
 //!
-//! Only the usual layouts are read here: contiguous, or chunked with deflate and shuffle; little-endian. Everything else
-//! goes through hdf5-pure.
+//! Only common layouts are read here: contiguous, or chunked with deflate and shuffle; little-endian. Other layouts are
+//! read by hdf5-pure.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -11,39 +11,39 @@ use std::sync::Mutex;
 use hdf5_pure::{DType, Datatype, DatatypeByteOrder, Layout};
 use rayon::prelude::*;
 
-use crate::rows::narrow;
+use crate::rows::to_f32;
 
 const DEFLATE: u16 = 1;
 const SHUFFLE: u16 = 2;
-/// A larger chunk is nothing that a writer of single-cell data makes.
-const MOST_CHUNK_BYTES: u64 = 64 << 20;
+/// Largest chunk that is read here, in bytes. Writers of single-cell data make smaller ones.
+const MAX_CHUNK_BYTES: u64 = 64 << 20;
 
-struct Stored {
+struct StoredChunk {
     address: u64,
     size: usize,
     mask: u32,
 }
 
-enum Place {
+enum Location {
     Contiguous(u64),
     /// Chunk length in elements, and the chunks in order.
-    Chunked(u64, Vec<Stored>),
+    Chunked(u64, Vec<StoredChunk>),
 }
 
-/// Where the parts of an array lie and how they are packed.
+/// Location of the chunks of an array and their filters.
 pub(crate) struct Chunks {
     file: File,
-    kind: DType,
+    dtype: DType,
     width: usize,
-    place: Place,
+    location: Location,
     filters: Vec<u16>,
-    /// The chunk a window ended in, unpacked: the next window begins there.
+    /// Number and decompressed bytes of the chunk the last window ended in: the next window usually begins there.
     last: Mutex<Option<(usize, Vec<u8>)>>,
 }
 
 impl Chunks {
-    /// `None` where the array is not of a usual layout.
-    pub(crate) fn open(path: &Path, dataset: &hdf5_pure::Dataset, kind: &DType, shape: &[u64]) -> Option<Self> {
+    /// `None` if the array does not have a common layout.
+    pub(crate) fn open(path: &Path, dataset: &hdf5_pure::Dataset, dtype: &DType, shape: &[u64]) -> Option<Self> {
         let [len] = *shape else { return None };
         let width = dataset.element_size().ok()? as usize;
         if len == 0 || !is_little_endian(&dataset.datatype().ok()?) {
@@ -53,47 +53,47 @@ impl Chunks {
         if filters.iter().any(|f| *f != DEFLATE && *f != SHUFFLE) {
             return None;
         }
-        let place = match dataset.layout().ok()? {
+        let location = match dataset.layout().ok()? {
             Layout::Contiguous { address: Some(address), size } if size == len * width as u64 => {
-                Place::Contiguous(address)
+                Location::Contiguous(address)
             }
             Layout::Chunked { chunk_shape, .. } => {
                 let [chunk] = chunk_shape[..] else { return None };
-                Place::Chunked(chunk, in_order(dataset, len, chunk, width as u64)?)
+                Location::Chunked(chunk, in_order(dataset, len, chunk, width as u64)?)
             }
             _ => return None,
         };
         let file = File::open(path).ok()?;
-        Some(Self { file, kind: kind.clone(), width, place, filters, last: Mutex::new(None) })
+        Some(Self { file, dtype: dtype.clone(), width, location, filters, last: Mutex::new(None) })
     }
 
     /// Elements as values of a matrix.
     pub(crate) fn values(&self, start: u64, count: u64) -> Result<Vec<f32>, String> {
         use DType::{F32, F64, I8, I16, I32, I64, U8, U16, U32, U64};
-        if self.kind == F32 {
+        if self.dtype == F32 {
             return self.words(start, count, f32::from_le_bytes);
         }
         let bytes = self.bytes(start, count)?;
-        match self.kind {
-            F64 => bytes.chunks_exact(8).map(|b| narrow(f64::from_le_bytes(array(b)))).collect(),
+        match self.dtype {
+            F64 => bytes.chunks_exact(8).map(|b| to_f32(f64::from_le_bytes(array(b)))).collect(),
             U8 => Ok(bytes.iter().map(|b| f32::from(*b)).collect()),
             I8 => Ok(bytes.iter().map(|b| f32::from(*b as i8)).collect()),
             U16 => Ok(numbers(&bytes, |b| f32::from(u16::from_le_bytes(b)))),
             I16 => Ok(numbers(&bytes, |b| f32::from(i16::from_le_bytes(b)))),
-            U32 => bytes.chunks_exact(4).map(|b| narrow(f64::from(u32::from_le_bytes(array(b))))).collect(),
-            I32 => bytes.chunks_exact(4).map(|b| narrow(f64::from(i32::from_le_bytes(array(b))))).collect(),
-            U64 => bytes.chunks_exact(8).map(|b| narrow(u64::from_le_bytes(array(b)) as f64)).collect(),
-            I64 => bytes.chunks_exact(8).map(|b| narrow(i64::from_le_bytes(array(b)) as f64)).collect(),
-            _ => Err(format!("has the type {}, expected numbers", self.kind)),
+            U32 => bytes.chunks_exact(4).map(|b| to_f32(f64::from(u32::from_le_bytes(array(b))))).collect(),
+            I32 => bytes.chunks_exact(4).map(|b| to_f32(f64::from(i32::from_le_bytes(array(b))))).collect(),
+            U64 => bytes.chunks_exact(8).map(|b| to_f32(u64::from_le_bytes(array(b)) as f64)).collect(),
+            I64 => bytes.chunks_exact(8).map(|b| to_f32(i64::from_le_bytes(array(b)) as f64)).collect(),
+            _ => Err(format!("has the type {}, expected numbers", self.dtype)),
         }
     }
 
-    /// Elements as positions.
+    /// Elements as indices.
     pub(crate) fn indices(&self, start: u64, count: u64) -> Result<Vec<u32>, String> {
         use DType::{I32, I64, U32, U64};
-        let wrong = |i: i128| format!("holds the index {i}, which no matrix has");
-        match self.kind {
-            // A negative one becomes a huge one, which the caller's bound refuses.
+        let wrong = |i: i128| format!("holds {i}, which is not a valid index");
+        match self.dtype {
+            // A negative index becomes a huge one, which the caller's bound rejects.
             U32 | I32 => self.words(start, count, u32::from_le_bytes),
             U64 | I64 => {
                 let bytes = self.bytes(start, count)?;
@@ -110,37 +110,37 @@ impl Chunks {
         }
     }
 
-    /// Elements of four bytes, unpacked where they will lie.
+    /// Elements of four bytes, decompressed directly into the result.
     fn words<T: bytemuck::Pod>(&self, start: u64, count: u64, read: fn([u8; 4]) -> T) -> Result<Vec<T>, String> {
         let mut out = vec![T::zeroed(); count as usize];
-        self.unpack_into(start, bytemuck::cast_slice_mut(&mut out))?;
+        self.decompress_into(start, bytemuck::cast_slice_mut(&mut out))?;
         if cfg!(target_endian = "big") {
             out.iter_mut().for_each(|v| *v = read(array(bytemuck::bytes_of(v))));
         }
         Ok(out)
     }
 
-    /// The stored bytes of some elements, unpacked.
+    /// The stored bytes of some elements, decompressed.
     fn bytes(&self, start: u64, count: u64) -> Result<Vec<u8>, String> {
         let mut out = vec![0u8; count as usize * self.width];
-        self.unpack_into(start, &mut out)?;
+        self.decompress_into(start, &mut out)?;
         Ok(out)
     }
 
-    fn unpack_into(&self, start: u64, out: &mut [u8]) -> Result<(), String> {
+    fn decompress_into(&self, start: u64, out: &mut [u8]) -> Result<(), String> {
         if out.is_empty() {
             return Ok(());
         }
-        match &self.place {
-            Place::Contiguous(address) => {
+        match &self.location {
+            Location::Contiguous(address) => {
                 let at = address + start * self.width as u64;
                 self.file.read_exact_at(out, at).map_err(|e| format!("cannot be read: {e}"))
             }
-            Place::Chunked(length, chunks) => self.unpack_window(*length, chunks, start, out),
+            Location::Chunked(length, chunks) => self.decompress_window(*length, chunks, start, out),
         }
     }
 
-    fn unpack_window(&self, length: u64, chunks: &[Stored], start: u64, out: &mut [u8]) -> Result<(), String> {
+    fn decompress_window(&self, length: u64, chunks: &[StoredChunk], start: u64, out: &mut [u8]) -> Result<(), String> {
         let chunk_bytes = length as usize * self.width;
         let first = (start / length) as usize;
         let skip = (start % length) as usize * self.width;
@@ -172,7 +172,7 @@ impl Chunks {
                 {
                     return Ok(None);
                 }
-                let bytes = self.unpack(chunks.get(number), chunk_bytes, workspace)?;
+                let bytes = self.decompress(chunks.get(number), chunk_bytes, workspace)?;
                 piece.copy_from_slice(&bytes[from..from + piece.len()]);
                 Ok((number == final_chunk).then(|| bytes.to_vec()))
             })
@@ -183,31 +183,33 @@ impl Chunks {
         Ok(())
     }
 
-    /// A whole chunk that is only deflated, straight to its place; false where it is packed in another way.
-    fn inflate(&self, chunk: Option<&Stored>, out: &mut [u8], workspace: &mut Workspace) -> Result<bool, String> {
+    /// Inflates a whole chunk directly into `out`; returns false if deflate is not its only filter.
+    fn inflate(&self, chunk: Option<&StoredChunk>, out: &mut [u8], workspace: &mut Workspace) -> Result<bool, String> {
         let Some(chunk) = chunk.filter(|c| self.filters == [DEFLATE] && c.mask == 0) else {
             return Ok(false);
         };
-        workspace.packed.resize(chunk.size, 0);
-        self.file.read_exact_at(&mut workspace.packed, chunk.address).map_err(|e| format!("cannot be read: {e}"))?;
-        let written = workspace.inflater.zlib_decompress(&workspace.packed, out);
+        workspace.compressed.resize(chunk.size, 0);
+        self.file
+            .read_exact_at(&mut workspace.compressed, chunk.address)
+            .map_err(|e| format!("cannot be read: {e}"))?;
+        let written = workspace.inflater.zlib_decompress(&workspace.compressed, out);
         match written.map_err(|e| format!("a chunk is damaged: {e}"))? {
             n if n == out.len() => Ok(true),
-            n => Err(format!("a chunk holds {n} bytes where {} should be", out.len())),
+            n => Err(format!("a chunk holds {n} bytes; expected {}", out.len())),
         }
     }
 
     /// One chunk, its filters undone in reverse order.
-    fn unpack<'a>(
+    fn decompress<'a>(
         &self,
-        chunk: Option<&Stored>,
+        chunk: Option<&StoredChunk>,
         chunk_bytes: usize,
         workspace: &'a mut Workspace,
     ) -> Result<&'a [u8], String> {
         let chunk = chunk.ok_or("a chunk is missing")?;
-        let Workspace { inflater, packed, plain } = workspace;
-        packed.resize(chunk.size, 0);
-        self.file.read_exact_at(packed, chunk.address).map_err(|e| format!("cannot be read: {e}"))?;
+        let Workspace { inflater, compressed, plain } = workspace;
+        compressed.resize(chunk.size, 0);
+        self.file.read_exact_at(compressed, chunk.address).map_err(|e| format!("cannot be read: {e}"))?;
         for (i, filter) in self.filters.iter().enumerate().rev() {
             if chunk.mask >> i & 1 == 1 {
                 continue;
@@ -216,35 +218,35 @@ impl Chunks {
             plain.resize(chunk_bytes, 0);
             if *filter == DEFLATE {
                 let written =
-                    inflater.zlib_decompress(packed, plain).map_err(|e| format!("a chunk is damaged: {e}"))?;
+                    inflater.zlib_decompress(compressed, plain).map_err(|e| format!("a chunk is damaged: {e}"))?;
                 plain.truncate(written);
             } else {
-                unshuffle(packed, plain, self.width);
+                unshuffle(compressed, plain, self.width);
             }
-            std::mem::swap(packed, plain);
+            std::mem::swap(compressed, plain);
         }
-        if packed.len() != chunk_bytes {
-            return Err(format!("a chunk holds {} bytes where {chunk_bytes} should be", packed.len()));
+        if compressed.len() != chunk_bytes {
+            return Err(format!("a chunk holds {} bytes; expected {chunk_bytes}", compressed.len()));
         }
-        Ok(packed)
+        Ok(compressed)
     }
 }
 
 struct Workspace {
     inflater: libdeflater::Decompressor,
-    packed: Vec<u8>,
+    compressed: Vec<u8>,
     plain: Vec<u8>,
 }
 
 impl Workspace {
     fn new() -> Self {
-        Self { inflater: libdeflater::Decompressor::new(), packed: Vec::new(), plain: Vec::new() }
+        Self { inflater: libdeflater::Decompressor::new(), compressed: Vec::new(), plain: Vec::new() }
     }
 }
 
-/// The chunks of an array sorted by place; `None` where they are too large, missing or stand twice.
-fn in_order(dataset: &hdf5_pure::Dataset, len: u64, chunk: u64, width: u64) -> Option<Vec<Stored>> {
-    if chunk == 0 || chunk.checked_mul(width)? > MOST_CHUNK_BYTES {
+/// The chunks of an array in order; `None` if one is too large, missing or listed twice.
+fn in_order(dataset: &hdf5_pure::Dataset, len: u64, chunk: u64, width: u64) -> Option<Vec<StoredChunk>> {
+    if chunk == 0 || chunk.checked_mul(width)? > MAX_CHUNK_BYTES {
         return None;
     }
     let mut listed = dataset.chunks().ok()?;
@@ -256,7 +258,7 @@ fn in_order(dataset: &hdf5_pure::Dataset, len: u64, chunk: u64, width: u64) -> O
     whole.then(|| {
         listed
             .iter()
-            .map(|c| Stored { address: c.address, size: c.storage_size as usize, mask: c.filter_mask })
+            .map(|c| StoredChunk { address: c.address, size: c.storage_size as usize, mask: c.filter_mask })
             .collect()
     })
 }

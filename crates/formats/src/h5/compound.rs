@@ -1,4 +1,4 @@
-//! Dataframes of AnnData before 0.7: one compound dataset, whose categorical columns are codes into
+//! Dataframes of AnnData before 0.7: one compound dataset. Its categorical columns are codes into
 //! `uns/NAME_categories`.
 
 use std::sync::Arc;
@@ -7,25 +7,26 @@ use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray
 use arrow::datatypes::DataType;
 use hdf5_pure::{Datatype, DatatypeByteOrder};
 
+use super::categorical::{categorical, categories};
 use super::file::{H5, H5Dataset};
-use super::frame::{categorical, categories};
-use crate::Result;
 use crate::block::ObsColumn;
+use crate::error::Result;
 
-/// What a member's bytes mean.
+/// Type of a member of the compound dataset.
 #[derive(Clone, Copy)]
-enum Kind {
+enum MemberType {
     Text,
     Signed,
     Unsigned,
-    Number,
-    Flag,
+    Float,
+    Bool,
 }
 
+/// A member of the compound dataset: one column.
 struct Member {
     offset: usize,
     width: usize,
-    kind: Kind,
+    dtype: MemberType,
     big_endian: bool,
     categories: Option<Arc<StringArray>>,
 }
@@ -44,10 +45,10 @@ impl Compound {
     pub(crate) fn open(h5: &H5, object: &str) -> Result<Self> {
         let dataset = h5.dataset(object)?;
         let Datatype::Compound { size, members } = dataset.datatype()? else {
-            return Err(dataset.error("is neither a group nor a table of named columns"));
+            return Err(dataset.error("is neither a group nor a compound dataset, so it is not an AnnData dataframe"));
         };
         if dataset.shape().len() != 1 {
-            return Err(dataset.error("is a table of more than one dimension"));
+            return Err(dataset.error("is a compound dataset of more than one dimension"));
         }
         let row_bytes = size as usize;
         let (mut described, mut kept, mut skipped, mut index) = (Vec::new(), Vec::new(), Vec::new(), None);
@@ -64,7 +65,7 @@ impl Compound {
             described.push(column.describe(h5, member.name));
             kept.push(column);
         }
-        let index = index.filter(|i| matches!(i.kind, Kind::Text));
+        let index = index.filter(|i| matches!(i.dtype, MemberType::Text));
         let index = index.ok_or_else(|| dataset.error("has no text column 'index', so its rows have no names"))?;
         Ok(Self { dataset, row_bytes, index, described, members: kept, skipped })
     }
@@ -96,37 +97,41 @@ impl Compound {
     }
 
     fn bytes(&self, start: u64, count: u64) -> Result<Vec<u8>> {
-        let bytes = self.dataset.bytes(start, count)?;
+        let bytes = self.dataset.read_bytes(start, count)?;
         match bytes.len() == count as usize * self.row_bytes {
             true => Ok(bytes),
-            false => Err(self.dataset.error(format!("gave {} bytes for {count} rows", bytes.len()))),
+            false => Err(self
+                .dataset
+                .error(format!("returned {} bytes for {count} rows; the file may be damaged", bytes.len()))),
         }
     }
 }
 
 impl Member {
     fn new(datatype: &Datatype, offset: u64, row_bytes: usize) -> Option<Self> {
-        let (kind, width, order) = match datatype {
-            Datatype::String { size, .. } => (Kind::Text, *size, None),
+        let (dtype, width, order) = match datatype {
+            Datatype::String { size, .. } => (MemberType::Text, *size, None),
             Datatype::FixedPoint { size, byte_order, layout } => {
-                let kind = if layout.signed { Kind::Signed } else { Kind::Unsigned };
-                (kind, *size, Some(byte_order))
+                let dtype = if layout.signed { MemberType::Signed } else { MemberType::Unsigned };
+                (dtype, *size, Some(byte_order))
             }
-            Datatype::FloatingPoint { size: size @ (4 | 8), byte_order, .. } => (Kind::Number, *size, Some(byte_order)),
-            Datatype::Enumeration { size: 1, members, .. } if members.len() == 2 => (Kind::Flag, 1, None),
+            Datatype::FloatingPoint { size: size @ (4 | 8), byte_order, .. } => {
+                (MemberType::Float, *size, Some(byte_order))
+            }
+            Datatype::Enumeration { size: 1, members, .. } if members.len() == 2 => (MemberType::Bool, 1, None),
             _ => return None,
         };
         let (offset, width) = (usize::try_from(offset).ok()?, width as usize);
-        let fits = offset.checked_add(width)? <= row_bytes && (matches!(kind, Kind::Text) || width <= 8);
+        let fits = offset.checked_add(width)? <= row_bytes && (matches!(dtype, MemberType::Text) || width <= 8);
         let big_endian = matches!(order, Some(DatatypeByteOrder::BigEndian));
-        fits.then_some(Self { offset, width, kind, big_endian, categories: None })
+        fits.then_some(Self { offset, width, dtype, big_endian, categories: None })
     }
 
-    /// A column of codes has its categories in `uns`.
+    /// The categories in `uns`, if this is a column of codes.
     fn find_categories(&self, h5: &H5, name: &str) -> Result<Option<Arc<StringArray>>> {
         let object = format!("uns/{name}_categories");
-        match self.kind {
-            Kind::Signed | Kind::Unsigned if h5.has_dataset(&object) => {
+        match self.dtype {
+            MemberType::Signed | MemberType::Unsigned if h5.has_dataset(&object) => {
                 categories(&h5.dataset(&object)?).map(|c| Some(Arc::new(c)))
             }
             _ => Ok(None),
@@ -135,14 +140,14 @@ impl Member {
 
     fn describe(&self, h5: &H5, name: String) -> ObsColumn {
         if let Some(categories) = &self.categories {
-            let ordered = h5.flag_attribute(&format!("uns/{name}_categories"), "ordered");
+            let ordered = h5.bool_attribute(&format!("uns/{name}_categories"), "ordered");
             return ObsColumn::categorical(name, Arc::clone(categories), ordered);
         }
-        let of = match self.kind {
-            Kind::Text => DataType::Utf8,
-            Kind::Signed | Kind::Unsigned => DataType::Int64,
-            Kind::Number => DataType::Float64,
-            Kind::Flag => DataType::Boolean,
+        let of = match self.dtype {
+            MemberType::Text => DataType::Utf8,
+            MemberType::Signed | MemberType::Unsigned => DataType::Int64,
+            MemberType::Float => DataType::Float64,
+            MemberType::Bool => DataType::Boolean,
         };
         ObsColumn::plain(name, of)
     }
@@ -160,14 +165,14 @@ impl Member {
         if let Some(categories) = &self.categories {
             return categorical(integers(&mut cells), categories);
         }
-        Ok(match self.kind {
-            Kind::Text => Arc::new(StringArray::from_iter_values(cells.map(text))),
-            Kind::Signed | Kind::Unsigned => Arc::new(Int64Array::from(integers(&mut cells))),
+        Ok(match self.dtype {
+            MemberType::Text => Arc::new(StringArray::from_iter_values(cells.map(text))),
+            MemberType::Signed | MemberType::Unsigned => Arc::new(Int64Array::from(integers(&mut cells))),
             // pandas writes a missing number as NaN.
-            Kind::Number => {
-                Arc::new(cells.map(|c| Some(self.number(c)).filter(|v| !v.is_nan())).collect::<Float64Array>())
+            MemberType::Float => {
+                Arc::new(cells.map(|c| Some(self.float(c)).filter(|v| !v.is_nan())).collect::<Float64Array>())
             }
-            Kind::Flag => Arc::new(cells.map(|c| Some(c[0] != 0)).collect::<BooleanArray>()),
+            MemberType::Bool => Arc::new(cells.map(|c| Some(c[0] != 0)).collect::<BooleanArray>()),
         })
     }
 
@@ -177,7 +182,7 @@ impl Member {
         for (i, byte) in cell.iter().enumerate() {
             word[if self.big_endian { cell.len() - 1 - i } else { i }] = *byte;
         }
-        if matches!(self.kind, Kind::Signed) && cell.len() < 8 && word[cell.len() - 1] & 0x80 != 0 {
+        if matches!(self.dtype, MemberType::Signed) && cell.len() < 8 && word[cell.len() - 1] & 0x80 != 0 {
             word[cell.len()..].fill(0xff);
         }
         word
@@ -187,7 +192,7 @@ impl Member {
         i64::from_le_bytes(self.word(cell))
     }
 
-    fn number(&self, cell: &[u8]) -> f64 {
+    fn float(&self, cell: &[u8]) -> f64 {
         let word = self.word(cell);
         match cell.len() {
             4 => f64::from(f32::from_le_bytes([word[0], word[1], word[2], word[3]])),
@@ -196,7 +201,7 @@ impl Member {
     }
 }
 
-/// A fixed-length text without its padding.
+/// A fixed-length string without its padding.
 fn text(cell: &[u8]) -> String {
     let end = cell.iter().position(|b| *b == 0).unwrap_or(cell.len());
     String::from_utf8_lossy(&cell[..end]).into_owned()

@@ -1,5 +1,5 @@
-//! HDF5 through hdf5-pure, with errors that name the file and the object. Long numeric arrays are read by
-//! [`super::chunks`] where their layout is a usual one.
+//! HDF5 files and datasets through hdf5-pure, with errors that name the file and the object. Long numeric arrays of a
+//! common layout are read by [`super::chunks`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,13 +7,14 @@ use std::sync::Arc;
 use hdf5_pure::{AttrValue, DType, File, Group};
 
 use super::chunks::Chunks;
-use crate::{FormatError, Result};
+use crate::error::{FormatError, Result};
 
-/// The most that a byte of a file can stand for: deflate reaches 1,032.
-const MOST_INFLATED: u64 = 1100;
+/// Largest ratio of a dataset to its file that is believed: deflate reaches 1,032.
+const MAX_INFLATION: u64 = 1100;
 
-/// Names that are read at once: of features, barcodes or categories. A damaged length must not fill the memory.
-pub(crate) const MOST_NAMES: u64 = 20_000_000;
+/// Maximum number of names (features, barcodes, categories) that are read at once, so that a damaged length cannot
+/// exhaust memory.
+pub(crate) const MAX_NAMES: u64 = 20_000_000;
 
 /// True for a file that starts with HDF5's signature.
 pub(crate) fn is_hdf5(head: &[u8]) -> bool {
@@ -27,12 +28,12 @@ pub(crate) struct H5 {
     file: Arc<File>,
 }
 
-/// One dataset of it.
+/// A dataset of an open file.
 pub(crate) struct H5Dataset {
     path: Arc<PathBuf>,
     object: String,
     dataset: hdf5_pure::Dataset,
-    kind: DType,
+    dtype: DType,
     shape: Vec<u64>,
     chunks: Option<Chunks>,
 }
@@ -42,10 +43,10 @@ impl H5 {
         let file = File::open_streaming(path).map_err(|e| {
             FormatError::new(path, "file", format!("is not a readable HDF5 file, perhaps cut short: {e}"))
         })?;
-        // Else the first object that lies behind the cut would seem to be missing.
+        // Without this check an object behind the cut would be reported as missing.
         let (stated, there) = (file.superblock().eof_address, file.file_size());
         if there < stated {
-            let problem = format!("is cut short: it states {stated} bytes and has {there}");
+            let problem = format!("is cut short: it states {stated} bytes and has {there}; copy or download it again");
             return Err(FormatError::new(path, "file", problem));
         }
         Ok(Self { path: Arc::new(path.to_owned()), file: Arc::new(file) })
@@ -55,7 +56,7 @@ impl H5 {
         FormatError::new(self.path.as_ref(), object, problem)
     }
 
-    /// A group, or `None` where there is none of that name.
+    /// A group, or `None` if there is none of that name.
     pub(crate) fn group(&self, object: &str) -> Option<Group> {
         if object == "/" {
             return Some(self.file.root());
@@ -71,7 +72,7 @@ impl H5 {
         self.group(object).is_some() || self.has_dataset(object)
     }
 
-    /// Names of the groups and datasets in a group, sorted.
+    /// Names of the groups and datasets in a group, sorted; empty if there is no such group.
     pub(crate) fn members(&self, object: &str) -> Result<Vec<String>> {
         let Some(group) = self.group(object) else {
             return Ok(Vec::new());
@@ -86,46 +87,49 @@ impl H5 {
         let fail = |e: hdf5_pure::Error| self.error(object, format!("cannot be read: {e}"));
         let dataset = self.file.dataset(object).map_err(fail)?;
         let shape = dataset.shape().map_err(fail)?;
-        let kind = dataset.dtype().map_err(fail)?;
+        let dtype = dataset.dtype().map_err(fail)?;
         let width = dataset.element_size().map_err(fail)?;
         let bytes = shape.iter().try_fold(width, |product, n| product.checked_mul(*n));
-        if bytes.is_none_or(|b| b > self.file.file_size().saturating_mul(MOST_INFLATED)) {
+        if bytes.is_none_or(|b| b > self.file.file_size().saturating_mul(MAX_INFLATION)) {
             let problem = format!("states the shape {shape:?}, more than a file of this size can hold");
             return Err(self.error(object, problem));
         }
-        let chunks = Chunks::open(&self.path, &dataset, &kind, &shape);
-        Ok(H5Dataset { path: Arc::clone(&self.path), object: object.to_owned(), dataset, kind, shape, chunks })
+        let chunks = Chunks::open(&self.path, &dataset, &dtype, &shape);
+        Ok(H5Dataset { path: Arc::clone(&self.path), object: object.to_owned(), dataset, dtype, shape, chunks })
     }
 
-    /// All texts of a one-dimensional dataset.
+    /// All strings of a one-dimensional dataset.
     pub(crate) fn all_texts(&self, object: &str) -> Result<Vec<String>> {
         let dataset = self.dataset(object)?;
-        if !is_text(dataset.kind()) {
+        if !is_text(dataset.dtype()) {
             return Err(dataset.error("holds numbers where names should be"));
         }
-        if dataset.rows() > MOST_NAMES {
-            return Err(dataset.error(format!("states {} names, more than any file of cells has", dataset.rows())));
+        if dataset.rows() > MAX_NAMES {
+            return Err(dataset.error(format!(
+                "states {} names, more than the maximum of {MAX_NAMES}; the file may be damaged",
+                dataset.rows()
+            )));
         }
-        dataset.texts(0, dataset.rows())
+        dataset.read_text(0, dataset.rows())
     }
 
-    /// A text attribute of a group or dataset.
+    /// A string attribute of a group or dataset.
     pub(crate) fn text_attribute(&self, object: &str, name: &str) -> Option<String> {
         self.attribute(object, name)?.as_str().map(str::to_owned)
     }
 
-    /// An attribute of whole numbers.
-    pub(crate) fn number_attribute(&self, object: &str, name: &str) -> Option<Vec<u64>> {
+    /// An attribute of integers.
+    pub(crate) fn integer_attribute(&self, object: &str, name: &str) -> Option<Vec<u64>> {
         self.attribute(object, name)?.to_u64s()
     }
 
-    /// An attribute that is a list of texts.
+    /// An attribute that is a list of strings.
     pub(crate) fn list_attribute(&self, object: &str, name: &str) -> Option<Vec<String>> {
         self.attribute(object, name)?.as_strings().map(<[String]>::to_vec)
     }
 
-    /// A boolean attribute; false where there is none.
-    pub(crate) fn flag_attribute(&self, object: &str, name: &str) -> bool {
+    /// A boolean attribute; false if it is absent.
+    pub(crate) fn bool_attribute(&self, object: &str, name: &str) -> bool {
         let value = self.attribute(object, name);
         value.is_some_and(|v| match v.as_str() {
             Some(text) => text.eq_ignore_ascii_case("true"),
@@ -156,8 +160,8 @@ impl H5Dataset {
         &self.shape
     }
 
-    pub(crate) fn kind(&self) -> &DType {
-        &self.kind
+    pub(crate) fn dtype(&self) -> &DType {
+        &self.dtype
     }
 
     pub(crate) fn datatype(&self) -> Result<hdf5_pure::Datatype> {
@@ -168,24 +172,24 @@ impl H5Dataset {
         FormatError::new(self.path.as_ref(), self.object.as_str(), problem)
     }
 
-    /// Rows as numbers.
-    pub(crate) fn numbers(&self, start: u64, count: u64) -> Result<Vec<f64>> {
+    /// `count` rows from `start` as `f64`, all axes flattened.
+    pub(crate) fn read_f64(&self, start: u64, count: u64) -> Result<Vec<f64>> {
         self.window(start, count, |d| d.read_f64_rows(start, count))
     }
 
-    /// Rows as values of a matrix.
-    pub(crate) fn values(&self, start: u64, count: u64) -> Result<Vec<f32>> {
+    /// `count` rows from `start` as values of a matrix. Fails if a whole number does not fit `f32`.
+    pub(crate) fn read_f32(&self, start: u64, count: u64) -> Result<Vec<f32>> {
         if let Some(chunks) = &self.chunks {
             self.check(start, count)?;
             return chunks.values(start, count).map_err(|e| self.error(e));
         }
-        let narrow = |v: f64| crate::rows::narrow(v).map_err(|e| self.error(e));
-        self.numbers(start, count)?.into_iter().map(narrow).collect()
+        let to_f32 = |v: f64| crate::rows::to_f32(v).map_err(|e| self.error(e));
+        self.read_f64(start, count)?.into_iter().map(to_f32).collect()
     }
 
-    /// Rows as positions, each below `bound`.
-    pub(crate) fn indices(&self, start: u64, count: u64, bound: u64) -> Result<Vec<u32>> {
-        let outside = |i: i128| format!("holds the index {i}, outside the matrix (below {bound})");
+    /// `count` rows from `start` as indices, each below `bound`.
+    pub(crate) fn read_indices(&self, start: u64, count: u64, bound: u64) -> Result<Vec<u32>> {
+        let outside = |i: i128| format!("holds the index {i}, which is outside the matrix (below {bound})");
         if let Some(chunks) = &self.chunks {
             self.check(start, count)?;
             let indices = chunks.indices(start, count).map_err(|e| self.error(e))?;
@@ -194,25 +198,25 @@ impl H5Dataset {
                 None => Ok(indices),
             };
         }
-        let raw = self.integers(start, count)?;
+        let raw = self.read_i64(start, count)?;
         match raw.iter().find(|i| **i < 0 || **i as u64 >= bound || **i > i64::from(u32::MAX)) {
             Some(wrong) => Err(self.error(outside(i128::from(*wrong)))),
             None => Ok(raw.into_iter().map(|i| i as u32).collect()),
         }
     }
 
-    /// Rows as whole numbers.
-    pub(crate) fn integers(&self, start: u64, count: u64) -> Result<Vec<i64>> {
+    /// `count` rows from `start` as integers.
+    pub(crate) fn read_i64(&self, start: u64, count: u64) -> Result<Vec<i64>> {
         self.window(start, count, |d| d.read_i64_rows(start, count))
     }
 
-    /// Rows as text.
-    pub(crate) fn texts(&self, start: u64, count: u64) -> Result<Vec<String>> {
+    /// `count` rows from `start` as strings.
+    pub(crate) fn read_text(&self, start: u64, count: u64) -> Result<Vec<String>> {
         self.window(start, count, |d| d.read_string_rows(start, count))
     }
 
-    /// Rows as bytes: booleans, which h5py stores as an enumeration of one byte, and compound rows.
-    pub(crate) fn bytes(&self, start: u64, count: u64) -> Result<Vec<u8>> {
+    /// `count` rows from `start` as raw bytes: booleans (in h5py an enumeration of one byte) and compound rows.
+    pub(crate) fn read_bytes(&self, start: u64, count: u64) -> Result<Vec<u8>> {
         self.window(start, count, |d| d.read_raw_rows(start, count))
     }
 
@@ -221,7 +225,7 @@ impl H5Dataset {
             true => Ok(()),
             false => {
                 let needed = start.saturating_add(count);
-                Err(self.error(format!("holds {} rows where {needed} are needed", self.rows())))
+                Err(self.error(format!("holds {} rows, but {needed} are needed", self.rows())))
             }
         }
     }
@@ -240,15 +244,15 @@ impl H5Dataset {
     }
 }
 
-pub(crate) fn is_text(kind: &DType) -> bool {
-    matches!(kind, DType::String | DType::VariableLengthString)
+pub(crate) fn is_text(dtype: &DType) -> bool {
+    matches!(dtype, DType::String | DType::VariableLengthString)
 }
 
-pub(crate) fn is_flag(kind: &DType) -> bool {
-    matches!(kind, DType::Enum(names) if names.len() == 2)
+pub(crate) fn is_bool(dtype: &DType) -> bool {
+    matches!(dtype, DType::Enum(names) if names.len() == 2)
 }
 
-pub(crate) fn is_integer(kind: &DType) -> bool {
+pub(crate) fn is_integer(dtype: &DType) -> bool {
     use DType::{I8, I16, I32, I64, U8, U16, U32, U64};
-    matches!(kind, I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64)
+    matches!(dtype, I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64)
 }

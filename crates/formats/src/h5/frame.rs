@@ -1,18 +1,19 @@
-//! AnnData dataframes, `obs` and `var`: groups with one dataset (or subgroup) per column, or one compound dataset
-//! ([`super::compound`]), read by windows of rows.
+//! AnnData dataframes (`obs` and `var`), read by windows of rows. A dataframe is a group with one dataset or subgroup
+//! per column, or one compound dataset ([`super::compound`]).
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, DictionaryArray, Float64Array, Int32Array, Int64Array, StringArray};
-use arrow::datatypes::{DataType, Int32Type};
+use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray};
+use arrow::datatypes::DataType;
 use hdf5_pure::DType;
 
+use super::categorical::{categorical, categories};
 use super::compound::Compound;
-use super::file::{H5, H5Dataset, MOST_NAMES, is_flag, is_integer, is_text};
+use super::file::{H5, H5Dataset, MAX_NAMES, is_bool, is_integer, is_text};
 use crate::block::ObsColumn;
-use crate::{FormatError, Result};
+use crate::error::Result;
 
-/// A dataframe.
+/// A dataframe of either encoding.
 pub(crate) enum Frame {
     Group(GroupFrame),
     Compound(Compound),
@@ -21,15 +22,15 @@ pub(crate) enum Frame {
 enum Values {
     Text(H5Dataset),
     Integers(H5Dataset),
-    Numbers(H5Dataset),
-    Flags(H5Dataset),
+    Floats(H5Dataset),
+    Bools(H5Dataset),
     /// Codes into categories; a negative code is a missing value.
     Codes(H5Dataset, Arc<StringArray>),
 }
 
 struct Column {
     values: Values,
-    /// True where the value is missing.
+    /// Mask of missing values (`nullable-*` encodings): true where the value is missing.
     mask: Option<H5Dataset>,
 }
 
@@ -60,17 +61,17 @@ impl Frame {
         }
     }
 
-    /// Names of some rows.
+    /// Index (row names) of `count` rows from `start`.
     pub(crate) fn index_rows(&self, start: u64, count: u64) -> Result<Vec<String>> {
         match self {
-            Frame::Group(frame) => frame.index.texts(start, count),
+            Frame::Group(frame) => frame.index.read_text(start, count),
             Frame::Compound(frame) => frame.index_rows(start, count),
         }
     }
 
-    /// Names of all rows.
+    /// Index (row names) of all rows.
     pub(crate) fn index(&self) -> Result<Vec<String>> {
-        self.whole()?;
+        self.check_len()?;
         self.index_rows(0, self.len())
     }
 
@@ -81,7 +82,7 @@ impl Frame {
         }
     }
 
-    /// Columns that are of no kind an obs column can have.
+    /// Names of columns whose type cannot be an obs column.
     pub(crate) fn skipped(&self) -> &[String] {
         match self {
             Frame::Group(frame) => &frame.skipped,
@@ -89,7 +90,7 @@ impl Frame {
         }
     }
 
-    /// Every column's values of some rows.
+    /// Values of every column, for `count` rows from `start`.
     pub(crate) fn rows(&self, start: u64, count: u64) -> Result<Vec<ArrayRef>> {
         match self {
             Frame::Group(frame) => frame.columns.iter().map(|c| c.read(start, count)).collect(),
@@ -97,7 +98,8 @@ impl Frame {
         }
     }
 
-    /// A whole column as text; missing values become empty. `None` where there is no such column, or it holds no text.
+    /// A whole column as strings, missing values as empty ones. `None` if there is no such column or it does not hold
+    /// strings.
     pub(crate) fn text(&self, name: &str) -> Option<Result<Vec<String>>> {
         use arrow::array::AsArray;
         let place = self
@@ -105,7 +107,7 @@ impl Frame {
             .iter()
             .position(|c| c.name == name && matches!(c.data_type, DataType::Utf8 | DataType::Dictionary(_, _)))?;
         let read = || {
-            self.whole()?;
+            self.check_len()?;
             let column = match self {
                 Frame::Group(frame) => frame.columns[place].read(0, self.len())?,
                 Frame::Compound(frame) => frame.rows(0, self.len())?.swap_remove(place),
@@ -116,13 +118,17 @@ impl Frame {
         Some(read())
     }
 
-    fn whole(&self) -> Result<()> {
+    /// Fails if there are more rows than names may be read at once.
+    fn check_len(&self) -> Result<()> {
         let index = match self {
             Frame::Group(frame) => &frame.index,
             Frame::Compound(frame) => frame.dataset(),
         };
-        match self.len() > MOST_NAMES {
-            true => Err(index.error(format!("states {} names, more than any file has genes", self.len()))),
+        match self.len() > MAX_NAMES {
+            true => Err(index.error(format!(
+                "states {} names, more than the maximum of {MAX_NAMES}; the file may be damaged",
+                self.len()
+            ))),
             false => Ok(()),
         }
     }
@@ -136,7 +142,7 @@ impl GroupFrame {
             return Err(h5.error(object, format!("has no index column '{index_name}', so its rows have no names")));
         }
         let index = h5.dataset(&index_object)?;
-        if !is_text(index.kind()) {
+        if !is_text(index.dtype()) {
             return Err(index.error("holds numbers where names should be"));
         }
         let mut names = match h5.list_attribute(object, "column-order") {
@@ -162,7 +168,9 @@ impl GroupFrame {
         let (rows, expected) = (column.dataset().rows(), self.index.rows());
         match rows == expected {
             true => Ok(()),
-            false => Err(h5.error(&format!("{object}/{name}"), format!("has {rows} rows, the index {expected}"))),
+            false => {
+                Err(h5.error(&format!("{object}/{name}"), format!("has {rows} rows, but the index has {expected}")))
+            }
         }
     }
 }
@@ -197,7 +205,7 @@ impl Column {
 
     fn codes(h5: &H5, name: &str, codes: H5Dataset, of: &str, ordered: &str) -> Result<(ObsColumn, Self)> {
         let categories = Arc::new(categories(&h5.dataset(of)?)?);
-        let described = ObsColumn::categorical(name, Arc::clone(&categories), h5.flag_attribute(ordered, "ordered"));
+        let described = ObsColumn::categorical(name, Arc::clone(&categories), h5.bool_attribute(ordered, "ordered"));
         Ok((described, Self { values: Values::Codes(codes, categories), mask: None }))
     }
 
@@ -205,11 +213,11 @@ impl Column {
         if dataset.shape().len() != 1 {
             return None;
         }
-        let (values, of) = match dataset.kind().clone() {
-            kind if is_text(&kind) => (Values::Text(dataset), DataType::Utf8),
-            DType::F32 | DType::F64 => (Values::Numbers(dataset), DataType::Float64),
-            kind if is_flag(&kind) => (Values::Flags(dataset), DataType::Boolean),
-            kind if is_integer(&kind) => (Values::Integers(dataset), DataType::Int64),
+        let (values, of) = match dataset.dtype().clone() {
+            dtype if is_text(&dtype) => (Values::Text(dataset), DataType::Utf8),
+            DType::F32 | DType::F64 => (Values::Floats(dataset), DataType::Float64),
+            dtype if is_bool(&dtype) => (Values::Bools(dataset), DataType::Boolean),
+            dtype if is_integer(&dtype) => (Values::Integers(dataset), DataType::Int64),
             _ => return None,
         };
         Some((ObsColumn::plain(name, of), Self { values, mask }))
@@ -217,31 +225,31 @@ impl Column {
 
     fn dataset(&self) -> &H5Dataset {
         match &self.values {
-            Values::Text(d) | Values::Integers(d) | Values::Numbers(d) | Values::Flags(d) | Values::Codes(d, _) => d,
+            Values::Text(d) | Values::Integers(d) | Values::Floats(d) | Values::Bools(d) | Values::Codes(d, _) => d,
         }
     }
 
     fn read(&self, start: u64, count: u64) -> Result<ArrayRef> {
         let missing: Vec<bool> = match &self.mask {
-            Some(mask) => mask.bytes(start, count)?.into_iter().map(|b| b != 0).collect(),
+            Some(mask) => mask.read_bytes(start, count)?.into_iter().map(|b| b != 0).collect(),
             None => vec![false; count as usize],
         };
         let keep = |i: usize| !missing.get(i).copied().unwrap_or(false);
         Ok(match &self.values {
-            Values::Text(d) => Arc::new(present(d.texts(start, count)?, keep).collect::<StringArray>()),
-            Values::Integers(d) => Arc::new(present(d.integers(start, count)?, keep).collect::<Int64Array>()),
-            Values::Numbers(d) => {
-                let values = d.numbers(start, count)?;
+            Values::Text(d) => Arc::new(present(d.read_text(start, count)?, keep).collect::<StringArray>()),
+            Values::Integers(d) => Arc::new(present(d.read_i64(start, count)?, keep).collect::<Int64Array>()),
+            Values::Floats(d) => {
+                let values = d.read_f64(start, count)?;
                 // pandas writes a missing number as NaN.
                 Arc::new(present(values, keep).map(|v| v.filter(|x| !x.is_nan())).collect::<Float64Array>())
             }
-            Values::Flags(d) => {
-                let bytes = d.bytes(start, count)?;
+            Values::Bools(d) => {
+                let bytes = d.read_bytes(start, count)?;
                 Arc::new(present(bytes, keep).map(|v| v.map(|b| b != 0)).collect::<BooleanArray>())
             }
             Values::Codes(codes, categories) => {
                 let fail = |problem| codes.error(problem);
-                categorical(codes.integers(start, count)?, categories).map_err(fail)?
+                categorical(codes.read_i64(start, count)?, categories).map_err(fail)?
             }
         })
     }
@@ -249,40 +257,4 @@ impl Column {
 
 fn present<T>(values: Vec<T>, keep: impl Fn(usize) -> bool) -> impl Iterator<Item = Option<T>> {
     values.into_iter().enumerate().map(move |(i, v)| keep(i).then_some(v))
-}
-
-/// Codes as a dictionary column; a negative code is a missing value.
-pub(crate) fn categorical(codes: Vec<i64>, categories: &Arc<StringArray>) -> Result<ArrayRef, String> {
-    use arrow::array::Array;
-    if let Some(wrong) = codes.iter().find(|c| **c >= categories.len() as i64) {
-        return Err(format!("has code {wrong} but only {} categories", categories.len()));
-    }
-    let keys: Int32Array = codes.into_iter().map(|c| (c >= 0).then_some(c as i32)).collect();
-    let column = DictionaryArray::<Int32Type>::try_new(keys, Arc::clone(categories) as ArrayRef);
-    column.map(|c| Arc::new(c) as ArrayRef).map_err(|e| e.to_string())
-}
-
-/// Categories as text, whatever they are stored as.
-pub(crate) fn categories(dataset: &H5Dataset) -> Result<StringArray> {
-    let rows = dataset.rows();
-    if rows > MOST_NAMES {
-        return Err(dataset.error(format!("states {rows} categories")));
-    }
-    let texts: Vec<String> = match dataset.kind() {
-        kind if is_text(kind) => dataset.texts(0, rows)?,
-        DType::F32 | DType::F64 => dataset.numbers(0, rows)?.iter().map(ToString::to_string).collect(),
-        kind if is_flag(kind) => dataset.bytes(0, rows)?.iter().map(|b| flag(*b)).collect(),
-        kind if is_integer(kind) => dataset.integers(0, rows)?.iter().map(ToString::to_string).collect(),
-        kind => return Err(unreadable(dataset, kind)),
-    };
-    Ok(StringArray::from_iter_values(texts))
-}
-
-/// A boolean category as pandas prints it.
-fn flag(byte: u8) -> String {
-    if byte == 0 { "False" } else { "True" }.to_owned()
-}
-
-fn unreadable(dataset: &H5Dataset, kind: &DType) -> FormatError {
-    dataset.error(format!("has the type {kind}, which no category can have"))
 }

@@ -1,12 +1,13 @@
-//! A matrix by windows of cells: CSR rows directly, dense rows by their non-zeros, CSC through [`Spill`].
+//! A cells × genes matrix, read by windows of cells. CSR is read directly, dense rows are made sparse, CSC is
+//! transposed by [`Spill`].
 
 use super::file::{H5, H5Dataset};
-use crate::Result;
 use crate::block::BLOCK_VALUES;
-use crate::rows::{Rows, narrow};
-use crate::spill::Spill;
+use crate::error::Result;
+use crate::rows::{Rows, to_f32};
+use crate::spill::{Spill, spill_problem};
 
-/// `indptr`, `indices` and `data`, and how many slices of which width they make.
+/// `indptr`, `indices` and `data` of `slices` rows (CSR) or columns (CSC), each of `width` elements.
 pub(crate) struct Sparse {
     indptr: H5Dataset,
     indices: H5Dataset,
@@ -15,9 +16,10 @@ pub(crate) struct Sparse {
     width: u64,
 }
 
-enum Form {
+/// How the matrix is stored.
+enum Storage {
     Csr(Sparse),
-    /// By gene; turned when the first rows are asked for.
+    /// Stored gene by gene; transposed when the first rows are read.
     Csc(Sparse, Option<Spill>),
     Dense {
         data: H5Dataset,
@@ -28,48 +30,49 @@ enum Form {
 
 /// A cells × genes matrix of the file.
 pub(crate) struct Matrix {
-    form: Form,
+    storage: Storage,
     next: u64,
 }
 
 impl Matrix {
-    /// Opens it and checks that it has a row for each of `n_obs` cells, before any size it states is believed.
+    /// Opens a matrix and checks that it has a row for each of `n_obs` cells, before memory is allocated for it.
     pub(crate) fn open(h5: &H5, object: &str, n_obs: u64) -> Result<Self> {
-        let form = match h5.group(object) {
+        let storage = match h5.group(object) {
             Some(_) => open_sparse(h5, object, n_obs)?,
             None => open_dense(h5, object, n_obs)?,
         };
-        Ok(Self { form, next: 0 })
+        Ok(Self { storage, next: 0 })
     }
 
-    /// The cells of a 10x file, which are the columns of its CSC matrix.
-    pub(crate) fn of_slices(sparse: Sparse) -> Self {
-        Self { form: Form::Csr(sparse), next: 0 }
+    /// A matrix of the cells of a 10x file, which are the columns of its CSC matrix.
+    pub(crate) fn from_csr(sparse: Sparse) -> Self {
+        Self { storage: Storage::Csr(sparse), next: 0 }
     }
 
-    /// Cells and genes.
+    /// Number of cells and of genes.
     pub(crate) fn shape(&self) -> (u64, u64) {
-        match &self.form {
-            Form::Csr(s) => (s.slices, s.width),
-            Form::Csc(s, _) => (s.width, s.slices),
-            Form::Dense { rows, columns, .. } => (*rows, *columns),
+        match &self.storage {
+            Storage::Csr(s) => (s.slices, s.width),
+            Storage::Csc(s, _) => (s.width, s.slices),
+            Storage::Dense { rows, columns, .. } => (*rows, *columns),
         }
     }
 
-    /// Some stored values from its beginning, middle and end: enough to tell counts from other things.
+    /// A sample of stored values from the beginning, middle and end of the matrix, enough to tell counts from other
+    /// values.
     pub(crate) fn sample(&self) -> Result<Vec<f32>> {
         const COUNT: u64 = 1 << 15;
-        let (data, total, per_row) = match &self.form {
-            Form::Csr(s) | Form::Csc(s, _) => (&s.data, s.data.rows(), 1),
-            Form::Dense { data, rows, columns } => (data, *rows, (*columns).max(1)),
+        let (data, total, per_row) = match &self.storage {
+            Storage::Csr(s) | Storage::Csc(s, _) => (&s.data, s.data.rows(), 1),
+            Storage::Dense { data, rows, columns } => (data, *rows, (*columns).max(1)),
         };
         let count = (COUNT / per_row).max(1).min(total);
         let mut values = Vec::new();
         for start in [0, total / 2, total.saturating_sub(count)] {
             let count = count.min(total - start);
             match per_row {
-                1 => values.extend(data.values(start, count)?),
-                _ => values.extend(data.numbers(start, count)?.into_iter().map(|v| v as f32)),
+                1 => values.extend(data.read_f32(start, count)?),
+                _ => values.extend(data.read_f64(start, count)?.into_iter().map(|v| v as f32)),
             }
         }
         Ok(values)
@@ -78,27 +81,27 @@ impl Matrix {
     /// Goes back to the first cell.
     pub(crate) fn rewind(&mut self) {
         self.next = 0;
-        if let Form::Csc(_, Some(spill)) = &mut self.form {
+        if let Storage::Csc(_, Some(spill)) = &mut self.storage {
             spill.rewind();
         }
     }
 
-    /// At most `count` rows, fewer where they hold many values, but at least one; none at the end.
+    /// The next rows: at most `count`, fewer if they hold many values, but at least one; `None` at the end.
     pub(crate) fn rows(&mut self, count: u64) -> Result<Option<Rows>> {
         let (cells, _) = self.shape();
         if self.next >= cells {
             return Ok(None);
         }
         let count = count.min(cells - self.next);
-        let rows = match &mut self.form {
-            Form::Csr(sparse) => sparse.rows(self.next, count)?,
-            Form::Dense { data, columns, .. } => dense(data, *columns, self.next, count)?,
-            Form::Csc(sparse, spill) => {
+        let rows = match &mut self.storage {
+            Storage::Csr(sparse) => sparse.rows(self.next, count)?,
+            Storage::Dense { data, columns, .. } => dense(data, *columns, self.next, count)?,
+            Storage::Csc(sparse, spill) => {
                 if spill.is_none() {
-                    *spill = Some(turn(sparse)?);
+                    *spill = Some(transpose(sparse)?);
                 }
                 let rows = spill.as_mut().map(|s| s.rows(count)).transpose();
-                rows.map_err(|e| sparse.data.error(temporary(&e)))?.flatten().unwrap_or_else(Rows::new)
+                rows.map_err(|e| sparse.data.error(spill_problem(&e)))?.flatten().unwrap_or_else(Rows::new)
             }
         };
         self.next += rows.len() as u64;
@@ -106,35 +109,30 @@ impl Matrix {
     }
 }
 
-/// What is said where the temporary file of a [`Spill`] fails.
-pub(crate) fn temporary(error: &std::io::Error) -> String {
-    format!("cannot be turned from genes to cells: its temporary file failed ({error}); set TMPDIR to a larger disk")
-}
-
-fn open_dense(h5: &H5, object: &str, n_obs: u64) -> Result<Form> {
+fn open_dense(h5: &H5, object: &str, n_obs: u64) -> Result<Storage> {
     if !h5.has_dataset(object) {
-        return Err(h5.error(object, "is missing: there is no matrix to read"));
+        return Err(h5.error(object, "is missing, so there is no matrix to read"));
     }
     let data = h5.dataset(object)?;
     let [rows, columns] = *data.shape() else {
-        return Err(data.error(format!("has {} dimensions, a matrix has 2", data.shape().len())));
+        return Err(data.error(format!("has {} dimensions; expected 2 (cells × genes)", data.shape().len())));
     };
     check_rows(h5, object, rows, n_obs)?;
-    Ok(Form::Dense { data, rows, columns })
+    Ok(Storage::Dense { data, rows, columns })
 }
 
-fn open_sparse(h5: &H5, object: &str, n_obs: u64) -> Result<Form> {
+fn open_sparse(h5: &H5, object: &str, n_obs: u64) -> Result<Storage> {
     let encoding = h5
         .text_attribute(object, "encoding-type")
         .or_else(|| h5.text_attribute(object, "h5sparse_format").map(|f| format!("{f}_matrix")));
-    let shape = h5.number_attribute(object, "shape").or_else(|| h5.number_attribute(object, "h5sparse_shape"));
+    let shape = h5.integer_attribute(object, "shape").or_else(|| h5.integer_attribute(object, "h5sparse_shape"));
     let Some([rows, columns]) = shape.as_deref().and_then(|s| <[u64; 2]>::try_from(s).ok()) else {
         return Err(h5.error(object, "has no attribute 'shape' of two numbers"));
     };
     check_rows(h5, object, rows, n_obs)?;
     match encoding.as_deref() {
-        Some("csr_matrix") => Ok(Form::Csr(Sparse::open(h5, object, rows, columns)?)),
-        Some("csc_matrix") => Ok(Form::Csc(Sparse::open(h5, object, columns, rows)?, None)),
+        Some("csr_matrix") => Ok(Storage::Csr(Sparse::open(h5, object, rows, columns)?)),
+        Some("csc_matrix") => Ok(Storage::Csc(Sparse::open(h5, object, columns, rows)?, None)),
         other => {
             let found = other.unwrap_or("none");
             Err(h5.error(object, format!("has the encoding {found}, expected csr_matrix or csc_matrix")))
@@ -145,33 +143,35 @@ fn open_sparse(h5: &H5, object: &str, n_obs: u64) -> Result<Form> {
 fn check_rows(h5: &H5, object: &str, rows: u64, n_obs: u64) -> Result<()> {
     match rows == n_obs {
         true => Ok(()),
-        false => Err(h5.error(object, format!("has {rows} rows but obs names {n_obs} cells"))),
+        false => Err(h5.error(object, format!("has {rows} rows, but obs has {n_obs} cells"))),
     }
 }
 
 impl Sparse {
-    /// The arrays under `object`, which must fit each other before anything is read by them.
+    /// Opens the arrays under `object` and checks that their lengths agree.
     pub(crate) fn open(h5: &H5, object: &str, slices: u64, width: u64) -> Result<Self> {
         let part = |name: &str| h5.dataset(&format!("{object}/{name}"));
         let sparse = Self { indptr: part("indptr")?, indices: part("indices")?, data: part("data")?, slices, width };
         if slices.checked_add(1) != Some(sparse.indptr.rows()) {
-            let problem = format!("holds {} offsets for {slices} slices; one more is needed", sparse.indptr.rows());
+            let problem =
+                format!("holds {} offsets for {slices} rows or columns; expected one more", sparse.indptr.rows());
             return Err(sparse.indptr.error(problem));
         }
         if sparse.indices.rows() != sparse.data.rows() {
-            let problem = format!("holds {} numbers, data {}", sparse.indices.rows(), sparse.data.rows());
+            let problem =
+                format!("holds {} indices, but data holds {} values", sparse.indices.rows(), sparse.data.rows());
             return Err(sparse.indices.error(problem));
         }
         Ok(sparse)
     }
 
-    /// Offsets of `count` slices from `start`, checked.
+    /// Offsets of `count` slices from `start`, checked to ascend within the values.
     fn offsets(&self, start: u64, count: u64) -> Result<Vec<u64>> {
-        let raw = self.indptr.integers(start, count + 1)?;
+        let raw = self.indptr.read_i64(start, count + 1)?;
         let end = self.data.rows();
         let fine = raw.windows(2).all(|w| w[0] <= w[1]) && raw.iter().all(|&o| o >= 0 && o as u64 <= end);
         if !fine {
-            let problem = format!("offsets near slice {start} fall or pass the {end} values there are");
+            let problem = format!("offsets near slice {start} do not ascend, or exceed the number of values ({end})");
             return Err(self.indptr.error(problem));
         }
         Ok(raw.into_iter().map(|o| o as u64).collect())
@@ -179,21 +179,24 @@ impl Sparse {
 
     /// Indices and values between two offsets.
     fn values(&self, from: u64, to: u64) -> Result<(Vec<u32>, Vec<f32>)> {
-        let (indices, values) =
-            rayon::join(|| self.indices.indices(from, to - from, self.width), || self.data.values(from, to - from));
+        let (indices, values) = rayon::join(
+            || self.indices.read_indices(from, to - from, self.width),
+            || self.data.read_f32(from, to - from),
+        );
         Ok((indices?, values?))
     }
 
-    /// Whole slices, as many as fit a block.
+    /// Whole slices, as many as fit in a block.
     fn rows(&self, start: u64, count: u64) -> Result<Rows> {
         let mut offsets = self.offsets(start, count)?;
         let first = offsets[0];
         let fitting = offsets.iter().skip(1).take_while(|&&o| o - first <= BLOCK_VALUES as u64).count();
         offsets.truncate(fitting.max(1) + 1);
         let last = offsets[offsets.len() - 1];
-        // A row cannot hold more than its width, whatever the offsets say.
+        // A row cannot hold more values than its width, whatever the offsets state.
         if last - first > BLOCK_VALUES as u64 && last - first > self.width {
-            let problem = format!("slice {start} holds {} values, the matrix is {} wide", last - first, self.width);
+            let problem =
+                format!("slice {start} states {} values, but the matrix is {} wide", last - first, self.width);
             return Err(self.indptr.error(problem));
         }
         let (features, values) = self.values(first, last)?;
@@ -201,9 +204,9 @@ impl Sparse {
     }
 }
 
-/// From genes × cells to cells.
-fn turn(sparse: &Sparse) -> Result<Spill> {
-    let fail = |e: std::io::Error| sparse.data.error(temporary(&e));
+/// Transposes genes × cells to cells × genes.
+fn transpose(sparse: &Sparse) -> Result<Spill> {
+    let fail = |e: std::io::Error| sparse.data.error(spill_problem(&e));
     let mut spill = Spill::new(Some((sparse.width, sparse.data.rows()))).map_err(fail)?;
     let mut gene = 0;
     while gene < sparse.slices {
@@ -227,15 +230,19 @@ fn turn(sparse: &Sparse) -> Result<Spill> {
 
 fn dense(data: &H5Dataset, columns: u64, start: u64, count: u64) -> Result<Rows> {
     let count = (BLOCK_VALUES as u64 / columns.max(1)).clamp(1, count);
-    let numbers = data.numbers(start, count)?;
+    let numbers = data.read_f64(start, count)?;
     if numbers.len() as u64 != count * columns {
-        return Err(data.error(format!("{} gave {} numbers for {count} rows", data.object(), numbers.len())));
+        return Err(data.error(format!(
+            "{} returned {} numbers for {count} rows; the file may be damaged",
+            data.object(),
+            numbers.len()
+        )));
     }
     let mut rows = Rows::new();
     for row in numbers.chunks(columns.max(1) as usize).take(count as usize) {
         for (feature, &value) in row.iter().enumerate().filter(|(_, v)| **v != 0.0) {
             rows.features.push(feature as u32);
-            rows.values.push(narrow(value).map_err(|e| data.error(e))?);
+            rows.values.push(to_f32(value).map_err(|e| data.error(e))?);
         }
         rows.close_row();
     }

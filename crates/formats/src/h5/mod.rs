@@ -1,5 +1,6 @@
-//! HDF5: files and datasets with errors that name them, dataframes, matrices.
+//! HDF5: files and datasets whose errors name them, AnnData dataframes, matrices.
 
+pub(crate) mod categorical;
 pub(crate) mod chunks;
 pub(crate) mod compound;
 pub(crate) mod file;

@@ -1,5 +1,6 @@
-//! Writes `.h5ad` as anndata 0.8 and later do: encoding 0.2.0 for dataframes, CSR `X`. Values go to disk as they come; obs
-//! and embeddings are held until the end, since their text and their two dimensions cannot be appended.
+//! Writer of `.h5ad` in the encoding of anndata 0.8 and later: dataframes 0.2.0, CSR `X`. Values are written as they
+//! arrive; obs and obsm are kept in memory until the end, because strings and two-dimensional arrays cannot be
+//! appended.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,32 +13,32 @@ use hdf5_pure::{
     FileCreateProperties, MaxExtent, StagedGroup, SyncPolicy,
 };
 
-use crate::{FormatError, Result};
+use crate::error::{FormatError, Result};
 
-/// Numbers of a chunk of `X`. Of 65,536 and more hdf5-pure 0.47 writes a length that libhdf5 refuses.
+/// Elements in a chunk of `X`. From 65,536 elements hdf5-pure 0.47 writes a length that libhdf5 rejects.
 const CHUNK: u64 = 1 << 15;
-/// As anndata's own default for compression.
+/// Deflate level, anndata's default.
 const LEVEL: u32 = 4;
 
 /// A column of a dataframe.
 #[derive(Debug, Clone)]
 pub struct Column {
-    /// Its name.
+    /// Name of the column.
     pub name: String,
     /// `Utf8`, `Int64`, `Float64`, `Boolean` or `Dictionary(Int32, Utf8)`.
     pub values: ArrayRef,
-    /// True for a categorical whose categories have an order.
+    /// True for a categorical column whose categories are ordered.
     pub ordered: bool,
 }
 
 impl Column {
-    /// A column without an order of categories.
+    /// A column whose categories, if any, are not ordered.
     pub fn new(name: impl Into<String>, values: ArrayRef) -> Self {
         Self { name: name.into(), values, ordered: false }
     }
 }
 
-/// A file that is being written; it has its name only once it is whole.
+/// A file that is being written. It has the suffix `.partial` until [`H5adWriter::finish`].
 pub struct H5adWriter {
     path: PathBuf,
     partial: PathBuf,
@@ -46,14 +47,22 @@ pub struct H5adWriter {
     columns: u64,
 }
 
-/// An entry of `obsm`: name, numbers of a row, rows one after the other.
-pub type Embedding = (String, usize, Vec<f32>);
+/// An entry of `obsm`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ObsmArray {
+    /// Name: `X_umap`.
+    pub name: String,
+    /// Length of a row.
+    pub dim: usize,
+    /// `[cells, dim]`, row by row.
+    pub values: Vec<f32>,
+}
 
 impl H5adWriter {
-    /// Begins a file of cells with `columns` genes.
+    /// Creates a file of cells with `columns` genes.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn create(path: &Path, columns: usize) -> Result<Self> {
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
@@ -72,7 +81,7 @@ impl H5adWriter {
         Ok(Self { path: path.to_owned(), partial, file, indptr: vec![0], columns: columns as u64 })
     }
 
-    /// Adds cells: where each one's values start (one more than the cells), column and value of each.
+    /// Appends cells in CSR form: `starts` (`[cells + 1]`) holds offsets into `columns` and `values`.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -88,15 +97,16 @@ impl H5adWriter {
         grow().map_err(fail)
     }
 
-    /// Writes everything else and gives the file its name.
+    /// Writes obs, var, obsm and the provenance (into `uns/cellql`) and renames the file to its final name. `obs` and
+    /// `var` are an index and columns.
     ///
     /// # Errors
-    /// The file cannot be written, or a column is of a type that obs cannot have.
+    /// The file cannot be written, or a column has a type that obs cannot have.
     pub fn finish(
         self,
         obs: (&[String], &[Column]),
         var: (&[String], &[Column]),
-        obsm: &[Embedding],
+        obsm: &[ObsmArray],
         provenance: &BTreeMap<String, String>,
     ) -> Result<()> {
         let fail = |e: hdf5_pure::Error| FormatError::new(&self.path, "file", format!("cannot be written: {e}"));
@@ -115,10 +125,10 @@ impl H5adWriter {
             }
             root.create_group_with("obsm", |g| {
                 encoded_group(g, "dict", "0.1.0");
-                for (name, width, rows) in obsm {
-                    let shape = [(rows.len() / (*width).max(1)) as u64, *width as u64];
+                for ObsmArray { name, dim, values } in obsm {
+                    let shape = [(values.len() / (*dim).max(1)) as u64, *dim as u64];
                     g.create_dataset(name, |d| {
-                        array(d.with_f32_data(rows).with_shape(&shape));
+                        array(d.with_f32_data(values).with_shape(&shape));
                     });
                 }
             })?;
@@ -139,7 +149,8 @@ impl H5adWriter {
         write().map_err(fail)?;
         self.file.close().map_err(fail)?;
         let named = std::fs::rename(&self.partial, &self.path);
-        named.map_err(|e| FormatError::new(&self.path, "file", format!("cannot be named: {e}")))
+        named
+            .map_err(|e| FormatError::new(&self.path, "file", format!("cannot be renamed from its .partial name: {e}")))
     }
 }
 
@@ -168,24 +179,24 @@ fn encoded_group(group: &mut StagedGroup<'_>, kind: &str, version: &str) {
     group.set_attr("encoding-version", AttrValue::VarLenString(version.to_owned()));
 }
 
-fn marked<'a>(dataset: &'a mut DatasetBuilder, kind: &str) -> &'a mut DatasetBuilder {
+fn typed<'a>(dataset: &'a mut DatasetBuilder, kind: &str) -> &'a mut DatasetBuilder {
     dataset.set_attr("encoding-type", AttrValue::VarLenString(kind.to_owned()));
     dataset.set_attr("encoding-version", AttrValue::VarLenString("0.2.0".to_owned()))
 }
 
 fn array(dataset: &mut DatasetBuilder) {
-    marked(dataset, "array");
+    typed(dataset, "array");
 }
 
-fn texts(dataset: &mut DatasetBuilder, values: &[&str]) {
-    marked(dataset.with_vlen_strings(values), "string-array");
+fn strings(dataset: &mut DatasetBuilder, values: &[&str]) {
+    typed(dataset.with_vlen_strings(values), "string-array");
 }
 
 fn scalar(dataset: &mut DatasetBuilder, text: &str) {
-    marked(dataset.with_vlen_strings(&[text]).with_shape(&[]), "string");
+    typed(dataset.with_vlen_strings(&[text]).with_shape(&[]), "string");
 }
 
-fn flags(dataset: &mut DatasetBuilder, values: &[u8]) {
+fn bools(dataset: &mut DatasetBuilder, values: &[u8]) {
     // As h5py stores booleans.
     match EnumTypeBuilder::u8_based().value("FALSE", 0).value("TRUE", 1).build() {
         Ok(kind) => array(dataset.with_enum_u8_data(kind, values)),
@@ -193,20 +204,21 @@ fn flags(dataset: &mut DatasetBuilder, values: &[u8]) {
     }
 }
 
-/// A dataframe ready to be written.
-struct Frame<'a> {
+/// A dataframe with its columns converted for the file.
+struct Dataframe<'a> {
     index: &'a [String],
     columns: Vec<(String, Stored)>,
 }
 
+/// Values of a column, in the form of the file.
 enum Stored {
     Text(Vec<String>),
     Integers(Vec<i64>),
-    Numbers(Vec<f64>),
-    Flags(Vec<u8>),
-    /// Values, and where they are missing.
+    Floats(Vec<f64>),
+    Bools(Vec<u8>),
+    /// Values, and 1 where they are missing.
     MaskedIntegers(Vec<i64>, Vec<u8>),
-    MaskedFlags(Vec<u8>, Vec<u8>),
+    MaskedBools(Vec<u8>, Vec<u8>),
     Codes {
         codes: Vec<i32>,
         categories: Vec<String>,
@@ -214,19 +226,25 @@ enum Stored {
     },
 }
 
-fn frame<'a>(path: &Path, (index, columns): (&'a [String], &[Column])) -> Result<Frame<'a>> {
+fn frame<'a>(path: &Path, (index, columns): (&'a [String], &[Column])) -> Result<Dataframe<'a>> {
     let stored = columns.iter().map(|c| {
-        let wrong = || FormatError::new(path, c.name.clone(), format!("has the type {}", c.values.data_type()));
+        let wrong = || {
+            FormatError::new(
+                path,
+                c.name.clone(),
+                format!("has the type {}, which an .h5ad column cannot have; cast or drop it", c.values.data_type()),
+            )
+        };
         Ok((c.name.clone(), stored(c).ok_or_else(wrong)?))
     });
-    Ok(Frame { index, columns: stored.collect::<Result<_>>()? })
+    Ok(Dataframe { index, columns: stored.collect::<Result<_>>()? })
 }
 
 fn stored(column: &Column) -> Option<Stored> {
     let values = &column.values;
     let mask = || (0..values.len()).map(|i| u8::from(values.is_null(i))).collect::<Vec<u8>>();
     Some(match values.data_type() {
-        // Text has no missing values in anndata before 0.11; a categorical has.
+        // Strings cannot be missing in anndata before 0.11; categorical values can.
         DataType::Utf8 if values.null_count() > 0 => {
             let codes = cast(values, &crate::block::categorical_type()).ok()?;
             codes_of(&codes, false)?
@@ -237,11 +255,11 @@ fn stored(column: &Column) -> Option<Stored> {
             if values.null_count() > 0 { Stored::MaskedIntegers(numbers, mask()) } else { Stored::Integers(numbers) }
         }
         DataType::Float64 => {
-            Stored::Numbers(values.as_primitive::<Float64Type>().iter().map(|v| v.unwrap_or(f64::NAN)).collect())
+            Stored::Floats(values.as_primitive::<Float64Type>().iter().map(|v| v.unwrap_or(f64::NAN)).collect())
         }
         DataType::Boolean => {
             let flags: Vec<u8> = values.as_boolean().iter().map(|v| u8::from(v.unwrap_or_default())).collect();
-            if values.null_count() > 0 { Stored::MaskedFlags(flags, mask()) } else { Stored::Flags(flags) }
+            if values.null_count() > 0 { Stored::MaskedBools(flags, mask()) } else { Stored::Bools(flags) }
         }
         DataType::Dictionary(_, _) => {
             let codes = cast(values, &crate::block::categorical_type()).ok()?;
@@ -262,14 +280,14 @@ fn codes_of(values: &ArrayRef, ordered: bool) -> Option<Stored> {
     })
 }
 
-impl Frame<'_> {
+impl Dataframe<'_> {
     fn write(&self, group: &mut StagedGroup<'_>) {
         encoded_group(group, "dataframe", "0.2.0");
         group.set_attr("_index", AttrValue::VarLenString("_index".to_owned()));
         let order = self.columns.iter().map(|(name, _)| name.clone()).collect();
         group.set_attr("column-order", AttrValue::VarLenStringArray(order));
         let index: Vec<&str> = self.index.iter().map(String::as_str).collect();
-        group.create_dataset("_index", |d| texts(d, &index));
+        group.create_dataset("_index", |d| strings(d, &index));
         for (name, column) in &self.columns {
             column.write(group, name);
         }
@@ -281,29 +299,29 @@ impl Stored {
         match self {
             Stored::Text(values) => {
                 let values: Vec<&str> = values.iter().map(String::as_str).collect();
-                group.create_dataset(name, |d| texts(d, &values));
+                group.create_dataset(name, |d| strings(d, &values));
             }
             Stored::Integers(values) => {
                 group.create_dataset(name, |d| array(d.with_i64_data(values)));
             }
-            Stored::Numbers(values) => {
+            Stored::Floats(values) => {
                 group.create_dataset(name, |d| array(d.with_f64_data(values)));
             }
-            Stored::Flags(values) => {
-                group.create_dataset(name, |d| flags(d, values));
+            Stored::Bools(values) => {
+                group.create_dataset(name, |d| bools(d, values));
             }
             Stored::MaskedIntegers(values, mask) => {
                 group.create_group_with(name, |g| {
                     encoded_group(g, "nullable-integer", "0.1.0");
                     g.create_dataset("values", |d| array(d.with_i64_data(values)));
-                    g.create_dataset("mask", |d| flags(d, mask));
+                    g.create_dataset("mask", |d| bools(d, mask));
                 });
             }
-            Stored::MaskedFlags(values, mask) => {
+            Stored::MaskedBools(values, mask) => {
                 group.create_group_with(name, |g| {
                     encoded_group(g, "nullable-boolean", "0.1.0");
-                    g.create_dataset("values", |d| flags(d, values));
-                    g.create_dataset("mask", |d| flags(d, mask));
+                    g.create_dataset("values", |d| bools(d, values));
+                    g.create_dataset("mask", |d| bools(d, mask));
                 });
             }
             Stored::Codes { codes, categories, ordered } => {
@@ -311,7 +329,7 @@ impl Stored {
                     encoded_group(g, "categorical", "0.2.0");
                     g.set_attr("ordered", AttrValue::U8(u8::from(*ordered)));
                     let categories: Vec<&str> = categories.iter().map(String::as_str).collect();
-                    g.create_dataset("categories", |d| texts(d, &categories));
+                    g.create_dataset("categories", |d| strings(d, &categories));
                     g.create_dataset("codes", |d| array(d.with_i32_data(codes)));
                 });
             }
@@ -329,7 +347,7 @@ mod tests {
     use crate::{OpenOptions, open};
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn cells_written_to_h5ad_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.h5ad");
         let mut writer = H5adWriter::create(&path, 3).unwrap();
@@ -345,7 +363,7 @@ mod tests {
             Column::new("flag", Arc::new(BooleanArray::from(vec![true, false, true]))),
         ];
         let (obs, var) = (names(&["c1", "c2", "c3"]), names(&["INS", "GCG", "SST"]));
-        let embedding = ("X_m".to_owned(), 2, vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let embedding = ObsmArray { name: "X_m".to_owned(), dim: 2, values: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0] };
         let provenance = BTreeMap::from([("store".to_owned(), "here".to_owned())]);
         writer.finish((&obs, &columns), (&var, &[]), &[embedding], &provenance).unwrap();
 

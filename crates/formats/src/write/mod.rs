@@ -1,3 +1,3 @@
-//! Writers.
+//! Writers of files of cells.
 
 pub mod h5ad;

@@ -1,39 +1,40 @@
-//! Names that mean no gene, or several.
+//! Errors of resolving a name to a gene.
 
-/// A name of a query could not be brought to one gene of the store.
+/// A name in a query could not be resolved to one gene of the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GeneError {
-    /// The nomenclature knows the gene, the store was made before that.
-    #[error("gene '{name}' is newer than this store and not measured in it")]
+    /// The nomenclature has the gene, but the store was created with an older nomenclature and no file measured the
+    /// gene.
+    #[error("gene '{name}' is in the nomenclature but not in this store, which is older; no data set measured it")]
     Newer {
-        /// The name.
+        /// The name in the query.
         name: String,
     },
-    /// The name is one of several genes.
-    #[error("gene '{name}' is ambiguous: it was or is a name of {}; use one of these", symbols.join(", "))]
+    /// The name belongs to several genes.
+    #[error("gene '{name}' is ambiguous: it is a current or previous name of {}; use one of these", symbols.join(", "))]
     Ambiguous {
-        /// The name.
+        /// The name in the query.
         name: String,
         /// Approved symbols of the genes.
         symbols: Vec<String>,
     },
-    /// Several features of the store without identity have the name.
+    /// Several features without identity have the name.
     #[error(
-        "'{name}' names {} features of this store without a gene of their own; use an Ensembl id: {}",
+        "gene '{name}' is ambiguous: {} features of this store that resolve to no gene have the name; use an Ensembl id: {}",
         ensembl_ids.len(), ensembl_ids.join(", ")
     )]
     SeveralFeatures {
-        /// The name.
+        /// The name in the query.
         name: String,
-        /// Their Ensembl ids.
+        /// Ensembl ids of the features.
         ensembl_ids: Vec<String>,
     },
-    /// The name is one of no gene and no feature.
+    /// No gene and no feature has the name.
     #[error("unknown gene '{name}'.{hint}")]
     Unknown {
-        /// The name.
+        /// The name in the query.
         name: String,
-        /// Near names, as a sentence; empty for none.
+        /// Similar names as a sentence that begins with a space, or empty.
         hint: String,
     },
 }

@@ -1,17 +1,18 @@
-//! From the features of one file to the genes of the store.
+//! Mapping of the features of a file to genes of the store.
 
 use std::collections::HashMap;
 
 use cellql_schemas::feature::Feature;
 use cellql_schemas::nomenclature::{Evidence, Nomenclature, Resolution, is_foreign_ensembl_id, is_title_case};
 
-use super::{Catalogue, Gene, GeneReport, Renamed};
+use super::catalogue::{Catalogue, GeneRow};
+use super::report::{GeneReport, Renamed};
 
 impl Catalogue {
-    /// The gene of each feature, in the features' order and each used once, and the report of how it was found.
+    /// The gene id of each feature, and a report of how each was resolved. New rows are added where needed.
     ///
-    /// Two features of one file never become one gene: the one that bears the approved symbol takes it, else the
-    /// one with the stronger evidence, else the first; the others keep rows of their own.
+    /// No two features of a file get the same gene. If several resolve to one gene, the feature with the approved
+    /// symbol gets it, else the one with the stronger evidence, else the first. The others keep rows of their own.
     pub fn register(&mut self, features: &[Feature]) -> (Vec<u32>, GeneReport) {
         let nomenclature = Nomenclature::hgnc();
         let mut report = GeneReport { features: features.len(), ..GeneReport::default() };
@@ -44,7 +45,7 @@ impl Catalogue {
     fn take_identified(&mut self, nomenclature: &Nomenclature, gene: usize, name: &str) -> u32 {
         let id = self.identified(nomenclature, gene).unwrap_or_else(|| {
             let new = &nomenclature.genes()[gene];
-            self.push(Gene {
+            self.push(GeneRow {
                 symbol: new.symbol.clone(),
                 hgnc_id: Some(new.hgnc_id()),
                 ensembl_id: new.ensembl_id.clone(),
@@ -60,15 +61,15 @@ impl Catalogue {
         id
     }
 
-    /// The row of a feature without identity: the one an earlier file made for the same name, or a new one. The
-    /// second feature of the same name in one file takes the second such row.
+    /// The row of a feature without identity: the row that an earlier file made for the same name and Ensembl id, or a
+    /// new one. The second feature with the same name in a file gets the second such row.
     fn take_unidentified(&mut self, feature: &Feature, used: &mut HashMap<(String, Option<String>), usize>) -> u32 {
         let key = (feature.name.clone(), feature.ensembl_id.clone());
         let nth = used.entry(key.clone()).or_insert(0);
         let existing = self.unidentified.get(&key).and_then(|rows| rows.get(*nth)).copied();
         *nth += 1;
         existing.unwrap_or_else(|| {
-            self.push(Gene {
+            self.push(GeneRow {
                 symbol: feature.name.clone(),
                 hgnc_id: None,
                 ensembl_id: feature.ensembl_id.clone(),
@@ -79,7 +80,7 @@ impl Catalogue {
     }
 }
 
-/// For each gene that features resolve to, the feature that takes it.
+/// For each gene, the index of the feature that gets it.
 fn winners(nomenclature: &Nomenclature, features: &[Feature], resolved: &[Resolution]) -> HashMap<usize, usize> {
     let rank = |i: usize, gene: usize, evidence: Evidence| {
         (features[i].name != nomenclature.genes()[gene].symbol, evidence, i)

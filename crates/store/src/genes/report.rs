@@ -1,52 +1,52 @@
-//! What became of a file's gene names.
+//! Report of how the features of a file were resolved to genes.
 
 use serde::{Deserialize, Serialize};
 
-/// A name and the approved symbol (or several) it stands for.
+/// A name in a file and the approved symbol (or several) of its gene.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Renamed {
-    /// As in the file.
+    /// The name in the file.
     pub name: String,
-    /// Approved.
+    /// The approved symbol, or several separated by commas.
     pub symbol: String,
 }
 
-/// Every feature of a file is counted here exactly once.
+/// How the features of a file were resolved. Each feature is counted exactly once in the first nine categories.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GeneReport {
-    /// Features in the file.
+    /// Number of features in the file.
     pub features: usize,
-    /// Known by Ensembl id.
+    /// Resolved by Ensembl id.
     pub ensembl: usize,
-    /// Known by approved symbol.
+    /// Resolved by approved symbol.
     pub approved: usize,
-    /// Known by a previous symbol.
+    /// Resolved by a previous symbol.
     pub previous: Vec<Renamed>,
-    /// Known by an alias.
+    /// Resolved by an alias.
     pub alias: Vec<Renamed>,
-    /// Known once '.' was read as '-'.
+    /// Resolved after replacing '.' by '-'.
     pub punctuation: Vec<Renamed>,
-    /// Known once a spreadsheet's date was read as the name it was.
+    /// Resolved from the date into which a spreadsheet converted the symbol.
     #[serde(default)]
     pub dates: Vec<Renamed>,
-    /// Names of a gene that another feature of the file took; each keeps a row of its own.
+    /// Features whose gene went to another feature of the file. Each keeps a row of its own.
     pub second: Vec<Renamed>,
-    /// Names of several genes; not guessed.
+    /// Names that belong to several genes, and so were not resolved.
     pub ambiguous: Vec<Renamed>,
-    /// Names of no gene.
+    /// Names that belong to no gene.
     pub unknown: Vec<String>,
-    /// Names written as other vertebrates' symbols are (`Gad1`).
+    /// Number of names written like symbols of other vertebrates (`Gad1`).
     pub title_case: usize,
-    /// Ensembl ids of other species (`ENSMUSG…`).
+    /// Number of Ensembl ids of other species (`ENSMUSG…`).
     #[serde(default)]
     pub foreign_ids: usize,
-    /// One of these.
+    /// One of these ids.
     #[serde(default)]
     pub foreign_example: Option<String>,
 }
 
 impl GeneReport {
-    /// Features that became a gene.
+    /// Number of features that resolved to a gene.
     pub fn resolved(&self) -> usize {
         self.ensembl
             + self.approved
@@ -56,7 +56,7 @@ impl GeneReport {
             + self.dates.len()
     }
 
-    /// Rows of a table: what, how many, and some names.
+    /// The report as rows of a table: category, number of features, some names.
     pub fn rows(&self) -> Vec<(&'static str, usize, String)> {
         let names = |list: &[Renamed]| sample(list.iter().map(|r| format!("{} → {}", r.name, r.symbol)), list.len());
         vec![
