@@ -158,6 +158,9 @@ fn choose<T: Copy>(option: &'static str, given: &str, choices: &[(&'static str, 
 }
 
 impl Pool {
+    /// Every pooling.
+    pub const ALL: [Pool; 2] = [Pool::All, Pool::Max];
+
     /// The word that names it.
     pub fn name(self) -> &'static str {
         match self {
@@ -171,7 +174,7 @@ impl FromStr for Pool {
     type Err = RecipeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        choose("pool", text, &[("all", Pool::All), ("max", Pool::Max)])
+        choose("pool", text, &Pool::ALL.map(|p| (p.name(), p)))
     }
 }
 
@@ -203,6 +206,9 @@ impl Input {
 }
 
 impl Precision {
+    /// Every precision.
+    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
+
     /// The word that names it.
     pub fn name(self) -> &'static str {
         match self {
@@ -217,8 +223,7 @@ impl FromStr for Precision {
     type Err = RecipeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let all = [Precision::F32, Precision::Bf16, Precision::Int8].map(|p| (p.name(), p));
-        choose("precision", text, &all)
+        choose("precision", text, &Precision::ALL.map(|p| (p.name(), p)))
     }
 }
 

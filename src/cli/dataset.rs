@@ -1,26 +1,52 @@
-//! `cellql dataset`, `cellql versions` and `cellql compact`: what becomes of a store over time.
+//! `cellql dataset`.
 
-use super::args::DatasetVerb;
-use super::output::{self, Format};
-use super::talk::Talk;
+use clap::Subcommand;
+
+use super::console::Console;
+use super::output::{self, Format, FormatArgs};
+use super::shared_args::{ReadArgs, open_to_write};
 use crate::error::Result;
 use crate::ingest::remove;
 use crate::query::Session;
-use cellql_store::Store;
 
-const LIST: &str = "SELECT dataset_id, name, cells_kept AS cells, cells_read, cells_duplicate, value_kind, input, matrix, \
-                    cardinality(measured_genes) AS genes, source_uri, ingested_at FROM datasets ORDER BY dataset_id";
+#[derive(Debug, Subcommand)]
+pub(super) enum DatasetVerb {
+    /// List the data sets of a store
+    List {
+        #[command(flatten)]
+        store: ReadArgs,
+        #[command(flatten)]
+        output: FormatArgs,
+    },
+    /// Remove a data set with its cells and their embeddings
+    Remove {
+        /// Store: a directory or an object-store URI
+        store: String,
+        /// Name or id of the data set
+        dataset: String,
+    },
+}
 
-pub(super) async fn run(verb: DatasetVerb, talk: &Talk) -> Result<()> {
+/// What a person asks about data sets. Other formats than the table have all columns but the long reports.
+pub(super) const SUMMARY: &str = "SELECT dataset_id AS id, name, cells_kept AS cells, cells_read AS read, \
+                                  cardinality(measured_genes) AS genes, input, source_uri AS source, \
+                                  substr(ingested_at, 1, 10) AS ingested FROM datasets \
+                                  ORDER BY dataset_id";
+const FULL: &str = "SELECT dataset_id, name, cells_kept AS cells, cells_read, cells_duplicate, value_kind, input, \
+                    matrix, cardinality(measured_genes) AS genes, source_uri, ingested_at \
+                    FROM datasets ORDER BY dataset_id";
+
+pub(super) async fn run(verb: DatasetVerb, console: &Console) -> Result<()> {
     match verb {
-        DatasetVerb::List { store, format } => {
-            let session = Session::open(super::open(&store).await?).await?;
-            output::write(session.sql(LIST).await?, format).await
+        DatasetVerb::List { store, output: FormatArgs { format } } => {
+            let session = Session::open(store.open().await?).await?;
+            let query = if format == Format::Table { SUMMARY } else { FULL };
+            output::write(session.sql(query).await?, format).await
         }
         DatasetVerb::Remove { store, dataset } => {
-            let store = super::open_to_write(&store, talk).await?;
+            let store = open_to_write(&store, console).await?;
             let (store, report) = remove(&store, &dataset).await?;
-            talk.say(&format!(
+            console.say(&format!(
                 "data set {} '{}' with {} cells is removed; version {} of the store still has it",
                 report.dataset_id,
                 report.name,
@@ -30,23 +56,4 @@ pub(super) async fn run(verb: DatasetVerb, talk: &Talk) -> Result<()> {
             Ok(())
         }
     }
-}
-
-pub(super) async fn versions(uri: &str, format: Format) -> Result<()> {
-    let session = Session::open(Store::open(uri).await?).await?;
-    output::write(session.versions().await?, format).await
-}
-
-pub(super) async fn compact(uri: &str, keep: Option<usize>, talk: &Talk) -> Result<()> {
-    let store = super::open_to_write(uri, talk).await?;
-    let (_, done) = store.compact(keep).await?;
-    let mut text = format!("{uri}: {} data files became {}", done.files_before, done.files_after);
-    if done.versions_forgotten > 0 {
-        text.push_str(&format!(", {} versions forgotten", done.versions_forgotten));
-    }
-    if done.bytes_freed > 0 {
-        text.push_str(&format!(", {:.1} MB freed", done.bytes_freed as f64 / 1e6));
-    }
-    talk.say(&text);
-    Ok(())
 }

@@ -1,20 +1,30 @@
 //! `cellql demo`: real cells, a model, an index, and the questions they answer.
 
-use super::args::RecipeArgs;
+use cellql_schemas::recipe::{Depth, Pool, Precision};
+use clap::Args;
+
+use super::console::Console;
+use super::embed::RecipeArgs;
 use super::output::{self, Format, text as say};
-use super::talk::Talk;
+use super::shared_args::DeviceArgs;
 use super::{index, ingest, model};
 use crate::error::{Error, Result};
-use crate::ingest::{IngestOptions, Input, ingest as take_in};
+use crate::ingest::{IngestOptions, Input, ingest as ingest_file};
 use crate::jobs::Shard;
 use crate::query::Session;
 use cellql_store::Store;
+
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Store to create: a directory or an object-store URI
+    store: String,
+}
 
 /// Human pancreas cells of Baron et al. 2016; see demo/README.md.
 const CELLS: &[u8] = include_bytes!("../../demo/baron_pancreas.h5ad");
 const FILE: &str = "baron_pancreas.h5ad";
 
-/// What the demo asks, and why.
+/// The questions of the demo, with the queries that answer them.
 const QUESTIONS: &[(&str, &str)] = &[
     (
         "How many cells of each type, and how much insulin and glucagon do they express?",
@@ -42,56 +52,59 @@ ORDER BY cosine_distance(e.vector, q.vector) LIMIT 5",
     ),
 ];
 
-pub(super) async fn run(uri: &str, talk: &Talk) -> Result<()> {
+pub(super) async fn run(args: DemoArgs, console: &Console) -> Result<()> {
+    let uri = &args.store;
     say(&format!("# cellql init {uri}"))?;
-    let store = model::add_shipped(&Store::init(uri).await?, talk).await?;
+    let store = model::add_shipped(&Store::init(uri).await?, console).await?;
     say(&format!("\n# cellql ingest: {FILE}, human pancreas, Baron et al. 2016"))?;
     let folder = tempfile::tempdir().map_err(Error::internal("unpacking the demo's cells"))?;
     let file = folder.path().join(FILE);
     std::fs::write(&file, CELLS).map_err(Error::internal("unpacking the demo's cells"))?;
-    let progress = talk.progress("reading cells", "cells");
+    let progress = console.on_progress("reading cells", "cells");
     let input = Input::local(&file).from_elsewhere(format!("demo/{FILE}"));
-    let (store, report) = take_in(&store, &input, &IngestOptions::default(), progress).await?;
-    ingest::tell(&report, talk);
+    let (store, report) = ingest_file(&store, &input, &IngestOptions::default(), progress).await?;
+    ingest::print_report(&report, console);
 
-    say(&format!("\n# cellql index build {uri} --on cells"))?;
+    say(&format!("\n# cellql index build {uri}"))?;
     let recipe = RecipeArgs {
         store: uri.to_owned(),
         model: None,
-        pool: "all".to_owned(),
-        depth: "t4".to_owned(),
-        input: "counts".to_owned(),
-        precision: "f32".to_owned(),
+        pool: Pool::default(),
+        depth: Depth::default(),
+        input: cellql_schemas::recipe::Input::default(),
+        precision: Precision::default(),
         total: None,
         condition: None,
         shard: Shard::default(),
         publish_every: 30.0,
         memory: None,
-        device: cellql_model::Device::Cpu,
+        device: DeviceArgs { device: cellql_model::Device::Cpu },
     };
-    let store = index::build_over(&store, &recipe, None, None, talk).await?;
+    let store = index::build_over(&store, &recipe, None, None, console).await?;
     let session = Session::open(store).await?;
-    ask(&session, talk).await?;
+    ask(&session, console).await?;
     say(&format!(
-        "\nThe store is {uri}. Go on with:\n  cellql sql {uri} -c \"SELECT cell_type, count(*) FROM cells GROUP BY 1\"\n  \
+        "\nThe store is {uri}. Go on with:\n  cellql sql {uri} -c \"SELECT cell_type, count(*) FROM cells \
+         GROUP BY 1\"\n  \
          cellql search {uri} --cell 0 -k 10"
     ))
 }
 
-async fn ask(session: &Session, talk: &Talk) -> Result<()> {
+async fn ask(session: &Session, console: &Console) -> Result<()> {
     let (cell, donor) = first_beta_cell(session).await?;
     for (why, query) in QUESTIONS {
         let query = query.replace("{cell}", &cell.to_string()).replace("{donor}", &donor);
         show(session, why, &query).await?;
     }
-    let votes = "SELECT cell_type, count(*) AS cells FROM vector_search('cells', {cell}, k => 10) GROUP BY cell_type ORDER BY cells DESC";
+    let votes = "SELECT cell_type, count(*) AS cells\nFROM vector_search('cells', {cell}, k => 10)\n\
+                 GROUP BY cell_type ORDER BY cells DESC";
     for kind in ["alpha", "ductal", "endothelial"] {
         let Some(cell) = first_of_type(session, kind).await? else { continue };
         let query = votes.replace("{cell}", &cell.to_string());
         show(session, &format!("Types of the ten nearest neighbours of cell {cell}, a cell of type {kind}:"), &query)
             .await?;
     }
-    talk.notices(&crate::query::Notices { searches: Vec::new(), ..session.take_notices() });
+    console.notices(&crate::query::Notices { searches: Vec::new(), ..session.take_notices() });
     Ok(())
 }
 

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float64Array, StringArray, UInt64Array};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::vocabulary::Placement;
+use clap::{Args, Subcommand};
 
+use super::console::Console;
 use super::output::{self, Format};
-use super::talk::Talk;
-use super::training_args::{EvaluateArgs, JudgedArgs, Judgement};
+use super::shared_args::{CELLS, OUTPUT};
 use crate::error::{Error, Result};
 use crate::evaluate::cells::{Cell, Choice, Known, choose};
 use crate::evaluate::clustering::{self, Clustered, components, counts, embeddings, judge};
@@ -22,27 +23,94 @@ use cellql_store::Store;
 use cellql_training::checkpoint;
 use cellql_training::scaling::{Line, picture, training_flops};
 
+#[derive(Debug, Args)]
+pub(super) struct EvaluateArgs {
+    /// Store with the model and the cells: a directory or an object-store URI
+    store: String,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Downsample cells and let the model restore their depth: MAE, MRE and Pearson, beside the downsampled cells
+    Enhancement {
+        #[command(flatten)]
+        evaluated: EvaluatedArgs,
+        /// Fractions of the counts to keep when downsampling, separated by commas
+        #[arg(long, value_name = "FRACTION", value_delimiter = ',', default_values_t = [0.01, 0.05, 0.1, 0.2])]
+        rates: Vec<f64>,
+    },
+    /// Cluster cells by their embeddings and compare with labels: NMI, ARI and silhouette, beside PCA and counts
+    Clustering {
+        #[command(flatten)]
+        evaluated: EvaluatedArgs,
+        /// Column of `cells` with the labels
+        #[arg(long, value_name = "COLUMN", default_value = "cell_type")]
+        label: String,
+        /// Target depths to embed with, as multiples of each cell's own depth, separated by commas
+        #[arg(long, value_name = "FACTOR", value_delimiter = ',', default_values_t = [1.0, 2.0, 3.0, 4.0, 5.0])]
+        folds: Vec<f64>,
+    },
+    /// Report the held-out loss over training FLOPs of several runs of pretrain
+    Scaling {
+        /// Folders of runs, each named like its model
+        #[arg(required = true, value_name = "FOLDER")]
+        runs: Vec<PathBuf>,
+        /// Draw the losses to this SVG file
+        #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
+        picture: Option<PathBuf>,
+        /// Format of the result
+        #[arg(long, value_enum, default_value_t = Format::Table, help_heading = OUTPUT)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, Args)]
+struct EvaluatedArgs {
+    /// Name of the model [default: the only one of the store]
+    #[arg(long)]
+    model: Option<String>,
+    /// Evaluate only cells that satisfy this SQL condition
+    #[arg(long = "where", value_name = "CONDITION", help_heading = CELLS)]
+    condition: Option<String>,
+    /// Also evaluate cells that the model was trained on [default: only held-out cells]
+    #[arg(long, help_heading = CELLS)]
+    all_cells: bool,
+    /// Maximum number of cells, taken at equal distances over the table [default: all]
+    #[arg(long, value_name = "N", help_heading = CELLS)]
+    cells: Option<usize>,
+    /// Seed of the random numbers
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Format of the result
+    #[arg(long, value_enum, default_value_t = Format::Table, help_heading = OUTPUT)]
+    format: Format,
+}
+
 /// Table that holds a result while it is written.
 const RESULT: &str = "evaluation";
 
-pub(super) async fn run(args: EvaluateArgs, talk: &Talk) -> Result<()> {
+pub(super) async fn run(args: EvaluateArgs, console: &Console) -> Result<()> {
     let store = Store::open(&args.store).await?;
-    match args.what {
-        Judgement::Enhancement { judged, rates } => deepen(&store, &judged, &rates, talk).await,
-        Judgement::Clustering { judged, label, folds } => cluster(&store, &judged, label, &folds, talk).await,
-        Judgement::Scaling { runs, picture, format } => scale(&store, &runs, picture.as_deref(), format).await,
+    match args.task {
+        Task::Enhancement { evaluated, rates } => evaluate_enhancement(&store, &evaluated, &rates, console).await,
+        Task::Clustering { evaluated, label, folds } => {
+            evaluate_clustering(&store, &evaluated, label, &folds, console).await
+        }
+        Task::Scaling { runs, picture, format } => report_scaling(&store, &runs, picture.as_deref(), format).await,
     }
 }
 
-/// A model, where its genes stand in the store, and the cells to judge it by.
-struct Judged {
+/// A model, the positions of the store's genes in its vocabulary, and the cells to evaluate it on.
+struct Evaluated {
     entry: Entry,
     model: Model,
     placement: Placement,
     cells: Vec<Cell>,
 }
 
-async fn judged(store: &Store, args: &JudgedArgs, label: Option<String>, talk: &Talk) -> Result<Judged> {
+async fn load(store: &Store, args: &EvaluatedArgs, label: Option<String>, console: &Console) -> Result<Evaluated> {
     let entries = registry::list(store).await?;
     let entry = registry::find(&entries, args.model.as_deref())?.clone();
     let model = registry::load(store, &entry).await?;
@@ -50,12 +118,12 @@ async fn judged(store: &Store, args: &JudgedArgs, label: Option<String>, talk: &
     let choice = Choice { condition: args.condition.clone(), with_learned: args.all_cells, label, at_most: args.cells };
     let (cells, known) = choose(store, &entries, &entry, &choice).await?;
     let which = match known {
-        Known::HeldOut => " that it did not learn from",
-        Known::AsAsked => ", whether it learned from them or not",
-        Known::NotRecorded => "; which cells it learned from is not recorded",
+        Known::HeldOut => " that it was not trained on",
+        Known::AsAsked => ", which may include cells that it was trained on",
+        Known::NotRecorded => "; which cells it was trained on is not recorded",
     };
-    talk.say(&format!("model '{}', {} cells{which}", entry.name, cells.len()));
-    Ok(Judged { entry, model, placement, cells })
+    console.say(&format!("model '{}', {} cells{which}", entry.name, cells.len()));
+    Ok(Evaluated { entry, model, placement, cells })
 }
 
 async fn write(store: &Store, columns: Vec<(&str, ArrayRef)>, format: Format) -> Result<()> {
@@ -65,17 +133,18 @@ async fn write(store: &Store, columns: Vec<(&str, ArrayRef)>, format: Format) ->
     output::write(session.sql(&format!("SELECT * FROM {RESULT}")).await?, format).await
 }
 
-fn numbers(values: impl Iterator<Item = f64>) -> ArrayRef {
+/// A column of figures, rounded to four decimals.
+fn figures(values: impl Iterator<Item = f64>) -> ArrayRef {
     Arc::new(values.map(|value| (value * 1e4).round() / 1e4).collect::<Float64Array>())
 }
 
-async fn deepen(store: &Store, args: &JudgedArgs, rates: &[f64], talk: &Talk) -> Result<()> {
-    let Judged { model, placement, cells, .. } = judged(store, args, None, talk).await?;
-    let progress = talk.progress("enhancing cells", "cells");
+async fn evaluate_enhancement(store: &Store, args: &EvaluatedArgs, rates: &[f64], console: &Console) -> Result<()> {
+    let Evaluated { model, placement, cells, .. } = load(store, args, None, console).await?;
+    let progress = console.on_progress("enhancing cells", "cells");
     let found = tokio::task::block_in_place(|| enhancement(&model, &placement, &cells, rates, args.seed, &progress))?;
-    let both = || found.iter().flat_map(|at| [(at, "model", at.model), (at, "thinned cells", at.thinned)]);
-    let of = |get: fn(&Recovery) -> f64| numbers(both().map(|(_, _, recovery)| get(&recovery)));
-    let of_rate = |get: fn(&AtRate) -> f64| numbers(both().map(|(at, ..)| get(at)));
+    let both = || found.iter().flat_map(|at| [(at, "model", at.model), (at, "downsampled cells", at.thinned)]);
+    let of = |get: fn(&Recovery) -> f64| figures(both().map(|(_, _, recovery)| get(&recovery)));
+    let of_rate = |get: fn(&AtRate) -> f64| figures(both().map(|(at, ..)| get(at)));
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("kept", of_rate(|at| at.rate)),
         ("cells", Arc::new(both().map(|(at, ..)| at.cells as u64).collect::<UInt64Array>())),
@@ -88,13 +157,19 @@ async fn deepen(store: &Store, args: &JudgedArgs, rates: &[f64], talk: &Talk) ->
     write(store, columns, args.format).await
 }
 
-async fn cluster(store: &Store, args: &JudgedArgs, label: String, folds: &[f64], talk: &Talk) -> Result<()> {
+async fn evaluate_clustering(
+    store: &Store,
+    args: &EvaluatedArgs,
+    label: String,
+    folds: &[f64],
+    console: &Console,
+) -> Result<()> {
     if let Some(fold) = folds.iter().find(|fold| !(fold.is_finite() && **fold > 0.0)) {
-        return Err(Error::Request(format!("fold {fold}: it must be a number above 0")));
+        return Err(Error::Request(format!("--folds {fold}: it must be a number above 0")));
     }
-    let Judged { entry, model, placement, cells } = judged(store, args, Some(label), talk).await?;
+    let Evaluated { entry, model, placement, cells } = load(store, args, Some(label), console).await?;
     let labels = clustering::labels(&cells)?;
-    let progress = talk.progress("representations", "representations");
+    let progress = console.on_progress("clustering", "representations");
     let total = folds.len() as u64 + 3;
     let mut found: Vec<Clustered> = Vec::new();
     tokio::task::block_in_place(|| -> Result<()> {
@@ -112,9 +187,9 @@ async fn cluster(store: &Store, args: &JudgedArgs, label: String, folds: &[f64],
             let (vectors, dim) = by(&model, *fold)?;
             add(&format!("{}, depth × {fold}", entry.name), &vectors, dim)?;
         }
-        let drawn = initialise(model.config(), model.vocabulary().clone(), args.seed)?;
-        let (vectors, dim) = by(&Model::load("untrained", encode(&drawn)?.0)?, 1.0)?;
-        add("the same sizes untrained, depth × 1", &vectors, dim)?;
+        let untrained = initialise(model.config(), model.vocabulary().clone(), args.seed)?;
+        let (vectors, dim) = by(&Model::load("untrained", encode(&untrained)?.0)?, 1.0)?;
+        add("untrained model of this size, depth × 1", &vectors, dim)?;
         let (scores, dim) = components(&cells, args.seed);
         add("principal components of log-normalised counts", &scores, dim)?;
         let (dense, dim) = counts(&cells);
@@ -123,7 +198,7 @@ async fn cluster(store: &Store, args: &JudgedArgs, label: String, folds: &[f64],
     let whole = |get: fn(&Clustered) -> usize| -> ArrayRef {
         Arc::new(found.iter().map(|c| get(c) as u64).collect::<UInt64Array>())
     };
-    let of = |get: fn(&Clustered) -> f64| numbers(found.iter().map(get));
+    let of = |get: fn(&Clustered) -> f64| figures(found.iter().map(get));
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("representation", Arc::new(StringArray::from_iter_values(found.iter().map(|c| &c.representation)))),
         ("numbers", whole(|c| c.dim)),
@@ -136,22 +211,22 @@ async fn cluster(store: &Store, args: &JudgedArgs, label: String, folds: &[f64],
     write(store, columns, args.format).await
 }
 
-/// Losses of held-out cells over operations, of runs whose models are in the store under the runs' names.
-async fn scale(store: &Store, runs: &[PathBuf], out: Option<&Path>, format: Format) -> Result<()> {
+/// Writes the held-out loss over training FLOPs of runs. The model of each run is in the store under the run's name.
+async fn report_scaling(store: &Store, runs: &[PathBuf], out: Option<&Path>, format: Format) -> Result<()> {
     let entries = registry::list(store).await?;
     let mut lines = Vec::new();
     for run in runs {
         let name = run.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let entry = registry::find(&entries, Some(&name))?;
         let model = registry::load(store, entry).await?;
-        let progress =
-            checkpoint::progress(run)?.ok_or_else(|| Error::input(run, "folder", "it holds no run of pretrain"))?;
+        let progress = checkpoint::progress(run)?
+            .ok_or_else(|| Error::input(run, "folder", "it is not the folder of a run of pretrain"))?;
         let of_model = match serde_json::from_str(&entry.provenance) {
             Ok(Provenance::Trained { start, steps, .. }) => start == progress.start && steps == progress.step,
             _ => false,
         };
         if !of_model {
-            let problem = format!("its run is not the one that made the model '{name}'");
+            let problem = format!("the model '{name}' of the store was trained by another run");
             return Err(Error::input(run, "folder", problem));
         }
         let points = read_metrics(&run.join(METRICS))?.into_iter().filter_map(|measured| {
@@ -167,7 +242,7 @@ async fn scale(store: &Store, runs: &[PathBuf], out: Option<&Path>, format: Form
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("run", Arc::new(all().map(|(name, _)| Some(name.as_str())).collect::<StringArray>())),
         ("flops", Arc::new(all().map(|(_, point)| point.0).collect::<Float64Array>())),
-        ("held_out_loss", numbers(all().map(|(_, point)| point.1))),
+        ("held_out_loss", figures(all().map(|(_, point)| point.1))),
     ];
     write(store, columns, format).await
 }

@@ -1,26 +1,55 @@
 //! `cellql export`.
 
-use super::args::{ExportArgs, ExportFormat};
-use super::talk::Talk;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::console::Console;
+use super::shared_args::ReadArgs;
 use crate::error::Result;
 use crate::export::{Target, export};
 use crate::query::Session;
 
-pub(super) async fn run(args: ExportArgs, talk: &Talk) -> Result<()> {
-    let session = Session::open(super::open(&args.store).await?).await?;
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    #[command(flatten)]
+    store: ReadArgs,
+    /// File to write: .h5ad, .parquet or .lance
+    #[arg(value_name = "FILE")]
+    out: PathBuf,
+    /// Export only cells that satisfy this SQL condition [default: all cells]
+    #[arg(long = "where", value_name = "CONDITION")]
+    condition: Option<String>,
+    /// File format [default: by the extension of FILE]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    to: Option<ExportFormat>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ExportFormat {
+    /// AnnData file
+    H5ad,
+    /// Apache Parquet file, a row per cell
+    Parquet,
+    /// Lance table, a row per cell
+    Lance,
+}
+
+pub(super) async fn run(args: ExportArgs, console: &Console) -> Result<()> {
+    let session = Session::open(args.store.open().await?).await?;
     let target = match args.to {
         Some(ExportFormat::H5ad) => Target::H5ad,
         Some(ExportFormat::Parquet) => Target::Parquet,
         Some(ExportFormat::Lance) => Target::Lance,
         None => Target::of(&args.out)?,
     };
-    let progress = talk.progress("writing cells", "cells");
+    let progress = console.on_progress("writing cells", "cells");
     let report = export(&session, &args.out, target, args.condition.as_deref(), progress).await?;
     let mut text = format!("{}: {} cells, {} genes", report.path.display(), report.cells, report.genes);
     if !report.embeddings.is_empty() {
         text.push_str(&format!(", embeddings {}", report.embeddings.join(", ")));
     }
-    talk.say(&text);
-    talk.notices(&session.take_notices());
+    console.say(&text);
+    console.notices(&session.take_notices());
     Ok(())
 }

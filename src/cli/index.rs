@@ -1,62 +1,78 @@
-//! `cellql embed` and `cellql index`.
+//! `cellql index`.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use cellql_schemas::recipe::{Precision, Recipe};
+use clap::{Subcommand, ValueEnum};
 
-use super::args::{EmbedArgs, IndexKindArg, IndexVerb, RecipeArgs};
-use super::output;
-use super::talk::Talk;
-use crate::error::{Error, Result};
+use super::console::Console;
+use super::embed::{RecipeArgs, embed_missing};
+use super::output::{self, Format, FormatArgs};
+use super::shared_args::open_to_write;
+use crate::error::Result;
 use crate::index::{IndexKind, build};
-use crate::jobs::{EmbedOptions, EmbedReport, Groups, Memory, embed_cells, embed_genes};
-use crate::query::{Session, StoreEngine};
-use cellql_model::{Device, Model};
+use crate::query::Session;
 use cellql_store::Store;
 
-pub(super) async fn run(verb: IndexVerb, talk: &Talk) -> Result<()> {
-    match verb {
-        IndexVerb::Build { recipe, on: _, name, kind } => {
-            let store = super::open_to_write(&recipe.store, talk).await?;
-            build_over(&store, &recipe, name, kind.map(IndexKind::from), talk).await?;
-            Ok(())
-        }
-        IndexVerb::List { store, format } => {
-            let session = Session::open(Store::open(&store).await?).await?;
-            output::write(session.sql("SELECT * FROM indexes ORDER BY name").await?, format).await
-        }
-    }
+#[derive(Debug, Subcommand)]
+pub(super) enum IndexVerb {
+    /// Embed the cells that are not embedded yet, and build an index over the embeddings
+    Build {
+        #[command(flatten)]
+        recipe: Box<RecipeArgs>,
+        /// Kept for scripts: cells are the only thing that is indexed
+        #[arg(long, value_enum, default_value_t = Target::Cells, hide = true)]
+        on: Target,
+        /// Name of the index [default: the name of the recipe]
+        #[arg(long, help_heading = INDEX)]
+        name: Option<String>,
+        /// Kind of the index [default: hnsw if it fits in half of this machine's memory, else ivf]
+        #[arg(long, value_enum, help_heading = INDEX)]
+        kind: Option<IndexKindArg>,
+    },
+    /// List the indexes of a store
+    List {
+        /// Store: a directory or an object-store URI
+        store: String,
+        #[command(flatten)]
+        output: FormatArgs,
+    },
 }
 
-pub(super) async fn embed(args: EmbedArgs, talk: &Talk) -> Result<()> {
-    let store = super::open_to_write(&args.recipe.store, talk).await?;
-    if !args.genes {
-        fill(&store, &args.recipe, talk).await?;
-        return Ok(());
+/// Heading of options about the index itself.
+const INDEX: &str = "Index";
+
+/// What an index is over.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Target {
+    Cells,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum IndexKindArg {
+    /// Graph that is searched in memory
+    Hnsw,
+    /// Partitions that are searched on disk
+    Ivf,
+}
+
+/// What a person asks about indexes. Other formats than the table have all columns.
+pub(super) const SUMMARY: &str = "SELECT name, recipe, kind, metric, n_vectors AS vectors, \
+                                  replace(substr(created_at, 1, 16), 'T', ' ') AS created FROM indexes ORDER BY name";
+const FULL: &str = "SELECT * FROM indexes ORDER BY name";
+
+pub(super) async fn run(verb: IndexVerb, console: &Console) -> Result<()> {
+    match verb {
+        IndexVerb::Build { recipe, on: _, name, kind } => {
+            let store = open_to_write(&recipe.store, console).await?;
+            build_over(&store, &recipe, name, kind.map(IndexKind::from), console).await?;
+            Ok(())
+        }
+        IndexVerb::List { store, output: FormatArgs { format } } => {
+            let session = Session::open(Store::open(&store).await?).await?;
+            let query = if format == Format::Table { SUMMARY } else { FULL };
+            output::write(session.sql(query).await?, format).await
+        }
     }
-    let engine = Arc::new(StoreEngine::open(store).await?.on(args.recipe.device)?);
-    let recipe = recipe(&engine, &args.recipe, talk)?;
-    let groups = Groups { by: args.group_by, at_most: args.cells_per_group };
-    let (total, memory) = (args.recipe.total.as_deref(), Memory { bytes: args.recipe.memory });
-    let progress = talk.progress("embedding genes", "cells");
-    let start = Instant::now();
-    let (_, report) = embed_genes(&engine, &recipe, total, &groups, memory, progress).await?;
-    let cells: u64 = report.added.iter().map(|(_, cells)| cells).sum();
-    talk.say(&format!(
-        "gene_embeddings '{}': {} groups of {cells} cells added in {:.1} s, {} groups were there",
-        report.recipe,
-        report.added.len(),
-        start.elapsed().as_secs_f64(),
-        report.already
-    ));
-    for (group, cells) in &report.added {
-        talk.say(&format!("  {group}: {cells} cells"));
-    }
-    if report.without_vector > 0 {
-        talk.say(&format!("  {} cells have no embedding and are in no average", report.without_vector));
-    }
-    Ok(())
 }
 
 /// Embeds what is missing, then builds the index.
@@ -65,78 +81,20 @@ pub(super) async fn build_over(
     args: &RecipeArgs,
     name: Option<String>,
     kind: Option<IndexKind>,
-    talk: &Talk,
+    console: &Console,
 ) -> Result<Store> {
-    let (store, report) = fill(store, args, talk).await?;
+    let (store, report) = embed_missing(store, args, console).await?;
     let name = name.unwrap_or_else(|| report.recipe.clone());
     let start = Instant::now();
-    let progress = talk.progress("building the index", "vectors");
+    let progress = console.on_progress("building the index", "vectors");
     let (store, built) = build(&store, &name, &report.recipe, kind, progress).await?;
-    talk.say(&format!(
-        "index '{name}': {} vectors of {} numbers in {:.1} s",
+    console.say(&format!(
+        "index '{name}': {} vectors of dimension {} in {:.1} s",
         built.n_vectors,
         built.dim,
         start.elapsed().as_secs_f64()
     ));
     Ok(store)
-}
-
-async fn fill(store: &Store, args: &RecipeArgs, talk: &Talk) -> Result<(Store, EmbedReport)> {
-    let engine = Arc::new(StoreEngine::open(store.clone()).await?.on(args.device)?);
-    let recipe = recipe(&engine, args, talk)?;
-    let start = Instant::now();
-    let publish_every = Duration::try_from_secs_f64(args.publish_every)
-        .map_err(|e| Error::Request(format!("--publish-every {}: {e}", args.publish_every)))?;
-    let options = EmbedOptions {
-        total: args.total.clone(),
-        condition: args.condition.clone(),
-        shard: args.shard,
-        memory: Memory { bytes: args.memory },
-        publish_every,
-    };
-    let progress = talk.progress("embedding cells", "cells");
-    let (store, report) = embed_cells(&engine, &recipe, &options, progress).await?;
-    talk.say(&format!(
-        "embeddings '{}': {} cells added in {:.1} s, {} were there",
-        report.recipe,
-        report.added,
-        start.elapsed().as_secs_f64(),
-        report.already
-    ));
-    if report.unsuitable > 0 {
-        talk.say(&format!(
-            "  {} cells left out: their data sets have another input than '{}' (see cellql dataset list)",
-            report.unsuitable, args.input
-        ));
-    }
-    for (why, cells) in &report.without_vector {
-        talk.say(&format!("  {cells} cells have no vector: {why}"));
-    }
-    Ok((store, report))
-}
-
-/// The recipe that flags ask for.
-fn recipe(engine: &StoreEngine, args: &RecipeArgs, talk: &Talk) -> Result<Recipe> {
-    let model = engine.entry(args.model.as_deref())?.clone();
-    let wrong = |e: cellql_schemas::recipe::RecipeError| Error::Request(e.to_string());
-    let recipe = Recipe {
-        model: model.name.clone(),
-        pool: args.pool.parse().map_err(wrong)?,
-        depth: args.depth.parse().map_err(wrong)?,
-        input: args.input.parse().map_err(wrong)?,
-        precision: args.precision.parse().map_err(wrong)?,
-    };
-    if !model.trained {
-        let name = &model.name;
-        talk.say(&format!(
-            "note: model '{name}' has untrained weights; its embeddings are a random projection of expression"
-        ));
-    }
-    if recipe.precision != Precision::F32 && args.device == Device::Cpu {
-        let precision = recipe.precision.name();
-        talk.say(&format!("precision {precision}: matrix products run on {}", Model::instructions(recipe.precision)));
-    }
-    Ok(recipe)
 }
 
 impl From<IndexKindArg> for IndexKind {

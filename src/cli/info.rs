@@ -1,31 +1,37 @@
 //! `cellql info`.
 
-use cellql_store::sql::quote_literal;
+use clap::Args;
 
-use super::args::ReadArgs;
 use super::output::{self, Format};
+use super::shared_args::ReadArgs;
+use super::{dataset, index, model};
 use crate::error::Result;
 use crate::query::Session;
+use crate::registry;
 
-/// One row per thing a person asks about a store, itself made with SQL.
-const DATASETS: &str = "SELECT dataset_id, name, cells_kept, cells_read, value_kind, \
-                        cardinality(measured_genes) AS genes, ingested_at FROM datasets ORDER BY dataset_id";
+#[derive(Debug, Args)]
+pub(super) struct InfoArgs {
+    #[command(flatten)]
+    store: ReadArgs,
+}
 
-pub(super) async fn run(args: &ReadArgs) -> Result<()> {
-    let store = super::open(args).await?;
+pub(super) async fn run(args: InfoArgs) -> Result<()> {
+    let store = args.store.open().await?;
     let session = Session::open(store.clone()).await?;
     let (cells, genes) = (session.count("cells").await?, session.measured_genes().await?);
-    let summary = format!(
-        "SELECT {} AS store, {} AS version, {cells} AS cells, {genes} AS genes_measured",
-        quote_literal(store.uri()),
-        store.version().version
-    );
-    output::write(session.sql(&summary).await?, Format::Table).await?;
-    output::write(session.sql(DATASETS).await?, Format::Table).await?;
-    for table in ["models", "indexes"] {
-        if session.count(table).await? > 0 {
-            output::write(session.sql(&format!("SELECT * FROM {table}")).await?, Format::Table).await?;
-        }
+    output::text(&format!("{}, version {}: {cells} cells, {genes} genes", store.uri(), store.version().version))?;
+    if session.count("datasets").await? > 0 {
+        output::text("\ndata sets")?;
+        output::write(session.sql(dataset::SUMMARY).await?, Format::Table).await?;
+    }
+    let models = registry::list(&store).await?;
+    if !models.is_empty() {
+        output::text("\nmodels")?;
+        output::write(model::summary(&session, &models).await?, Format::Table).await?;
+    }
+    if session.count("indexes").await? > 0 {
+        output::text("\nindexes")?;
+        output::write(session.sql(index::SUMMARY).await?, Format::Table).await?;
     }
     Ok(())
 }

@@ -1,23 +1,30 @@
-//! The command line: flags are parsed ([`args`]), one function per verb runs them, results go to stdout as data
-//! ([`output`]), everything else to stderr.
+//! The command line. [`command`] lists the verbs; each verb has a file of its own with its arguments and the function
+//! that runs it. Results go to stdout ([`output`]), messages and progress to stderr ([`console`], [`progress`]).
 
-mod args;
+mod command;
+mod compact;
+mod console;
 mod dataset;
 mod demo;
+mod embed;
 mod evaluate;
 mod export;
 mod index;
 mod info;
 mod ingest;
+mod init;
 mod model;
+mod model_size;
 mod output;
 mod pretrain;
+mod progress;
+#[cfg(test)]
+mod reference_page;
 mod search;
+mod shared_args;
 mod shell;
-mod sizes;
 mod sql;
-mod talk;
-mod training_args;
+mod versions;
 
 use std::process::ExitCode;
 
@@ -25,17 +32,16 @@ use clap::Parser;
 
 use crate::error::{Error, Result};
 use crate::query::STACK;
-use args::{Cli, ReadArgs, Verb};
-use cellql_store::Store;
-use talk::Talk;
+use command::{Cli, Verb};
+use console::Console;
 
-/// Exit status of a broken request; clap's own is 2 for wrong usage.
+/// Exit status of an internal failure. That of wrong usage is 2, from clap.
 const INTERNAL: u8 = 3;
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    // A thread of its own: the first one's stack is as large as the system likes, too small for deep statements.
+    // The system chooses the stack size of the first thread, which is too small for deeply nested statements.
     let main = std::thread::Builder::new().stack_size(STACK).spawn(|| run_to_end(cli));
     match main.map(std::thread::JoinHandle::join) {
         Ok(Ok(code)) => code,
@@ -44,16 +50,16 @@ pub fn main() -> ExitCode {
 }
 
 fn run_to_end(cli: Cli) -> ExitCode {
-    let talk = Talk::new(cli.quiet);
+    let console = Console::new(cli.quiet);
     let runtime = match tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            talk.error(&format!("the async runtime cannot start: {error}"));
+            console.error(&format!("the async runtime cannot start: {error}"));
             return ExitCode::from(INTERNAL);
         }
     };
     let is_sql = matches!(cli.verb, Verb::Sql(_));
-    let done = runtime.block_on(run(cli.verb, &talk));
+    let done = runtime.block_on(run(cli.verb, &console));
     if is_sql {
         // A query that was stopped may still be inside a model, which nothing waits for.
         runtime.shutdown_background();
@@ -62,13 +68,13 @@ fn run_to_end(cli: Cli) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            talk.error(&error.to_string());
+            console.error(&error.to_string());
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-/// A reader that has seen enough (`| head`) is no failure.
+/// True if stdout was closed by its reader, as `| head` does. That is not a failure.
 fn is_broken_pipe(error: &Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(this) = cause {
@@ -77,45 +83,25 @@ fn is_broken_pipe(error: &Error) -> bool {
         }
         cause = this.source();
     }
-    error.to_string().contains("Broken pipe")
+    false
 }
 
-/// A store to read, at the version that is asked for.
-async fn open(args: &ReadArgs) -> Result<Store> {
-    match args.at_version {
-        Some(number) => Ok(Store::open_at(&args.store, number).await?),
-        None => Ok(Store::open(&args.store).await?),
-    }
-}
-
-/// A store to change, which waits for other writers.
-async fn open_to_write(uri: &str, talk: &Talk) -> Result<Store> {
-    Ok(Store::open(uri).await?.patient(talk.waiting(uri)))
-}
-
-async fn run(verb: Verb, talk: &Talk) -> Result<()> {
+async fn run(verb: Verb, console: &Console) -> Result<()> {
     match verb {
-        Verb::Init { store, no_model } => {
-            let store = Store::init(&store).await?;
-            talk.say(&format!("{}: an empty store", store.uri()));
-            if !no_model {
-                model::add_shipped(&store, talk).await?;
-            }
-            Ok(())
-        }
-        Verb::Ingest(args) => ingest::run(args, talk).await,
-        Verb::Export(args) => export::run(args, talk).await,
-        Verb::Dataset { verb } => dataset::run(verb, talk).await,
-        Verb::Versions { store, format } => dataset::versions(&store, format).await,
-        Verb::Compact { store, keep } => dataset::compact(&store, keep, talk).await,
-        Verb::Info { store } => info::run(&store).await,
-        Verb::Sql(args) => sql::run(args, talk).await,
-        Verb::Model { verb } => model::run(verb, talk).await,
-        Verb::Embed(args) => index::embed(args, talk).await,
-        Verb::Index { verb } => index::run(verb, talk).await,
-        Verb::Search(args) => search::run(args, talk).await,
-        Verb::Pretrain(args) => pretrain::run(*args, talk).await,
-        Verb::Evaluate(args) => evaluate::run(args, talk).await,
-        Verb::Demo { store } => demo::run(&store, talk).await,
+        Verb::Init(args) => init::run(args, console).await,
+        Verb::Ingest(args) => ingest::run(args, console).await,
+        Verb::Export(args) => export::run(args, console).await,
+        Verb::Dataset { verb } => dataset::run(verb, console).await,
+        Verb::Versions(args) => versions::run(args).await,
+        Verb::Compact(args) => compact::run(args, console).await,
+        Verb::Info(args) => info::run(args).await,
+        Verb::Sql(args) => sql::run(args, console).await,
+        Verb::Model { verb } => model::run(verb, console).await,
+        Verb::Embed(args) => embed::run(args, console).await,
+        Verb::Index { verb } => index::run(verb, console).await,
+        Verb::Search(args) => search::run(args, console).await,
+        Verb::Pretrain(args) => pretrain::run(*args, console).await,
+        Verb::Evaluate(args) => evaluate::run(args, console).await,
+        Verb::Demo(args) => demo::run(args, console).await,
     }
 }

@@ -2,16 +2,21 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use arrow::array::{ArrayRef, BooleanArray, StringArray, UInt32Array};
+use arrow::record_batch::RecordBatch;
 use cellql_schemas::recipe::Precision;
 use cellql_schemas::vocabulary::Vocabulary;
+use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets};
+use datafusion::dataframe::DataFrame;
 
-use super::args::{ImportArgs, ModelVerb};
-use super::output;
-use super::sizes::Sizes;
-use super::talk::Talk;
+use super::console::Console;
+use super::model_size::ModelSize;
+use super::output::{self, Format, FormatArgs, TEXT_WIDTH};
+use super::shared_args::open_to_write;
 use crate::error::{Error, Result};
 use crate::ingest::file_sha256;
 use crate::query::Session;
@@ -20,44 +25,177 @@ use cellql_model::{CheckpointKey, Model, ModelError, Provenance, Weights, decode
 use cellql_model::{read_checkpoint, read_safetensors, write_checkpoint};
 use cellql_store::Store;
 
-/// What a user of other people's weights must know.
-const LICENCE_NOTE: &str = "imported weights keep their own licence; scFoundation's released weights are for \
-                            non-commercial research only";
+#[derive(Debug, Subcommand)]
+pub(super) enum ModelVerb {
+    /// List the models of a store
+    List {
+        /// Store: a directory or an object-store URI
+        store: String,
+        #[command(flatten)]
+        output: FormatArgs,
+    },
+    /// Show the dimensions, vocabulary, origin and licence of a model
+    Show {
+        /// Store: a directory or an object-store URI
+        store: String,
+        /// Name of the model [default: the only one of the store]
+        name: Option<String>,
+    },
+    /// Add the model that comes with the program: size 3M, trained on public human cells
+    Add {
+        /// Store: a directory or an object-store URI
+        store: String,
+    },
+    /// Import a checkpoint: the authors' models.ckpt, cellql's own .safetensors, or other .safetensors with --config
+    Import(ImportArgs),
+    /// Create a model with untrained weights
+    Init {
+        /// Store: a directory or an object-store URI
+        store: String,
+        /// Name of the model in the store
+        #[arg(long)]
+        name: String,
+        /// 3M, 10M, 100M, or a JSON file such as {"encoder": {"hidden_dim": 64}, "decoder": {"hidden_dim": 64}}
+        #[arg(long)]
+        size: ModelSize,
+        /// Seed of the random weights
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Write a model to .safetensors, with configuration and vocabulary, or to .ckpt in the authors' format
+    Export {
+        /// Store: a directory or an object-store URI
+        store: String,
+        /// File to write: .safetensors or .ckpt
+        #[arg(value_name = "FILE")]
+        out: PathBuf,
+        /// Name of the model [default: the only one of the store]
+        #[arg(long)]
+        name: Option<String>,
+        /// Entry of a .ckpt that takes the model
+        #[arg(long, value_enum, default_value_t = Key::Cell)]
+        key: Key,
+        /// Write 16-bit weights: half the size, three significant digits; .safetensors only
+        #[arg(long)]
+        half: bool,
+    },
+}
 
-pub(super) async fn run(verb: ModelVerb, talk: &Talk) -> Result<()> {
-    match verb {
-        ModelVerb::Import(args) => import(args, talk).await,
-        ModelVerb::Init { store, size, seed, name } => {
-            let store = super::open_to_write(&store, talk).await?;
-            init(&store, &size, seed, &name, talk).await?;
-            Ok(())
-        }
-        ModelVerb::Show { store, name } => show(&store, name.as_deref()).await,
-        ModelVerb::Add { store } => add_shipped(&super::open_to_write(&store, talk).await?, talk).await.map(drop),
-        ModelVerb::Export { store, out, name, key, half } => {
-            export(&store, &out, name.as_deref(), key.into(), half, talk).await
-        }
-        ModelVerb::List { store, format } => {
-            let session = Session::open(Store::open(&store).await?).await?;
-            output::write(session.sql("SELECT * FROM models ORDER BY name").await?, format).await
+#[derive(Debug, Args)]
+pub(super) struct ImportArgs {
+    /// Store: a directory or an object-store URI
+    store: String,
+    /// Checkpoint: .ckpt or .safetensors
+    file: PathBuf,
+    /// Name of the model in the store
+    #[arg(long)]
+    name: String,
+    /// Genes of the model in order: a text file with lines gene_name<TAB>index
+    #[arg(long, value_name = "FILE")]
+    genes: Option<PathBuf>,
+    /// Configuration of a .safetensors file that has none: a JSON file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Entry of a .ckpt to import
+    #[arg(long, value_enum, default_value_t = Key::Cell)]
+    key: Key,
+}
+
+/// Entry of a models.ckpt.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Key {
+    Cell,
+    Rde,
+    Gene,
+}
+
+impl From<Key> for CheckpointKey {
+    fn from(key: Key) -> Self {
+        match key {
+            Key::Cell => CheckpointKey::Cell,
+            Key::Rde => CheckpointKey::Rde,
+            Key::Gene => CheckpointKey::Gene,
         }
     }
 }
 
-/// A store, and its model of a name.
+/// Licence of imported weights.
+const LICENCE_NOTE: &str = "imported weights keep their own licence; scFoundation's released weights are for \
+                            non-commercial research only";
+
+pub(super) async fn run(verb: ModelVerb, console: &Console) -> Result<()> {
+    match verb {
+        ModelVerb::Import(args) => import(args, console).await,
+        ModelVerb::Init { store, size, seed, name } => {
+            let store = open_to_write(&store, console).await?;
+            init(&store, &size, seed, &name, console).await?;
+            Ok(())
+        }
+        ModelVerb::Show { store, name } => show(&store, name.as_deref()).await,
+        ModelVerb::Add { store } => add_shipped(&open_to_write(&store, console).await?, console).await.map(drop),
+        ModelVerb::Export { store, out, name, key, half } => {
+            export(&store, &out, name.as_deref(), key.into(), half, console).await
+        }
+        ModelVerb::List { store, output: FormatArgs { format } } => {
+            let store = Store::open(&store).await?;
+            let session = Session::open(store.clone()).await?;
+            let frame = match format {
+                Format::Table => summary(&session, &registry::list(&store).await?).await?,
+                _ => session.sql("SELECT * FROM models ORDER BY name").await?,
+            };
+            output::write(frame, format).await
+        }
+    }
+}
+
+/// What a person asks about models: a row per model.
+pub(super) async fn summary(session: &Session, models: &[Entry]) -> Result<DataFrame> {
+    let text =
+        |of: &dyn Fn(&Entry) -> String| -> ArrayRef { Arc::new(StringArray::from_iter_values(models.iter().map(of))) };
+    let number = |of: fn(&Entry) -> u32| -> ArrayRef { Arc::new(UInt32Array::from_iter_values(models.iter().map(of))) };
+    let trained: ArrayRef = Arc::new(BooleanArray::from_iter(models.iter().map(|m| Some(m.trained))));
+    let columns = [
+        ("name", text(&|m| m.name.clone())),
+        ("weights", text(&|m| format!("{:.1}M", m.parameters as f64 / 1e6))),
+        ("genes", number(|m| m.n_genes)),
+        ("dim", number(|m| m.dim)),
+        ("trained", trained),
+        ("source", text(&|m| source(m))),
+    ];
+    let rows = RecordBatch::try_from_iter(columns).map_err(Error::internal("listing the models"))?;
+    let name = "model_summary";
+    session.put(name, rows)?;
+    let created = "replace(substr(m.created_at, 1, 16), 'T', ' ') AS created";
+    session.sql(&format!("SELECT s.*, {created} FROM {name} s JOIN models m USING (name) ORDER BY s.name")).await
+}
+
+/// Where the weights of a model come from, in a few words.
+fn source(entry: &Entry) -> String {
+    match serde_json::from_str(&entry.provenance) {
+        Ok(Provenance::Untrained { seed }) => format!("random weights, seed {seed}"),
+        Ok(Provenance::Trained { cells, steps, .. }) => format!("{steps} steps on {} cells", cells.0),
+        Ok(Provenance::Imported { file, .. }) => format!("imported from {file}"),
+        Err(_) => "not recorded".to_owned(),
+    }
+}
+
+/// Opens a store and finds a model in it.
 async fn find(uri: &str, name: Option<&str>) -> Result<(Store, Entry)> {
     let store = Store::open(uri).await?;
     let entry = registry::find(&registry::list(&store).await?, name)?.clone();
     Ok((store, entry))
 }
 
-/// Prints what a model is.
+/// Prints the dimensions and the origin of a model.
 async fn show(uri: &str, name: Option<&str>) -> Result<()> {
     let (store, entry) = find(uri, name).await?;
     let model = registry::load(&store, &entry).await?;
     let (encoder, decoder) = (&model.config().encoder, &model.config().decoder);
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    if !output::is_terminal() {
+        table.set_width(TEXT_WIDTH);
+    }
     let mut row = |what: &str, value: String| {
         table.add_row([what.to_owned(), value]);
     };
@@ -77,8 +215,8 @@ async fn show(uri: &str, name: Option<&str>) -> Result<()> {
         ),
     );
     row("value bins", model.config().bin_num.to_string());
-    row("cell embedding", format!("{} numbers (pool all), {} (pool max)", entry.dim, entry.dim / 4));
-    row("gene embedding", format!("{} numbers", decoder.hidden_dim));
+    row("cell embedding", format!("{} dimensions (pool all), {} (pool max)", entry.dim, entry.dim / 4));
+    row("gene embedding", format!("{} dimensions", decoder.hidden_dim));
     row("vocabulary", format!("{} genes, sha256 {}", entry.n_genes, entry.vocabulary_sha256));
     row("sha256", entry.sha256.clone());
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
@@ -90,10 +228,10 @@ async fn show(uri: &str, name: Option<&str>) -> Result<()> {
     output::text(&table.to_string())
 }
 
-/// Where a model's weights come from, in words.
+/// What a model was trained on, in words.
 fn trained_on(entry: &Entry) -> String {
     match serde_json::from_str(&entry.provenance) {
-        Ok(Provenance::Untrained { seed }) => format!("nothing: weights were drawn at random from seed {seed}"),
+        Ok(Provenance::Untrained { seed }) => format!("nothing: the weights are random, from seed {seed}"),
         Ok(Provenance::Trained { cells, steps, settings, loss, program, seconds, .. }) => {
             let batch = |name: &str| settings.get(name).and_then(serde_json::Value::as_u64).unwrap_or(1);
             let held_out = loss.1.map_or_else(String::new, |loss| format!(", loss of held-out cells {loss}"));
@@ -113,22 +251,29 @@ fn trained_on(entry: &Entry) -> String {
 }
 
 /// Writes a model as cellql keeps it, or as the authors' checkpoints are with its genes beside it.
-async fn export(uri: &str, out: &Path, name: Option<&str>, key: CheckpointKey, half: bool, talk: &Talk) -> Result<()> {
-    let ending = out.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    if !["safetensors", "ckpt"].contains(&ending) {
-        let problem = "models are written as .safetensors or .ckpt; give the file one of these endings";
+async fn export(
+    uri: &str,
+    out: &Path,
+    name: Option<&str>,
+    key: CheckpointKey,
+    half: bool,
+    console: &Console,
+) -> Result<()> {
+    let extension = out.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    if !["safetensors", "ckpt"].contains(&extension) {
+        let problem = "a model is written as .safetensors or .ckpt; give the file one of these extensions";
         return Err(Error::input(out, "file", problem));
     }
     let (store, entry) = find(uri, name).await?;
     let bytes = registry::bytes(&store, &entry).await?;
-    if half && ending != "safetensors" {
-        return Err(Error::input(out, "file", "--half is for .safetensors"));
+    if half && extension != "safetensors" {
+        return Err(Error::input(out, "file", "--half works only for .safetensors"));
     }
     if half {
         let bytes =
             encode(&decode(&entry.name, &bytes)?.halved().map_err(ModelError::compute(&entry.name, "halving it"))?)?.0;
         write_whole(out, |file| file.write_all(&bytes).map_err(Error::internal("writing the model")))?;
-    } else if ending == "safetensors" {
+    } else if extension == "safetensors" {
         write_whole(out, |file| file.write_all(&bytes).map_err(Error::internal("writing the model")))?;
     } else {
         let weights = decode(&entry.name, &bytes)?;
@@ -137,13 +282,13 @@ async fn export(uri: &str, out: &Path, name: Option<&str>, key: CheckpointKey, h
         let list = format!("gene_name\tindex\n{}", lines.collect::<String>());
         write_whole(&genes, |file| file.write_all(list.as_bytes()).map_err(Error::internal("writing the genes")))?;
         write_whole(out, |file| Ok(write_checkpoint(&weights, key, file).map(drop)?))?;
-        talk.say(&format!("its genes are in {}", genes.display()));
+        console.say(&format!("its genes are written to {}", genes.display()));
     }
-    talk.say(&format!("model '{}' written to {}", entry.name, out.display()));
+    console.say(&format!("model '{}' written to {}", entry.name, out.display()));
     Ok(())
 }
 
-/// Writes a file that is there whole or not at all.
+/// Writes a file atomically: it appears when all of it is written.
 fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let failed = |e: std::io::Error| Error::input(path, "file", format!("cannot be written: {e}"));
@@ -155,26 +300,27 @@ fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Resu
 }
 
 /// Adds the model that comes with the program.
-pub(super) async fn add_shipped(store: &Store, talk: &Talk) -> Result<Store> {
+pub(super) async fn add_shipped(store: &Store, console: &Console) -> Result<Store> {
     let (store, entry) = registry::add_shipped(store).await?;
-    tell(&entry, talk);
+    print_added(&entry, console);
     Ok(store)
 }
 
 /// Adds an untrained model over the default vocabulary.
-async fn init(store: &Store, size: &Sizes, seed: u64, name: &str, talk: &Talk) -> Result<Store> {
+async fn init(store: &Store, size: &ModelSize, seed: u64, name: &str, console: &Console) -> Result<Store> {
     let vocabulary = Vocabulary::default_human();
     let config = size.config(vocabulary.len())?;
     let weights = initialise(&config, vocabulary, seed)?;
     let (store, entry) = registry::add(store, name, &weights, &Provenance::Untrained { seed }).await?;
-    tell(&entry, talk);
+    print_added(&entry, console);
     Ok(store)
 }
 
-fn tell(entry: &Entry, talk: &Talk) {
-    let state = if entry.trained { "" } else { ", UNTRAINED weights" };
-    talk.say(&format!(
-        "model '{}': {:.2} million weights{state}, {} genes, embeddings of {} numbers, sha256 {}",
+/// Prints that a model was added.
+fn print_added(entry: &Entry, console: &Console) {
+    let state = if entry.trained { "" } else { " (untrained)" };
+    console.say(&format!(
+        "model '{}': {:.2} million weights{state}, {} genes, embeddings of dimension {}, sha256 {}",
         entry.name,
         entry.parameters as f64 / 1e6,
         entry.n_genes,
@@ -183,15 +329,15 @@ fn tell(entry: &Entry, talk: &Talk) {
     ));
 }
 
-async fn import(args: ImportArgs, talk: &Talk) -> Result<()> {
-    let store = super::open_to_write(&args.store, talk).await?;
+async fn import(args: ImportArgs, console: &Console) -> Result<()> {
+    let store = open_to_write(&args.store, console).await?;
     let (weights, key) = read(&args)?;
     let sha256 = file_sha256(&args.file)?;
     let file = args.file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let provenance = Provenance::Imported { file, sha256, key, note: LICENCE_NOTE.to_owned() };
     let (_, entry) = registry::add(&store, &args.name, &weights, &provenance).await?;
-    tell(&entry, talk);
-    talk.say(&format!("note: {LICENCE_NOTE}"));
+    print_added(&entry, console);
+    console.say(&format!("note: {LICENCE_NOTE}"));
     Ok(())
 }
 
@@ -219,13 +365,13 @@ fn read(args: &ImportArgs) -> Result<(Weights, Option<String>)> {
 
 fn vocabulary(args: &ImportArgs) -> Result<Vocabulary> {
     let Some(path) = &args.genes else {
-        let problem = "does not name its genes; give their order with --genes gene_index.tsv";
+        let problem = "it does not name its genes; give their order with --genes gene_index.tsv";
         return Err(Error::input(&args.file, "genes", problem));
     };
     read_vocabulary(path)
 }
 
-/// A list of genes, `gene_name<TAB>index`.
+/// Reads a list of genes with lines `gene_name<TAB>index`.
 pub(super) fn read_vocabulary(path: &Path) -> Result<Vocabulary> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::input(path, "file", format!("cannot be read: {e}")))?;
     Vocabulary::from_tsv(&text).map_err(|e| Error::input(path, "genes", e))

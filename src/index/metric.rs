@@ -39,6 +39,9 @@ impl FromStr for Metric {
 }
 
 impl Metric {
+    /// Every metric.
+    pub const ALL: [Metric; 4] = [Metric::Cosine, Metric::L2, Metric::InnerProduct, Metric::Correlation];
+
     /// Name of the metric in SQL.
     pub fn name(self) -> &'static str {
         NAMES.iter().find(|(metric, _)| *metric == self).map_or("cosine", |(_, name)| name)

@@ -1,5 +1,6 @@
 //! What a session has names for: tables, columns, functions. Answers questions about them and adds near names to errors.
 
+use arrow::datatypes::DataType;
 use cellql_schemas::suggest::did_you_mean;
 use cellql_store::sql::quote_identifier;
 use cellql_udfs::description::Description;
@@ -156,7 +157,7 @@ impl Session {
 }
 
 fn described(name: String, table: &dyn TableProvider) -> Table {
-    let columns = table.schema().fields().iter().map(|f| (f.name().clone(), f.data_type().to_string())).collect();
+    let columns = table.schema().fields().iter().map(|f| (f.name().clone(), plain_type(f.data_type()))).collect();
     Table { name, is_view: table.table_type() == TableType::View, columns }
 }
 
@@ -169,6 +170,22 @@ fn no_table(name: &str, tables: &[Table]) -> String {
     format!("there is no table '{name}'.{hint}")
 }
 
+/// The name of a type without what only storage needs: nullability, metadata, and whether strings are dictionary-encoded.
+fn plain_type(data_type: &DataType) -> String {
+    match data_type {
+        DataType::Dictionary(_, values) => plain_type(values),
+        DataType::List(item) | DataType::LargeList(item) | DataType::ListView(item) => {
+            format!("List({})", plain_type(item.data_type()))
+        }
+        DataType::FixedSizeList(item, size) => format!("FixedSizeList({}, {size})", plain_type(item.data_type())),
+        DataType::Struct(fields) => {
+            let fields = fields.iter().map(|f| format!("{}: {}", f.name(), plain_type(f.data_type())));
+            format!("Struct({})", fields.collect::<Vec<_>>().join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,6 +194,15 @@ mod tests {
     fn identifiers_are_quoted_where_sql_would_read_them_otherwise() {
         let written = ["cells", "X", "a b", "2x", "say \"a\""].map(identifier);
         assert_eq!(written, ["cells", "\"X\"", "\"a b\"", "\"2x\"", "\"say \"\"a\"\"\""]);
+    }
+
+    #[test]
+    fn types_are_shown_without_what_only_storage_needs() {
+        let strings = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+        assert_eq!(plain_type(&strings), "Utf8");
+        let expr = plain_type(&cellql_schemas::expr::data_type());
+        assert_eq!(expr, "Struct(gene_id: List(UInt32), value: List(Float32))");
+        assert_eq!(plain_type(&cellql_schemas::embeddings::vector_type(3)), "FixedSizeList(Float32, 3)");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The program from outside: exit codes, what goes where, and the way from files to neighbours.
 
+use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use crate::stores::{demo_file, reference, root, say};
 
@@ -36,13 +37,13 @@ fn from_counts_and_a_checkpoint_to_neighbours() {
         ["model", "import", store, path(&checkpoint), "--genes", path(&genes), "--key", "rde", "--name", "tiny"];
     let (_, err) = done(&import);
     assert!(err.contains("300 genes") && err.contains("non-commercial"), "{err}");
-    let (_, err) = done(&["index", "build", store, "--on", "cells", "--model", "tiny"]);
-    assert!(err.contains("320 vectors of 192 numbers"), "{err}");
+    let (_, err) = done(&["index", "build", store, "--model", "tiny"]);
+    assert!(err.contains("320 vectors of dimension 192"), "{err}");
     let (out, _) = done(&["search", store, "--cell", "4", "-k", "3", "--format", "csv", "--columns", "cell_type"]);
     assert_eq!(out.lines().count(), 4, "{out}");
     assert!(out.starts_with("cell_id,_distance,cell_type\n"), "{out}");
     let (_, err) = done(&["index", "build", store, "--on", "cells", "--model", "tiny"]);
-    assert!(err.contains("0 cells added") && err.contains("320 were there"), "{err}");
+    assert!(err.contains("0 cells added") && err.contains("320 were already there"), "{err}");
 
     let sql = "SELECT cell_id, embed(expr, pool => 'max') AS v FROM cells ORDER BY cell_id LIMIT 2";
     let (out, _) = done(&["sql", store, "-c", sql, "--format", "ndjson"]);
@@ -65,7 +66,7 @@ fn untrained_weights_are_called_so_wherever_they_are_used() {
     let counts = reference("counts.csv");
     done(&["ingest", store, path(&counts), "--min-genes", "0"]);
     let (_, err) = done(&["model", "init", store, "--size", "3M", "--seed", "0", "--name", "fresh"]);
-    assert!(err.contains("UNTRAINED"), "{err}");
+    assert!(err.contains("(untrained)"), "{err}");
     let (_, err) = done(&["sql", store, "-c", "SELECT embed(expr) FROM cells"]);
     assert!(err.contains("untrained weights"), "{err}");
     let (_, err) = done(&["embed", store]);
@@ -96,6 +97,9 @@ fn failures_have_their_exit_codes_and_name_their_object() {
     let checkpoint = reference("models.ckpt");
     fails(&["model", "import", store, path(&checkpoint), "--name", "x"], 1, "--genes");
     fails(&["model", "init", store, "--size", "3M", "--name", "a b"], 1, "cannot name a model");
+    fails(&["search", store, "--cell", "AAAC-1"], 2, "WHERE barcode = 'AAAC-1'");
+    fails(&["embed", store, "--pool", "mean"], 2, "[possible values: all, max]");
+    fails(&["embed", store, "--memory", "much"], 2, "512MB");
 }
 
 #[test]
@@ -170,8 +174,8 @@ fn a_script_runs_up_to_its_first_error() {
 fn parameters_have_the_types_of_their_spelling_and_go_anywhere() {
     let folder = tempfile::tempdir().unwrap();
     let store = small_store(folder.path());
-    let sql = "SELECT barcode, $n + 1 AS n, $yes AS yes, $none IS NULL AS none, expression(expr, $gene) AS v FROM cells \
-               WHERE barcode = $cell LIMIT $n";
+    let sql = "SELECT barcode, $n + 1 AS n, $yes AS yes, $none IS NULL AS none, expression(expr, $gene) AS v \
+               FROM cells WHERE barcode = $cell LIMIT $n";
     let values = ["n=2", "yes=true", "none=null", "gene=GCG", "cell=b"];
     let flags: Vec<&str> = values.iter().flat_map(|v| ["--param", v]).collect();
     let (out, _) = done(&[&["sql", &store, "-c", sql, "--format", "csv"], &flags[..]].concat());
@@ -199,6 +203,133 @@ fn formats_are_whole_also_without_rows() {
     assert_eq!(ask("SELECT value FROM generate_series(1, 3000)", "table").0.lines().count(), 3004);
     let (out, _) = done(&["sql", &store, "-c", "\\format csv\nSELECT 1 AS a;\n\\d genes"]);
     assert!(out.starts_with("a\n1\ncolumn,type\ngene_id,UInt32\n"), "{out}");
+}
+
+/// Runs a query, reads one byte of its result and closes the pipe; the exit status and what is on stderr.
+fn closed_early(args: &[&str]) -> (Option<i32>, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cellql"))
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 1];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let out = child.wait_with_output().unwrap();
+    (out.status.code(), text(&out.stderr))
+}
+
+#[test]
+fn a_reader_that_closes_the_pipe_is_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    let sql = "SELECT value, md5(CAST(value AS VARCHAR)) AS digest FROM generate_series(1, 100000)";
+    for format in ["csv", "ndjson", "table", "parquet", "arrow"] {
+        let closed = closed_early(&["sql", &store, "-c", sql, "--format", format]);
+        assert_eq!(closed, (Some(0), String::new()), "{format}");
+    }
+}
+
+#[test]
+fn tables_keep_to_a_hundred_columns_where_there_is_no_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    done(&["model", "add", &store]);
+    let narrow = |args: &[&str]| {
+        let (out, _) = done(args);
+        assert!(out.lines().all(|line| line.chars().count() <= 100), "{args:?}\n{out}");
+        out
+    };
+    assert!(narrow(&["info", &store]).contains("human_3m"));
+    assert!(narrow(&["model", "list", &store]).contains("human_3m"));
+    assert!(narrow(&["dataset", "list", &store]).contains("cells"));
+    narrow(&["index", "list", &store]);
+    narrow(&["model", "show", &store]);
+    assert!(narrow(&["sql", &store, "-c", "SELECT * FROM models"]).starts_with("-[ row 1 ]-\nname "));
+    let described = narrow(&["sql", &store, "-c", "\\d cells"]);
+    assert!(described.contains("| Struct(gene_id: List(UInt32), value: List(Float32)) |"), "{described}");
+    let (all, _) = done(&["model", "list", &store, "--format", "csv"]);
+    assert!(all.starts_with("name,sha256,vocabulary_sha256,"), "{all}");
+}
+
+#[test]
+fn control_characters_of_values_do_not_reach_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    let sql = "SELECT 'a' || chr(27) || '[2J' AS x";
+    let (out, _) = done(&["sql", &store, "-c", sql]);
+    assert!(out.contains("a\\u{1b}[2J") && !out.contains('\u{1b}'), "{out}");
+    let (out, _) = done(&["sql", &store, "-c", sql, "--format", "csv"]);
+    assert_eq!(out, "x\na\u{1b}[2J\n");
+}
+
+#[test]
+fn quiet_leaves_stderr_to_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let store = path(&store);
+    let counts = reference("counts.csv");
+    for args in [&["init", store][..], &["ingest", store, path(&counts), "--min-genes", "0"], &["compact", store]] {
+        let (out, err) = done(&[args, &["--quiet"]].concat());
+        assert_eq!((out.as_str(), err.as_str()), ("", ""), "{args:?}");
+    }
+}
+
+#[test]
+fn statements_run_as_deeply_nested_as_the_limit_allows() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    let repeated =
+        |count: usize, term: &dyn Fn(usize) -> String, by: &str| (0..count).map(term).collect::<Vec<_>>().join(by);
+    let condition = |terms: String| format!("SELECT count(*) FROM cells WHERE {terms}");
+    let ors = |count| condition(repeated(count, &|i| format!("total_counts = {i}"), " OR "));
+    let joins = repeated(30, &|i| format!("JOIN cells c{i} ON c{i}.cell_id = c.cell_id"), " ");
+    let statements = [
+        ors(131),
+        condition(repeated(94, &|i| format!("total_counts <> {i}"), " AND ")),
+        format!("SELECT count(*) FROM cells WHERE {} > 0", repeated(109, &|_| "total_counts".to_owned(), " + ")),
+        repeated(90, &|_| "SELECT count(*) FROM cells".to_owned(), " UNION ALL "),
+        format!("SELECT count(*) FROM cells c {joins}"),
+    ];
+    for statement in statements {
+        let out = cellql(&["sql", &store, "-c", &statement, "--format", "csv"]);
+        let start = &statement[..80];
+        assert_eq!(out.status.code(), Some(0), "{start}: {}", text(&out.stderr));
+    }
+    let out = cellql(&["sql", &store, "-c", &ors(5000)]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("nested too deeply"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn two_processes_that_embed_at_once_leave_a_row_per_cell() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let store = path(&store);
+    done(&["init", store, "--no-model"]);
+    done(&["ingest", store, path(&demo_file())]);
+    let (checkpoint, genes) = (reference("models.ckpt"), reference("gene_index.tsv"));
+    done(&["model", "import", store, path(&checkpoint), "--genes", path(&genes), "--name", "tiny"]);
+    for depth in ["t4", "t4.1", "t4.2"] {
+        let start = || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_cellql"));
+            command.args(["embed", store, "--depth", depth, "--publish-every", "0"]);
+            command.stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let both = [start(), start()];
+        for process in both {
+            let out = process.wait_with_output().unwrap();
+            assert!(out.status.success(), "{depth}: {}", text(&out.stderr));
+        }
+    }
+    let (out, _) = done(&["sql", store, "-c", "SHOW TABLES", "--format", "csv"]);
+    let tables: Vec<&str> = out.lines().filter_map(|l| l.split(',').find(|name| name.starts_with("tiny"))).collect();
+    assert_eq!(tables.len(), 3, "{out}");
+    for table in tables {
+        let sql = format!("SELECT count(*), count(DISTINCT cell_id) FROM embeddings.\"{table}\"");
+        let (out, _) = done(&["sql", store, "-c", &sql, "--format", "csv"]);
+        assert_eq!(out.lines().last(), Some("320,320"), "{table}");
+    }
 }
 
 /// Types and looks in a terminal; what it showed, or nothing without Python.
@@ -268,6 +399,14 @@ fn a_person_in_the_shell() {
 }
 
 #[test]
+fn long_work_shows_a_bar_on_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    let steps = serde_json::json!([["see", "reading cells"], ["see", "320 of 320 cells kept"]]);
+    in_terminal(folder.path(), &steps, &["ingest", &store, path(&demo_file())], &[]);
+}
+
+#[test]
 fn what_is_taller_than_the_screen_goes_through_the_pager() {
     let folder = tempfile::tempdir().unwrap();
     let store = small_store(folder.path());
@@ -285,7 +424,7 @@ fn what_is_taller_than_the_screen_goes_through_the_pager() {
     command.arg(root().join("tests/python/in_terminal.py")).arg(&file).arg(env!("CARGO_BIN_EXE_cellql")).args(args);
     let out = command.output().unwrap();
     assert!(
-        out.status.code() == Some(1) && text(&out.stdout).contains("no text for a terminal"),
+        out.status.code() == Some(1) && text(&out.stdout).contains("cannot be shown on a terminal"),
         "{}",
         text(&out.stdout)
     );

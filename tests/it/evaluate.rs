@@ -46,7 +46,7 @@ async fn a_model_is_judged_beside_what_needs_none() {
     // Of cells that lose nearly nothing, nearly nothing is wrong; of those that lose much, more.
     let rows = evaluate(&store, &["enhancement", "--rates", "0.05,0.9999", "--cells", "40"]);
     assert_eq!(rows[0], ["kept", "cells", "of", "mae", "mre", "pearson", "pearson_all_genes"]);
-    let thinned: Vec<&Vec<String>> = rows[1..].iter().filter(|row| row[2] == "thinned cells").collect();
+    let thinned: Vec<&Vec<String>> = rows[1..].iter().filter(|row| row[2] == "downsampled cells").collect();
     assert_eq!((rows.len(), thinned.len()), (5, 2));
     assert!(number(&thinned[1][3]) < 0.02 && number(&thinned[1][5]) > 0.99, "{:?}", thinned[1]);
     assert!(number(&thinned[0][3]) > 5.0 * number(&thinned[1][3]), "{:?}", thinned[0]);
@@ -78,11 +78,11 @@ fn cells_are_called_unseen_only_where_that_is_known() {
         cellql(&[&["evaluate", store, "enhancement", "--cells", "1", "--rates", "0.1"], more].concat())
     };
     let (status, said) = judge(&alike, &[]);
-    assert!(status == Some(0) && said.contains("1 cells that it did not learn from"), "{said}");
+    assert!(status == Some(0) && said.contains("1 cells that it was not trained on"), "{said}");
     let (status, said) = judge(&otherwise, &["--where", "total_counts > 2000"]);
     assert!(status == Some(1) && said.contains("numbers genes otherwise"), "{said}");
     let (status, said) = judge(&otherwise, &["--where", "total_counts > 2000", "--all-cells"]);
-    assert!(status == Some(0) && said.contains("whether it learned from them or not"), "{said}");
+    assert!(status == Some(0) && said.contains("may include cells that it was trained on"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +96,7 @@ async fn wrong_requests_are_refused() {
         (&["clustering", "--label", "no_such"][..], "no_such"),
         (&["clustering", "--where", "cell_type = 'beta'"][..], "nothing to compare with"),
         (&["clustering", "--label", "expr"][..], "holds no labels"),
-        (&["clustering", "--folds", "0"][..], "fold 0"),
+        (&["clustering", "--folds", "0"][..], "--folds 0"),
         (&["enhancement", "--rates", "1.5"][..], "rate 1.5"),
         (&["enhancement", "--rates", "1e-12", "--cells", "2"][..], "keeps two counts"),
         (&["scaling", "nowhere"][..], "unknown model 'nowhere'"),

@@ -300,7 +300,7 @@ async fn a_loss_that_jumps_stops_the_run_and_leaves_the_batch() {
     std::fs::write(&settings, r#"{ "spike": 1.01, "steps": 400 }"#).unwrap();
     let patient = pretrain(&store, &genes, "wild", &with).stderr(Stdio::piped()).output().unwrap();
     let said = String::from_utf8_lossy(&patient.stderr).into_owned();
-    assert!(said.contains("going on after step") && !said.contains("holds a run with other"), "{said}");
+    assert!(said.contains("resuming after step") && !said.contains("holds a run with other"), "{said}");
     // Weights that are no numbers make no model.
     let mut far = Command::new(env!("CARGO_BIN_EXE_cellql"));
     far.arg("pretrain").arg(&store).args(["--name", "lost", "--genes"]).arg(&genes);

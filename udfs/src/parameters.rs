@@ -45,6 +45,13 @@ impl Parameter {
         Self { name, what, required: false, accepts }
     }
 
+    /// The words that its description names, such as `all` and `max` of `pool`; none for a parameter that takes no constant.
+    pub fn words(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let constant = matches!(self.accepts, Accepts::Text | Accepts::Anything);
+        let text = if constant { self.what } else { "" };
+        text.split("`'").skip(1).filter_map(|rest| rest.split_once("'`")).map(|(word, _)| word)
+    }
+
     /// True where a constant array can be given.
     pub(crate) fn takes_arrays(&self) -> bool {
         matches!(self.accepts, Accepts::Texts | Accepts::TextOrTexts)
@@ -141,4 +148,21 @@ fn check_type(function: &Description, parameter: &Parameter, given: &DataType) -
         Accepts::Number => "a number",
     };
     plan_err!("{}: '{}' must be {wanted}, not {given}", function.usage(), parameter.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use cellql_schemas::recipe::{Input, Pool, Precision};
+
+    use super::*;
+
+    #[test]
+    fn descriptions_name_every_word_of_an_option() {
+        let words = |parameter: Parameter| parameter.words().collect::<Vec<_>>();
+        assert_eq!(words(POOL), Pool::ALL.map(Pool::name));
+        assert_eq!(words(INPUT), Input::ALL.map(Input::name));
+        assert_eq!(words(PRECISION), Precision::ALL.map(Precision::name));
+        assert_eq!(words(DEPTH), ["t4", "f2", "a0.5"]);
+        assert!(words(MODEL).is_empty() && words(TOTAL).is_empty() && words(GENES).is_empty());
+    }
 }

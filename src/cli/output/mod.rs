@@ -1,9 +1,9 @@
 //! Results on stdout: a table for people, or data for programs.
 
-mod screen;
+mod stdout;
 mod table;
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, StringArray};
@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::ipc::writer::StreamWriter;
 use arrow::json::{ArrayWriter, LineDelimitedWriter};
 use arrow::record_batch::RecordBatch;
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
@@ -19,28 +19,36 @@ use datafusion::parquet::arrow::ArrowWriter;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 
-use screen::Screen;
-pub(super) use screen::height;
+use stdout::Stdout;
+pub(super) use stdout::{TerminalSize, is_terminal, terminal_size};
 
 use crate::error::{Error, Result};
 
-/// How results are written.
+/// Format of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// For people; long vectors are cut short
+    /// Table for people; long lists are shortened
     Table,
-    /// Comma-separated, lists as JSON
+    /// Comma-separated values; lists are written as JSON
     Csv,
-    /// A JSON object a line
+    /// One JSON object per line
     Ndjson,
-    /// Apache Parquet
+    /// Apache Parquet file
     Parquet,
     /// Arrow IPC stream
     Arrow,
 }
 
+/// The option that chooses the format of a result.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct FormatArgs {
+    /// Format of the result
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(super) format: Format,
+}
+
 impl Format {
-    /// The word that names it.
+    /// Its name on the command line.
     pub(super) fn name(self) -> &'static str {
         match self {
             Format::Table => "table",
@@ -52,9 +60,11 @@ impl Format {
     }
 }
 
-/// Rows of a table that a terminal shows.
-const ROWS: usize = 1000;
-/// Batches that a query may be ahead of what is written.
+/// Maximum number of rows of a table on a terminal.
+const MAX_ROWS: usize = 1000;
+/// Width of tables in characters where stdout is not a terminal.
+pub(super) const TEXT_WIDTH: u16 = 100;
+/// Number of batches that a query may be ahead of the writer.
 const AHEAD: usize = 2;
 
 fn fail<E: Into<Box<dyn std::error::Error + Send + Sync>>>(error: E) -> Error {
@@ -65,18 +75,18 @@ fn fail<E: Into<Box<dyn std::error::Error + Send + Sync>>>(error: E) -> Error {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sheet {
     pub(super) format: Format,
-    /// A table's rows as blocks of lines.
+    /// Show each row of a table as a block of lines.
     pub(super) expanded: bool,
-    /// Rows of the terminal that stdout is, if it is one.
-    pub(super) height: Option<usize>,
+    /// Size of the terminal that is stdout; `None` if stdout is not a terminal.
+    pub(super) terminal: Option<TerminalSize>,
 }
 
-/// What was written.
+/// Number of rows of a result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Written {
-    /// Rows of the result.
+    /// All rows.
     pub(super) rows: usize,
-    /// Of these, rows that a table on a terminal does not show.
+    /// Those that a table on a terminal does not show.
     pub(super) left_out: usize,
 }
 
@@ -85,33 +95,43 @@ pub(super) struct Written {
 /// # Errors
 /// The query fails, or stdout cannot be written.
 pub(super) async fn write(frame: DataFrame, format: Format) -> Result<()> {
-    Sheet { format, expanded: false, height: height() }.write(frame).await.map(drop)
+    Sheet { format, expanded: false, terminal: terminal_size() }.write(frame).await.map(drop)
 }
 
 impl Sheet {
     /// Runs a query and writes its result to stdout. Dropping the future stops the query.
     ///
     /// # Errors
-    /// The query fails, or stdout cannot be written.
+    /// The query fails, or stdout cannot be written. If its reader has closed stdout, a source of the error is a
+    /// [`std::io::Error`] of kind [`ErrorKind::BrokenPipe`].
     pub(super) async fn write(&self, frame: DataFrame) -> Result<Written> {
         if matches!(self.format, Format::Parquet | Format::Arrow) && is_terminal() {
             let name = self.format.name();
             return Err(Error::Request(format!(
-                "{name} is no text for a terminal: send it to a file, as in … > rows.{name}"
+                "{name} cannot be shown on a terminal: redirect it to a file, as in cellql sql ... > rows.{name}"
             )));
         }
         let schema: SchemaRef = Arc::new(frame.schema().as_arrow().clone());
         let mut rows = Rows::of(frame);
         if schema.fields().is_empty() {
-            // SET and the like: nothing to show.
+            // Statements such as SET have no result.
             while rows.next().await?.is_some() {}
             return Ok(Written::default());
         }
-        let screen = Screen::new(self.height);
-        if self.format == Format::Table {
-            return self.table(screen, &schema, &mut rows).await;
+        let out = Stdout::new(self.terminal.map(|size| size.rows));
+        let closed = out.closed();
+        let written = match self.format {
+            Format::Table => self.table(out, &schema, &mut rows).await,
+            _ => self.data(out, &schema, &mut rows).await,
+        };
+        match written {
+            Err(_) if closed.get() => Err(fail(std::io::Error::from(ErrorKind::BrokenPipe))),
+            written => written,
         }
-        let mut sink = Sink::new(screen, self.format, &schema)?;
+    }
+
+    async fn data(&self, out: Stdout, schema: &SchemaRef, rows: &mut Rows) -> Result<Written> {
+        let mut sink = Sink::new(out, self.format, schema)?;
         let mut written = Written::default();
         while let Some(batch) = rows.next().await? {
             written.rows += batch.num_rows();
@@ -121,9 +141,10 @@ impl Sheet {
         Ok(written)
     }
 
-    async fn table(&self, mut screen: Screen, schema: &SchemaRef, rows: &mut Rows) -> Result<Written> {
-        let most = self.height.map_or(usize::MAX, |_| ROWS);
-        let (mut shown, mut written) = (Vec::new(), Written::default());
+    async fn table(&self, mut out: Stdout, schema: &SchemaRef, rows: &mut Rows) -> Result<Written> {
+        let most = self.terminal.map_or(usize::MAX, |_| MAX_ROWS);
+        let mut shown = Vec::new();
+        let mut written = Written::default();
         while let Some(batch) = rows.next().await? {
             let room = most.saturating_sub(written.rows);
             written.rows += batch.num_rows();
@@ -132,17 +153,20 @@ impl Sheet {
             }
         }
         written.left_out = written.rows.saturating_sub(most);
-        match self.expanded {
-            true => table::expanded(&mut screen, schema, &shown)?,
-            false => table::framed(&mut screen, schema, shown)?,
+        let width = self.terminal.map_or(TEXT_WIDTH, |size| size.columns);
+        let table = table::Text::of(schema, &shown)?;
+        if self.expanded || !table.fits(width) {
+            table.write_expanded(&mut out, width).map_err(fail)?;
+        } else {
+            table.write_framed(&mut out, width).map_err(fail)?;
         }
-        screen.finish().map_err(fail)?;
+        out.finish().map_err(fail)?;
         Ok(written)
     }
 }
 
-/// The rows of a running query. It runs in a task of its own, so that a model at work does not keep the writer from
-/// hearing Ctrl-C; the task ends with this.
+/// The rows of a running query. The query runs in a task of its own, so that a busy model does not delay the reaction
+/// to Ctrl-C. Dropping this stops the task.
 struct Rows {
     batches: mpsc::Receiver<Result<RecordBatch, DataFusionError>>,
     task: Option<SpawnedTask<()>>,
@@ -155,7 +179,7 @@ impl Rows {
             let mut stream = match frame.execute_stream().await {
                 Ok(stream) => stream,
                 Err(error) => {
-                    // Nobody asks any more where this fails.
+                    // The receiver is gone if this fails.
                     let _ = send.send(Err(error)).await;
                     return;
                 }
@@ -180,11 +204,6 @@ impl Rows {
     }
 }
 
-/// True where results go to a terminal.
-pub(super) fn is_terminal() -> bool {
-    std::io::stdout().is_terminal()
-}
-
 /// Writes text for people to stdout.
 ///
 /// # Errors
@@ -194,18 +213,18 @@ pub(super) fn text(text: &str) -> Result<()> {
 }
 
 enum Sink {
-    Csv(Box<arrow::csv::Writer<Screen>>),
-    Ndjson(Box<LineDelimitedWriter<Screen>>),
-    Parquet(Box<ArrowWriter<Screen>>),
-    Arrow(Box<StreamWriter<Screen>>),
+    Csv(Box<arrow::csv::Writer<Stdout>>),
+    Ndjson(Box<LineDelimitedWriter<Stdout>>),
+    Parquet(Box<ArrowWriter<Stdout>>),
+    Arrow(Box<StreamWriter<Stdout>>),
 }
 
 impl Sink {
-    fn new(out: Screen, format: Format, schema: &SchemaRef) -> Result<Self> {
+    fn new(out: Stdout, format: Format, schema: &SchemaRef) -> Result<Self> {
         Ok(match format {
             Format::Table | Format::Csv => {
                 let mut sink = Sink::Csv(Box::new(arrow::csv::Writer::new(out)));
-                // Names of columns, also above no rows.
+                // The header is written also for a result without rows.
                 sink.write(&RecordBatch::new_empty(Arc::clone(schema)))?;
                 sink
             }
@@ -227,7 +246,7 @@ impl Sink {
     }
 
     fn finish(self) -> Result<()> {
-        let screen = match self {
+        let out = match self {
             Sink::Csv(writer) => writer.into_inner(),
             Sink::Ndjson(mut writer) => {
                 writer.finish().map_err(fail)?;
@@ -236,7 +255,7 @@ impl Sink {
             Sink::Parquet(writer) => writer.into_inner().map_err(fail)?,
             Sink::Arrow(writer) => writer.into_inner().map_err(fail)?,
         };
-        screen.finish().map_err(fail)
+        out.finish().map_err(fail)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Backslash commands: which there are, and what a line asks for. Runs none of them.
+//! The list of backslash commands, and their parser. [`super::runner`] runs them.
 
 use std::path::PathBuf;
 
@@ -8,23 +8,23 @@ use clap::ValueEnum;
 use crate::cli::output::Format;
 use crate::error::{Error, Result};
 
-/// Name, arguments, what it does.
+/// Name, arguments and help of each command.
 pub(super) const COMMANDS: &[(&str, &str, &str)] = &[
-    ("\\d", "[NAME]", "tables and views with their rows, or the columns of one"),
-    ("\\df", "[NAME]", "functions of cellql, or any one function"),
-    ("\\dm", "", "models"),
-    ("\\di", "", "nearest-neighbour indexes"),
-    ("\\g", "GENE", "which gene a name means"),
-    ("\\set", "[NAME VALUE]", "give $NAME a value, or list what is given"),
-    ("\\format", "[FORMAT]", "table, csv, ndjson, parquet or arrow"),
-    ("\\x", "[on|off]", "rows of tables as blocks of lines"),
-    ("\\timing", "[on|off]", "say how many rows came in what time"),
+    ("\\d", "[NAME]", "list tables and views with their numbers of rows, or the columns of one"),
+    ("\\df", "[NAME]", "list the functions of cellql, or describe one function"),
+    ("\\dm", "", "list models"),
+    ("\\di", "", "list nearest-neighbour indexes"),
+    ("\\g", "GENE", "show the gene that a name stands for"),
+    ("\\set", "[NAME VALUE]", "set parameter $NAME, or list the parameters"),
+    ("\\format", "[FORMAT]", "set the format of results: table, csv, ndjson, parquet or arrow"),
+    ("\\x", "[on|off]", "expanded display: each row of a table as a block of lines"),
+    ("\\timing", "[on|off]", "print the number of rows and the time of each statement"),
     ("\\i", "FILE", "run the statements of a file"),
-    ("\\?", "", "this list"),
-    ("\\q", "", "leave; also Ctrl-D"),
+    ("\\?", "", "show this list"),
+    ("\\q", "", "leave the shell; also Ctrl-D"),
 ];
 
-/// What a command asks for.
+/// A parsed command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Command {
     Tables,
@@ -35,9 +35,9 @@ pub(super) enum Command {
     Gene(String),
     /// `None` lists the parameters.
     Set(Option<(String, String)>),
-    /// `None` says the present one.
+    /// `None` prints the current one.
     Format(Option<Format>),
-    /// `None` turns it to the other.
+    /// `None` toggles it.
     Expanded(Option<bool>),
     Timing(Option<bool>),
     Include(PathBuf),
@@ -45,10 +45,10 @@ pub(super) enum Command {
     Quit,
 }
 
-/// Reads a line that begins with a backslash. A semicolon at its end is habit and means nothing.
+/// Parses a line that begins with a backslash. A semicolon at its end is ignored.
 ///
 /// # Errors
-/// [`Error::Request`]: an unknown command, with near ones, or wrong arguments.
+/// [`Error::Request`]: an unknown command, with similar ones, or wrong arguments.
 pub(super) fn parse(line: &str) -> Result<Command> {
     let line = line.trim().trim_end_matches(';').trim_end();
     let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
@@ -77,8 +77,8 @@ pub(super) fn help() -> String {
     let width = COMMANDS.iter().map(|c| call(c).len()).max().unwrap_or(0);
     let lines = COMMANDS.iter().map(|c| format!("  {:width$}  {}\n", call(c), c.2));
     format!(
-        "{}Everything else is SQL and ends with ;. Tab completes names of tables, columns, functions, options and, in \
-         quotes, genes.\nCtrl-C drops the line or stops the query.",
+        "{}Everything else is SQL; a statement ends with ;. Tab completes names of tables, columns, functions and \
+         options, and gene names in quotes.\nCtrl-C clears the line or stops the query.",
         lines.collect::<String>()
     )
 }
@@ -91,12 +91,12 @@ fn usage(name: &str) -> Error {
     let arguments = COMMANDS.iter().find(|(known, ..)| *known == name).map_or("", |(_, arguments, _)| arguments);
     Error::Request(match arguments {
         "" => format!("{name} takes no argument"),
-        _ => format!("the command is: {name} {arguments}"),
+        _ => format!("usage: {name} {arguments}"),
     })
 }
 
 fn unknown(name: &str) -> Error {
-    // One letter after the backslash is too little for a likeness of words; what begins alike is near enough.
+    // Names are too short to compare by edit distance, so names that start with the same letter are suggested.
     let names = || COMMANDS.iter().map(|(known, ..)| *known);
     let mut hint = did_you_mean(name, names());
     if hint.is_empty() {
@@ -104,7 +104,7 @@ fn unknown(name: &str) -> Error {
         let alike: Vec<String> = names().filter(|n| n.starts_with(&first)).map(|n| format!("'{n}'")).collect();
         hint = if alike.is_empty() { String::new() } else { format!(" Did you mean {}?", alike.join(", ")) };
     }
-    Error::Request(format!("there is no command {name}.{hint} \\? lists them"))
+    Error::Request(format!("there is no command {name}.{hint} \\? lists the commands"))
 }
 
 fn set(rest: &str) -> Result<Command> {
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_says_what_it_asks_for() {
+    fn lines_are_parsed() {
         let text = |t: &str| t.to_owned();
         let lines = [
             ("\\d", Command::Tables),
@@ -161,14 +161,14 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_line_says_what_would_be_right() {
+    fn errors_name_what_would_be_right() {
         let says = |line: &str, words: &str| {
             let text = parse(line).unwrap_err().to_string();
             assert!(text.contains(words), "{line}: {text}");
         };
         says("\\fromat csv", "'\\format'");
         says("\\dx", "'\\d'");
-        says("\\zz", "\\? lists them");
+        says("\\zz", "\\? lists the commands");
         says("\\format tabel", "Did you mean 'table'");
         says("\\g", "\\g GENE");
         says("\\dm x", "\\dm takes no argument");

@@ -1,9 +1,10 @@
-//! What Tab offers. Knows the names of a session and the statement so far, no terminal.
+//! Completion of statements. Depends on the names of a session and the text before the cursor; knows no terminal.
 
 use std::cell::LazyCell;
 
-use cellql_schemas::recipe::Input;
 use cellql_store::sql::quote_literal;
+use cellql_udfs::description::Description;
+use cellql_udfs::parameters::Parameter;
 use datafusion::sql::sqlparser::keywords::ALL_KEYWORDS;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
@@ -11,12 +12,12 @@ use super::commands::COMMANDS;
 use crate::query::script::{Item, Offsets, Piece, pieces, tokens};
 use crate::query::{Table, identifier};
 
-/// Candidates that are worth looking through.
+/// Maximum number of candidates.
 const MOST: usize = 500;
-/// Keywords that name a table after them.
+/// Keywords that are followed by the name of a table.
 const BEFORE_TABLES: &[&str] = &["FROM", "JOIN", "DESCRIBE", "TABLE"];
 
-/// What can be completed to.
+/// The names that can be completed.
 pub(super) struct Names {
     pub(super) tables: Vec<Table>,
     pub(super) functions: Vec<String>,
@@ -31,7 +32,7 @@ pub(super) struct Names {
 /// Names of genes, listed when first asked for.
 pub(super) type Genes = LazyCell<Vec<String>, Box<dyn FnOnce() -> Vec<String>>>;
 
-/// What may stand in place of the text from `start` to the cursor.
+/// Candidates for the text from `start`, a byte offset, to the cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) start: usize,
@@ -96,18 +97,19 @@ impl<'a> Before<'a> {
         }
     }
 
-    /// The function in whose parentheses the cursor stands.
-    fn function(&self) -> Option<String> {
+    /// The function of cellql in whose parentheses the cursor stands, and the number of arguments before the cursor.
+    fn function(&self) -> Option<(&'static Description, usize)> {
         let mut depth = 0usize;
+        let mut arguments = 0;
         for at in (0..self.tokens.len()).rev() {
             match &self.tokens[at] {
-                Token::RParen => depth += 1,
-                Token::LParen if depth > 0 => depth -= 1,
+                Token::RParen | Token::RBracket => depth += 1,
+                Token::LParen | Token::LBracket if depth > 0 => depth -= 1,
+                Token::Comma if depth == 0 => arguments += 1,
                 Token::LParen => {
-                    return match at.checked_sub(1).map(|before| &self.tokens[before]) {
-                        Some(Token::Word(word)) => Some(word.value.to_lowercase()),
-                        _ => None,
-                    };
+                    let name = at.checked_sub(1).and_then(|before| word_of(&self.tokens[before]))?;
+                    let known = cellql_udfs::FUNCTIONS.iter().find(|f| f.name.eq_ignore_ascii_case(&name))?;
+                    return Some((known, arguments));
                 }
                 _ => {}
             }
@@ -124,7 +126,7 @@ fn plain(tokens: Vec<TokenWithSpan>) -> Vec<Token> {
     tokens.into_iter().map(|t| t.token).filter(|t| !matches!(t, Token::Whitespace(_))).collect()
 }
 
-/// Candidates for the word before the cursor, a byte offset into the statement.
+/// Completes the word before the cursor, a byte offset into the statement.
 pub(super) fn complete(statement: &str, cursor: usize, names: &Names) -> Found {
     let text = statement.get(..cursor).unwrap_or(statement);
     if text.trim_start().starts_with('\\') {
@@ -141,7 +143,7 @@ pub(super) fn complete(statement: &str, cursor: usize, names: &Names) -> Found {
     Found { start: from + before.word_at, candidates }
 }
 
-/// Where the statement begins that is being written: of several only the last counts.
+/// Byte offset of the last statement if it has not ended.
 fn last_begun(text: &str) -> usize {
     match pieces(text).last() {
         Some(Piece { item: Item::Statement(last), ended: false, .. }) => text.rfind(last).unwrap_or(0),
@@ -169,23 +171,27 @@ fn command(text: &str, names: &Names) -> Found {
     Found { start: text.len() - word.len(), candidates }
 }
 
-/// In single quotes: values of options where one is being given, genes elsewhere.
+/// In single quotes: the words that the argument takes, by the description of its function, or else genes.
 fn in_quotes(before: &Before, names: &Names) -> Vec<String> {
     let word = before.word();
-    let fixed = |all: &[&str]| all.iter().filter(|v| begins(v, word)).map(|v| format!("{v}'")).collect();
-    let from = |all: &[String]| fixed(&all.iter().map(String::as_str).collect::<Vec<_>>());
+    let like = |all: &[String]| all.iter().filter(|v| begins(v, word)).map(|v| format!("{v}'")).collect();
+    let words = |parameter: Option<&Parameter>| {
+        let words = parameter.into_iter().flat_map(Parameter::words);
+        words.filter(|v| begins(v, word)).map(|v| format!("{v}'")).collect::<Vec<_>>()
+    };
+    let function = before.function();
     match before.option() {
-        Some("model") => from(&names.models),
-        Some("recipe") => from(&names.recipes),
-        Some("pool") => fixed(&["all", "max"]),
-        Some("depth") => fixed(&["t4", "f2", "a0.5"]),
-        Some("precision") => fixed(&["f32", "bf16", "int8"]),
-        Some("input") => fixed(&Input::ALL.map(Input::name)),
-        Some(_) => Vec::new(),
-        None if before.function().is_some_and(|f| f == cellql_udfs::vector_search::NAME) => fixed(&["cells"]),
-        // Of all genes there are too many to look at.
-        None if word.is_empty() => Vec::new(),
-        None => genes(word, names).map(|gene| quote_literal(gene).split_off(1)).take(MOST).collect(),
+        Some("model") => like(&names.models),
+        Some("recipe") => like(&names.recipes),
+        Some(option) => words(function.and_then(|(f, _)| f.parameters.get(f.position(option)?))),
+        None => {
+            let found = words(function.and_then(|(f, position)| f.parameters.get(position)));
+            // There are too many genes to list them all.
+            if !found.is_empty() || word.is_empty() {
+                return found;
+            }
+            genes(word, names).map(|gene| quote_literal(gene).split_off(1)).take(MOST).collect()
+        }
     }
 }
 
@@ -225,11 +231,9 @@ fn in_sql(before: &Before, statement: &str, names: &Names) -> Vec<String> {
 
 /// Options of the function in whose call the cursor stands.
 fn options(before: &Before, word: &str) -> Vec<String> {
-    let called = before.function();
-    let known = cellql_udfs::FUNCTIONS.iter().find(|f| called.as_deref() == Some(f.name));
     let starts = matches!(before.token(1), Some(Token::Comma));
-    match known {
-        Some(function) if starts => {
+    match before.function() {
+        Some((function, _)) if starts => {
             let options = function.parameters.iter().filter(|p| !p.required && begins(p.name, word));
             options.map(|p| format!("{} => ", p.name)).collect()
         }

@@ -81,7 +81,11 @@ fn values_of_options_are_offered_in_their_quotes() {
     assert_eq!(at("SELECT embed(expr, model => 't|"), ["tiny'", "tall'"]);
     assert_eq!(at("SELECT embed(expr, pool => '|"), ["all'", "max'"]);
     assert_eq!(at("SELECT embed(expr, precision => 'b|"), ["bf16'"]);
-    assert_eq!(at("SELECT * FROM vector_search('|"), ["cells'"]);
+    assert_eq!(at("SELECT embed(expr, depth => '|"), ["t4'", "f2'", "a0.5'"]);
+    assert_eq!(at("SELECT embed(expr, input => 'bulk|"), ["bulk'", "bulk-log'"]);
+    assert_eq!(at("SELECT * FROM vector_search('|"), ["cells'", "genes'"]);
+    assert_eq!(at("SELECT * FROM vector_search('genes', 'in|"), ["INS'"]);
+    assert_eq!(at("SELECT * FROM vector_search('cells', [1, 2], metric => 'l|"), ["l2'"]);
     assert_eq!(at("SELECT * FROM vector_search('cells', 1, recipe => 'ti|"), ["tiny.max'"]);
 }
 

@@ -1,4 +1,4 @@
-//! Commands that say what a store holds. Their answers are results like those of SQL, in the format that is set.
+//! Commands about the content of a store. Their results are written like those of SQL, in the format that is set.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use crate::cli::output::Sheet;
 use crate::error::{Error, Result};
 use crate::query::{Function, Session, Table};
 
-/// Shows the answer; nothing for a command that asks nothing of the store.
+/// Runs a command about the store and writes its result. Other commands do nothing.
 ///
 /// # Errors
-/// An unknown name, with near ones; or the store cannot be read.
+/// An unknown name, with similar ones; or the store cannot be read.
 pub(super) async fn answer(session: &Session, command: Command, sheet: Sheet) -> Result<()> {
     match command {
         Command::Tables => tables(session, sheet).await,
@@ -51,7 +51,7 @@ fn kind(table: &Table) -> &'static str {
     if table.is_view { "view" } else { "table" }
 }
 
-/// `X` has a row per value of every cell; cells already know how many they have.
+/// Number of rows. `X` has a row per value of every cell, so it is the sum of `n_genes` of the cells.
 async fn row_count(session: &Session, table: &Table) -> Result<u64> {
     if table.name != "\"X\"" {
         return Ok(session.count(&table.name).await? as u64);

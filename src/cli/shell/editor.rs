@@ -1,4 +1,4 @@
-//! Lines from a terminal: editing, history, Tab. What Tab offers is decided in [`super::complete`].
+//! Lines from a terminal, with editing, history and completion. [`super::complete`] computes the candidates.
 
 use std::cell::LazyCell;
 use std::path::PathBuf;
@@ -15,19 +15,19 @@ use rustyline::{Behavior, CompletionType, Config, Context, Helper};
 
 use super::complete::{Names, complete};
 use super::runner::Runner;
-use crate::cli::output::{self, Format};
+use crate::cli::output::{self, Format, TerminalSize};
 use crate::error::{Error, Result};
 
-/// Statements that history keeps.
-const REMEMBERED: usize = 10_000;
+/// Maximum number of statements in the history.
+const HISTORY_SIZE: usize = 10_000;
 
-/// What a person did at the prompt.
+/// Input at the prompt.
 pub(super) enum Input {
     Line(String),
     /// Ctrl-C.
-    Dropped,
+    Interrupted,
     /// Ctrl-D.
-    Ended,
+    End,
 }
 
 /// The terminal.
@@ -37,14 +37,14 @@ pub(super) struct Editor {
 }
 
 impl Editor {
-    /// Opens the terminal, with the history of earlier shells. A history that cannot be read or written is done without.
+    /// Opens the terminal with the history of earlier shells. A history that cannot be read or written is ignored.
     ///
     /// # Errors
     /// The terminal cannot be used, or the store's tables cannot be read.
     pub(super) async fn open(runner: &Runner<'_>) -> Result<Self> {
         let fail = |e: ReadlineError| Error::internal("opening the terminal")(e);
-        let builder = Config::builder().max_history_size(REMEMBERED).map_err(fail)?;
-        // The terminal itself, so that results can go to a file: cellql sql STORE --format csv > rows.csv
+        let builder = Config::builder().max_history_size(HISTORY_SIZE).map_err(fail)?;
+        // Lines are read from the terminal even if stdout is a file: cellql sql STORE --format csv > rows.csv
         let config = builder.behavior(Behavior::PreferTerm).completion_type(CompletionType::List).build();
         let mut lines = rustyline::Editor::with_config(config).map_err(fail)?;
         lines.set_helper(Some(Tab {
@@ -70,8 +70,8 @@ impl Editor {
         }
         match self.lines.readline(prompt) {
             Ok(line) => Ok(Input::Line(line)),
-            Err(ReadlineError::Interrupted) => Ok(Input::Dropped),
-            Err(ReadlineError::Eof) => Ok(Input::Ended),
+            Err(ReadlineError::Interrupted) => Ok(Input::Interrupted),
+            Err(ReadlineError::Eof) => Ok(Input::End),
             Err(error) => Err(Error::internal("reading the terminal")(error)),
         }
     }
@@ -84,13 +84,14 @@ impl Editor {
         }
     }
 
-    /// Rows of the terminal, where results go to one.
-    pub(super) fn height(&mut self) -> Option<usize> {
-        output::is_terminal().then(|| self.lines.dimensions().map_or(0, |(_, rows)| usize::from(rows)))
+    /// Size of the terminal, if results go to it.
+    pub(super) fn size(&mut self) -> Option<TerminalSize> {
+        let (columns, rows) = self.lines.dimensions().filter(|_| output::is_terminal())?;
+        Some(TerminalSize { rows: usize::from(rows), columns })
     }
 
-    /// Takes note of what the last statements and commands named.
-    pub(super) fn learn(&mut self, runner: &Runner<'_>) {
+    /// Updates the names that are completed after a statement or command.
+    pub(super) fn update_names(&mut self, runner: &Runner<'_>) {
         if let Some(tab) = self.lines.helper_mut() {
             tab.names.parameters = runner.parameters.list().map(|(name, _)| name.to_owned()).collect();
         }
@@ -111,17 +112,17 @@ async fn names(runner: &Runner<'_>) -> Result<Names> {
     })
 }
 
-/// `$XDG_STATE_HOME/cellql/history`, or where that is by default.
+/// `$XDG_STATE_HOME/cellql/history`; without that variable `~/.local/state/cellql/history`.
 fn history_file() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = folder("XDG_STATE_HOME").or_else(|| folder("HOME").map(|home| home.join(".local/state")))?;
     Some(state.join("cellql/history"))
 }
 
-/// The Tab key.
+/// Completion with the Tab key.
 struct Tab {
     names: Names,
-    /// Lines of the statement above this one.
+    /// The lines of the statement before this one.
     before: String,
     files: FilenameCompleter,
 }
@@ -138,7 +139,7 @@ impl Completer for Tab {
         let pair = |text: String| Pair { display: text.trim_end_matches('\'').to_owned(), replacement: text };
         match found.start.checked_sub(above) {
             Some(start) => Ok((start, found.candidates.into_iter().map(pair).collect())),
-            // The word began on a line above, which cannot be changed any more.
+            // The word starts on an earlier line, which cannot be edited any more.
             None => Ok((cursor, Vec::new())),
         }
     }

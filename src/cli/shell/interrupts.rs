@@ -1,4 +1,4 @@
-//! Ctrl-C, heard by a thread of its own: models may keep every thread of the runtime busy, and it must be heard then.
+//! Ctrl-C. A thread of its own listens for it, because models can keep all threads of the runtime busy.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use tokio::sync::Notify;
 
 use crate::error::{Error, Result};
 
-/// Hears Ctrl-C from its making to the end of the program, which Ctrl-C then no longer ends.
+/// Listens for Ctrl-C until the program ends. Ctrl-C then no longer ends the program.
 pub(in crate::cli) struct Interrupts(Arc<Notify>);
 
 impl Interrupts {
-    /// Begins to listen.
+    /// Starts to listen.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The system refuses the signal handler or the thread.
     pub(in crate::cli) fn listen() -> Result<Self> {
         let doing = || Error::internal("listening for Ctrl-C");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing())?;
@@ -33,7 +33,7 @@ impl Interrupts {
         Ok(Self(heard))
     }
 
-    /// Waits for the next one.
+    /// Waits for the next Ctrl-C.
     pub(super) async fn next(&self) {
         self.0.notified().await;
     }

@@ -1,8 +1,8 @@
-//! Statements and backslash commands, from a script or from a person at a terminal.
+//! Statements and backslash commands, from a script or typed in the shell.
 //!
-//! [`runner`] runs them one after another; [`commands`] reads a command and [`describe`] answers those about the store;
-//! [`complete`] knows what Tab offers; [`editor`] is the terminal and [`interrupts`] its Ctrl-C. Only these two know that
-//! there is one.
+//! [`runner`] runs statements and commands one after another. [`commands`] parses a command, [`describe`] runs those
+//! about the store. [`complete`] completes words. [`editor`] reads lines from the terminal and [`interrupts`] listens
+//! for Ctrl-C; the other modules do not depend on a terminal.
 
 mod commands;
 mod complete;
@@ -20,48 +20,48 @@ use interrupts::Interrupts;
 use runner::Next;
 
 const PROMPT: &str = "cellql> ";
-const GO_ON: &str = "   ...> ";
+const CONTINUATION: &str = "   ...> ";
 
-/// Runs what a person types until they leave.
+/// Runs the shell until the person leaves it. A statement that fails prints its error and the shell goes on.
 ///
 /// # Errors
-/// The terminal cannot be read. What a statement does wrong is said and the shell goes on.
+/// The terminal cannot be read.
 pub(super) async fn run(mut runner: Runner<'_>) -> Result<()> {
     let mut editor = Editor::open(&runner).await?;
-    // After the editor is open, for opening it takes the signal.
+    // Opening the editor installs a handler for Ctrl-C, so ours is installed after it.
     runner.interrupts = Some(Interrupts::listen()?);
     let store = runner.session.engine().store();
-    runner.talk.say(&format!(
-        "cellql {}, {} at version {}. \\? lists the commands, Ctrl-D leaves.",
+    runner.console.say(&format!(
+        "cellql {}: {}, version {}. Type \\? for a list of commands, Ctrl-D to leave.",
         env!("CARGO_PKG_VERSION"),
         store.uri(),
         store.version().version
     ));
     let mut text = String::new();
     loop {
-        match editor.line(if text.is_empty() { PROMPT } else { GO_ON }, &text)? {
+        match editor.line(if text.is_empty() { PROMPT } else { CONTINUATION }, &text)? {
             Input::Line(line) if text.is_empty() && line.trim().is_empty() => continue,
-            // A statement that is given up by leaving.
+            // Leaving discards an unfinished statement.
             Input::Line(line) if !text.is_empty() && line.trim() == "\\q" => return Ok(()),
             Input::Line(line) => text.push_str(&line),
-            Input::Dropped => {
+            Input::Interrupted => {
                 text.clear();
                 continue;
             }
-            Input::Ended => return Ok(()),
+            Input::End => return Ok(()),
         }
         if !script::is_complete(&text) {
             text.push('\n');
             continue;
         }
         editor.remember(text.trim());
-        runner.sheet.height = editor.height();
+        runner.sheet.terminal = editor.size();
         match runner.script(&std::mem::take(&mut text)).await {
             Ok(Next::Leave) => return Ok(()),
             Ok(Next::GoOn) => {}
             Err(error) if super::is_broken_pipe(&error) => {}
-            Err(error) => runner.talk.error(&error.to_string()),
+            Err(error) => runner.console.error(&error.to_string()),
         }
-        editor.learn(&runner);
+        editor.update_names(&runner);
     }
 }

@@ -1,4 +1,4 @@
-//! Runs statements and commands one by one: each is planned when those before it are done.
+//! Runs statements and commands in order. A statement is planned after those before it have run.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -6,32 +6,32 @@ use std::time::{Duration, Instant};
 use super::commands::{self, Command};
 use super::describe;
 use super::interrupts::Interrupts;
+use crate::cli::console::Console;
 use crate::cli::output::{self, Format, Sheet, Written};
-use crate::cli::talk::Talk;
 use crate::error::{Error, Result};
 use crate::query::script::{Item, pieces};
 use crate::query::{Parameters, Session};
 
-/// Files that may name one another with `\i`.
-const DEEPEST: usize = 16;
+/// Maximum depth of files that include one another with `\i`.
+const MAX_DEPTH: usize = 16;
 
-/// What comes after a script.
+/// What to do after a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::cli) enum Next {
     GoOn,
     Leave,
 }
 
-/// A session with all that statements and commands can set.
+/// A session with the settings that statements and commands can change.
 pub(in crate::cli) struct Runner<'a> {
     pub(in crate::cli) session: Session,
-    pub(in crate::cli) talk: &'a Talk,
+    pub(in crate::cli) console: &'a Console,
     pub(in crate::cli) sheet: Sheet,
     pub(in crate::cli) parameters: Parameters,
     pub(in crate::cli) timing: bool,
-    /// With this Ctrl-C stops the statement, not the program.
+    /// If present, Ctrl-C stops the statement, not the program.
     pub(in crate::cli) interrupts: Option<Interrupts>,
-    /// Files that are being run, one inside the other.
+    /// Depth of files that are being run, one included by the other.
     pub(in crate::cli) depth: usize,
 }
 
@@ -44,7 +44,7 @@ pub(in crate::cli) fn read_script(file: &Path) -> Result<String> {
 }
 
 impl Runner<'_> {
-    /// Runs what a script says, in order, up to the first error.
+    /// Runs the statements and commands of a script in order, up to the first error.
     ///
     /// # Errors
     /// [`Error::Statement`], with the number of the one that failed where there are several.
@@ -73,18 +73,20 @@ impl Runner<'_> {
         let start = Instant::now();
         let work = async { self.sheet.write(self.session.sql_with(text, &self.parameters).await?).await };
         let written = self.unless_interrupted(work).await;
-        self.talk.notices(&self.session.take_notices());
+        self.console.notices(&self.session.take_notices());
         let Written { rows, left_out } = written?;
         if left_out > 0 {
-            self.talk.say(&format!("{left_out} more rows are not shown; LIMIT, a file or \\format csv has them"));
+            self.console.say(&format!(
+                "{left_out} more rows are not shown; use LIMIT, redirect stdout to a file, or choose \\format csv"
+            ));
         }
         if self.timing {
-            self.talk.say(&timing(rows, start.elapsed()));
+            self.console.say(&timing(rows, start.elapsed()));
         }
         Ok(())
     }
 
-    /// Drops the work when Ctrl-C comes, in the shell; elsewhere Ctrl-C ends the program as usual.
+    /// In the shell, Ctrl-C drops the work. In a script, Ctrl-C ends the program.
     async fn unless_interrupted<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let Some(interrupts) = &self.interrupts else {
             return work.await;
@@ -102,17 +104,17 @@ impl Runner<'_> {
             Command::Help => output::text(&commands::help())?,
             Command::Timing(on) => {
                 self.timing = on.unwrap_or(!self.timing);
-                self.talk.say(&format!("timing is {}", shown(self.timing)));
+                self.console.say(&format!("timing is {}", shown(self.timing)));
             }
             Command::Expanded(on) => {
                 self.sheet.expanded = on.unwrap_or(!self.sheet.expanded);
-                self.talk.say(&format!("rows as blocks of lines: {}", shown(self.sheet.expanded)));
+                self.console.say(&format!("expanded display is {}", shown(self.sheet.expanded)));
             }
             Command::Format(format) => self.format(format),
             Command::Set(None) => {
                 let lines: Vec<String> =
                     self.parameters.list().map(|(name, value)| format!("${name} = {value}")).collect();
-                self.talk.say(&if lines.is_empty() { "no parameter has a value".to_owned() } else { lines.join("\n") });
+                self.console.say(&if lines.is_empty() { "no parameter is set".to_owned() } else { lines.join("\n") });
             }
             Command::Set(Some((name, value))) => self.parameters.set(&name, &value)?,
             Command::Include(file) => return self.include(&file).await,
@@ -127,13 +129,13 @@ impl Runner<'_> {
     fn format(&mut self, format: Option<Format>) {
         match format {
             Some(format) => self.sheet.format = format,
-            None => self.talk.say(&format!("results are written as {}", self.sheet.format.name())),
+            None => self.console.say(&format!("format is {}", self.sheet.format.name())),
         }
     }
 
     async fn include(&mut self, file: &Path) -> Result<Next> {
-        if self.depth == DEEPEST {
-            return Err(Error::input(file, "\\i", format!("more than {DEEPEST} files name one another")));
+        if self.depth == MAX_DEPTH {
+            return Err(Error::input(file, "\\i", format!("more than {MAX_DEPTH} files include one another")));
         }
         let script = read_script(file)?;
         self.depth += 1;
@@ -162,17 +164,17 @@ mod tests {
         assert_eq!(timing(1, Duration::from_micros(12_300)), "1 row in 12 ms");
     }
 
-    async fn runner<'a>(talk: &'a Talk, folder: &Path) -> Runner<'a> {
+    async fn runner<'a>(console: &'a Console, folder: &Path) -> Runner<'a> {
         let store = cellql_store::Store::init(folder.join("store").to_str().unwrap()).await.unwrap();
         let session = Session::open(store).await.unwrap();
-        let sheet = Sheet { format: Format::Csv, expanded: false, height: None };
-        Runner { session, talk, sheet, parameters: Parameters::default(), timing: false, interrupts: None, depth: 0 }
+        let sheet = Sheet { format: Format::Csv, expanded: false, terminal: None };
+        Runner { session, console, sheet, parameters: Parameters::default(), timing: false, interrupts: None, depth: 0 }
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_script_stops_at_its_first_error_and_says_which_and_where() {
-        let (folder, talk) = (tempfile::tempdir().unwrap(), Talk::new(true));
-        let mut runner = runner(&talk, folder.path()).await;
+        let (folder, console) = (tempfile::tempdir().unwrap(), Console::new(true));
+        let mut runner = runner(&console, folder.path()).await;
         let script = "\\set n 3\nSELECT $n;\nSELECT *\nFROM cellz;\n\\set m 4";
         let text = runner.script(script).await.unwrap_err().to_string();
         assert!(text.starts_with("statement 3 (line 3): there is no table 'cellz'. Did you mean 'cells'"), "{text}");
@@ -187,8 +189,8 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn errors_point_and_name_what_is_near() {
-        let (folder, talk) = (tempfile::tempdir().unwrap(), Talk::new(true));
-        let mut runner = runner(&talk, folder.path()).await;
+        let (folder, console) = (tempfile::tempdir().unwrap(), Console::new(true));
+        let mut runner = runner(&console, folder.path()).await;
         let cases = [
             ("SELECT cell_idd FROM cells", "'cell_id'", 7),
             ("SELECT c.cell_idd FROM cells c", "'cell_id'", 7),
@@ -210,21 +212,21 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn files_that_include_themselves_come_to_an_end() {
-        let (folder, talk) = (tempfile::tempdir().unwrap(), Talk::new(true));
-        let mut runner = runner(&talk, folder.path()).await;
+    async fn a_file_that_includes_itself_is_an_error() {
+        let (folder, console) = (tempfile::tempdir().unwrap(), Console::new(true));
+        let mut runner = runner(&console, folder.path()).await;
         let file = folder.path().join("loop.sql");
         let line = format!("\\i {}", file.display());
         std::fs::write(&file, &line).unwrap();
         let text = runner.script(&line).await.unwrap_err().to_string();
-        assert!(text.contains("more than 16 files"), "{text}");
+        assert!(text.contains("more than 16 files include"), "{text}");
         assert_eq!(runner.depth, 0);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn every_command_about_the_store_answers() {
-        let (folder, talk) = (tempfile::tempdir().unwrap(), Talk::new(true));
-        let mut runner = runner(&talk, folder.path()).await;
+        let (folder, console) = (tempfile::tempdir().unwrap(), Console::new(true));
+        let mut runner = runner(&console, folder.path()).await;
         for line in ["\\d", "\\d cells", "\\d X", "\\df", "\\df embed", "\\df avg", "\\dm", "\\di", "\\g IL8"] {
             assert_eq!(runner.script(line).await.unwrap(), Next::GoOn, "{line}");
         }
