@@ -55,7 +55,7 @@ pub(super) enum ModelVerb {
         /// Name of the model in the store
         #[arg(long)]
         name: String,
-        /// 3M, 10M, 100M, or a JSON file such as {"encoder": {"hidden_dim": 64}, "decoder": {"hidden_dim": 64}}
+        /// Size of the model: 3M, 10M, 100M, or a JSON file such as {"encoder": {"depth": 2}}
         #[arg(long)]
         size: ModelSize,
         /// Seed of the random weights

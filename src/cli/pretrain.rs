@@ -42,7 +42,7 @@ pub(super) struct PretrainArgs {
     /// Name of the new model
     #[arg(long, required_unless_present = "dry_run", help_heading = MODEL)]
     name: Option<String>,
-    /// 3M, 10M, 100M, or a JSON file such as {"encoder": {"hidden_dim": 64}, "decoder": {"hidden_dim": 64}}
+    /// Size of the model: 3M, 10M, 100M, or a JSON file such as {"encoder": {"depth": 2}}
     #[arg(long, conflicts_with = "from", default_value = "3M", help_heading = MODEL)]
     size: ModelSize,
     /// Genes of the model in order: a text file with lines gene_name<TAB>index [default: protein-coding and

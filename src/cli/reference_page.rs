@@ -78,13 +78,15 @@ fn write_argument(text: &mut String, argument: &Arg) {
     let (help, stated) = help.split_once(" [default: ").map_or((help.as_str(), None), |(h, d)| (h, Some(d)));
     let set: Vec<String> = argument.get_default_values().iter().map(|v| format!("`{}`", v.to_string_lossy())).collect();
     let default = match stated {
-        Some(stated) => escaped(stated.trim_end_matches(']')),
+        Some(stated) if stated.contains(' ') => escaped(stated.trim_end_matches(']')),
+        Some(stated) => format!("`{}`", stated.trim_end_matches(']')),
         None if takes_value => set.join(", "),
         None => String::new(),
     };
     let words = argument.get_possible_values();
     let words: Vec<String> = words.iter().map(|word| format!("`{}`", word.get_name())).collect();
-    let one_of = if takes_value && !words.is_empty() { format!(": {}", words.join(", ")) } else { String::new() };
+    let one_of =
+        if takes_value && !words.is_empty() { format!(". One of {}", words.join(", ")) } else { String::new() };
     let _ = writeln!(text, "| `{call}` | {}{one_of} | {default} |", escaped(help));
 }
 

@@ -28,7 +28,7 @@ pub(super) struct SqlArgs {
     /// Format of the results
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-    /// Print the number of rows and the time of each statement to stderr; in the shell: \\timing
+    /// Print the number of rows and the time of each statement to stderr; in the shell: \timing
     #[arg(long)]
     timing: bool,
     #[command(flatten)]
