@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use cellql_kernels::{
-    Activations, Attention, BLOCK, Favor, FavorScratch, Form, Isa, LayerNorm, Linear, Rows, Then, gelu, softmax,
+    Activations, Attention, BLOCK, Dtype, Favor, FavorScratch, Isa, LayerNorm, Linear, Rows, Then, gelu, softmax,
 };
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, measurement::WallTime};
 use rand::{Rng, SeedableRng};
 
-const FORMS: [(Form, &str); 3] = [(Form::F32, "f32"), (Form::Bf16, "bf16"), (Form::Int8, "int8")];
+const DTYPES: [(Dtype, &str); 3] = [(Dtype::F32, "f32"), (Dtype::Bf16, "bf16"), (Dtype::Int8, "int8")];
 
 fn random(n: usize) -> Vec<f32> {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
@@ -55,13 +55,12 @@ fn linear(c: &mut Criterion) {
     let (weight, bias, x) = (random(inputs * outputs), random(outputs), rows(BLOCK, inputs));
     let (mut out, mut activations) = (Rows::new(BLOCK, outputs), Activations::default());
     group.throughput(flops(2 * BLOCK * inputs * outputs));
-    for (form, name) in FORMS {
-        let layer = Linear::pack(Isa::best(), form, &weight, &bias, inputs, outputs);
-        let apart = out.stride();
+    for (dtype, name) in DTYPES {
+        let layer = Linear::pack(Isa::best(), dtype, &weight, &bias, inputs, outputs);
         group.bench_function(format!("{name}, one thread"), |b| {
             b.iter(|| {
-                let input = activations.of(form, x.from(0), x.stride(), BLOCK, inputs);
-                layer.forward(input, BLOCK, Then::Relu, out.all_mut(), apart);
+                let input = activations.of(dtype, x.view(0), BLOCK);
+                layer.forward(input, BLOCK, Then::Relu, out.view_mut(0));
             });
         });
     }
@@ -75,8 +74,8 @@ fn attention(c: &mut Criterion) {
         product(&mut group);
         let (qkv, mut out) = (rows(tokens, 3 * heads * dim), vec![0f32; tokens * heads * dim]);
         group.throughput(flops(4 * tokens * tokens * heads * dim));
-        for (form, name) in &FORMS[..2] {
-            let attention = Attention { isa: Isa::best(), form: *form, heads, dim };
+        for (dtype, name) in &DTYPES[..2] {
+            let attention = Attention { isa: Isa::best(), dtype: *dtype, heads, dim };
             group.bench_function(format!("{name}, all threads"), |b| {
                 b.iter(|| attention.run(&qkv, &[0, tokens], &mut out));
             });
@@ -84,23 +83,23 @@ fn attention(c: &mut Criterion) {
     }
 }
 
-/// One thread, one block of rows. Limit: FLOPs; the product with P is f32 in every form.
+/// One thread, one block of rows. Limit: FLOPs; the product with P is f32 in every number format.
 fn favor(c: &mut Criterion) {
     let mut group = group(c, "decoder attention, 266 features, FLOP/s");
     product(&mut group);
     let (heads, dim, features) = (8, 64, 266);
     let (k, v) = (rows(BLOCK, heads * dim), rows(BLOCK, heads * dim));
-    let (row, mut out, mut scratch) = (k.stride(), Rows::new(BLOCK, heads * dim), FavorScratch::default());
+    let (mut out, mut scratch) = (Rows::new(BLOCK, heads * dim), FavorScratch::default());
     group.throughput(flops(4 * BLOCK * heads * dim * features));
-    for (form, name) in &FORMS[..2] {
-        let favor = Favor::new(Isa::best(), *form, &random(features * dim), heads, dim);
+    for (dtype, name) in &DTYPES[..2] {
+        let favor = Favor::new(Isa::best(), *dtype, &random(features * dim), heads, dim);
         let mut sums = favor.no_keys();
         group.bench_function(format!("{name}, keys, one thread"), |b| {
-            b.iter(|| favor.add_keys(k.from(0), v.from(0), row, BLOCK, &mut sums, &mut scratch));
+            b.iter(|| favor.add_keys(k.view(0), v.view(0), BLOCK, &mut sums, &mut scratch));
         });
         let context = favor.context(&[sums], None);
         group.bench_function(format!("{name}, queries, one thread"), |b| {
-            b.iter(|| favor.attend(k.from(0), row, BLOCK, &context, out.all_mut(), &mut scratch));
+            b.iter(|| favor.attend(k.view(0), BLOCK, &context, out.view_mut(0), &mut scratch));
         });
     }
 }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+pub use cellql_kernels::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::suggest::did_you_mean;
@@ -60,19 +61,6 @@ pub enum Input {
     /// A bulk sample, already log-normalised.
     #[serde(rename = "bulk-log")]
     BulkLog,
-}
-
-/// Dtype of the model's matrix products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32-bit floating point: what the model was trained and checked with.
-    #[default]
-    F32,
-    /// bfloat16 products, 32-bit sums.
-    Bf16,
-    /// 8-bit integers in linear layers, bfloat16 in attention.
-    Int8,
 }
 
 /// The target depth T handed to the model, as log10 counts.
@@ -205,26 +193,12 @@ impl Input {
     }
 }
 
-impl Precision {
-    /// Every precision.
-    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
-
-    /// The word that names it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-            Precision::Int8 => "int8",
-        }
-    }
-}
-
-impl FromStr for Precision {
-    type Err = RecipeError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        choose("precision", text, &Precision::ALL.map(|p| (p.name(), p)))
-    }
+/// Reads the option `precision`: the dtype of a model's matrix products.
+///
+/// # Errors
+/// [`RecipeError::Choice`] for a word that names no dtype.
+pub fn dtype(text: &str) -> Result<Dtype, RecipeError> {
+    choose("precision", text, &Dtype::ALL.map(|dtype| (dtype.name(), dtype)))
 }
 
 impl FromStr for Input {
@@ -251,7 +225,7 @@ pub struct Recipe {
     pub input: Input,
     /// Dtype of matrix products.
     #[serde(default)]
-    pub precision: Precision,
+    pub precision: Dtype,
 }
 
 impl Recipe {
@@ -262,7 +236,7 @@ impl Recipe {
             pool: Pool::default(),
             depth: Depth::default(),
             input: Input::default(),
-            precision: Precision::default(),
+            precision: Dtype::default(),
         }
     }
 
@@ -278,7 +252,7 @@ impl Recipe {
         if self.input != Input::default() {
             name.push_str(&format!("_{}", self.input.name()));
         }
-        if self.precision != Precision::default() {
+        if self.precision != Dtype::default() {
             name.push_str(&format!("_{}", self.precision.name()));
         }
         name

@@ -1,6 +1,6 @@
 //! `cellql demo`: real cells, a model, an index, and the questions they answer.
 
-use cellql_schemas::recipe::{Depth, Pool, Precision};
+use cellql_schemas::recipe::{Depth, Dtype, Pool};
 use clap::Args;
 
 use super::console::Console;
@@ -72,7 +72,7 @@ pub(super) async fn run(args: DemoArgs, console: &Console) -> Result<()> {
         pool: Pool::default(),
         depth: Depth::default(),
         input: cellql_schemas::recipe::Input::default(),
-        precision: Precision::default(),
+        precision: Dtype::default(),
         total: None,
         condition: None,
         shard: Shard::default(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cellql_schemas::recipe::{Depth, Input, Pool, Precision, Recipe};
+use cellql_schemas::recipe::{Depth, Dtype, Input, Pool, Recipe};
 use clap::Args;
 
 use super::console::Console;
@@ -57,9 +57,9 @@ pub(super) struct RecipeArgs {
     #[arg(long, value_name = "COLUMN", help_heading = RECIPE)]
     pub(super) total: Option<String>,
     /// Number format of matrix products
-    #[arg(long, value_parser = one_of::<Precision>(Precision::ALL.map(Precision::name)), default_value = "f32",
+    #[arg(long, value_parser = one_of::<Dtype>(Dtype::ALL.map(Dtype::name)), default_value = "f32",
           help_heading = RECIPE)]
-    pub(super) precision: Precision,
+    pub(super) precision: Dtype,
     /// Embed only cells that satisfy this SQL condition [default: all cells]
     #[arg(long = "where", value_name = "CONDITION", help_heading = CELLS)]
     pub(super) condition: Option<String>,
@@ -155,7 +155,7 @@ fn recipe(engine: &StoreEngine, args: &RecipeArgs, console: &Console) -> Result<
     if !model.trained {
         console.untrained(&model.name);
     }
-    if recipe.precision != Precision::F32 && args.device.device == Device::Cpu {
+    if recipe.precision != Dtype::F32 && args.device.device == Device::Cpu {
         let precision = recipe.precision.name();
         console
             .say(&format!("precision {precision}: matrix products run on {}", Model::instructions(recipe.precision)));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, StringArray, UInt32Array};
 use arrow::record_batch::RecordBatch;
-use cellql_schemas::recipe::Precision;
+use cellql_schemas::recipe::Dtype;
 use cellql_schemas::vocabulary::Vocabulary;
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -219,7 +219,7 @@ async fn show(uri: &str, name: Option<&str>) -> Result<()> {
     row("gene embedding", format!("{} dimensions", decoder.hidden_dim));
     row("vocabulary", format!("{} genes, sha256 {}", entry.n_genes, entry.vocabulary_sha256));
     row("sha256", entry.sha256.clone());
-    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+    for precision in Dtype::ALL {
         row(&format!("{} here", precision.name()), Model::instructions(precision).to_owned());
     }
     if let Ok(Provenance::Imported { note, .. }) = serde_json::from_str(&entry.provenance) {

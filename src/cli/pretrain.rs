@@ -19,10 +19,11 @@ use crate::pretrain::split::numbering;
 use crate::pretrain::{Ended, Loader, Run, split};
 use crate::registry::{self, Entry};
 use cellql_model::{Device, Provenance, Weights, decode, encode, initialise};
+use cellql_schemas::recipe::Dtype;
 use cellql_store::Store;
 use cellql_training::checkpoint;
 use cellql_training::{
-    Alone, Learner, Measured, Mixing, Numbers, OnDevices, OnKernels, Place, Schedule, Settings, curves,
+    Learner, LoaderPosition, Mixing, OnDevices, OnKernels, Schedule, Settings, SingleProcess, StepMetrics, curves,
 };
 
 /// File of a run with the curves of its losses.
@@ -123,11 +124,11 @@ enum TrainingPrecision {
     Bf16,
 }
 
-impl From<TrainingPrecision> for Numbers {
+impl From<TrainingPrecision> for Dtype {
     fn from(precision: TrainingPrecision) -> Self {
         match precision {
-            TrainingPrecision::F32 => Numbers::F32,
-            TrainingPrecision::Bf16 => Numbers::Bf16,
+            TrainingPrecision::F32 => Dtype::F32,
+            TrainingPrecision::Bf16 => Dtype::Bf16,
         }
     }
 }
@@ -201,7 +202,7 @@ fn learner(args: &PretrainArgs, settings: &Settings) -> Result<Box<dyn Learner>>
     let opened = args.device.iter().map(|device| device.open()).collect::<Result<Vec<_>, _>>()?;
     let others: Vec<_> = opened.iter().flatten().cloned().collect();
     match (others.len(), opened.len()) {
-        (0, 1) => Ok(Box::new(OnKernels::new(settings.precision, args.recompute))),
+        (0, 1) => Ok(Box::new(OnKernels::new(settings.precision, args.recompute)?)),
         (1.., _) if args.recompute => {
             Err(Error::Request("--recompute works only on the CPU; leave it out with --device cuda".into()))
         }
@@ -247,7 +248,7 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
         folder: &folder,
         start: &sha256,
         learner: learner.as_ref(),
-        exchange: &Alone,
+        all_reduce: &SingleProcess,
         checkpoint_every: Duration::try_from_secs_f64(args.checkpoint_every)
             .map_err(|e| Error::Request(format!("--checkpoint-every {}: {e}", args.checkpoint_every)))?,
         stop: &stop,
@@ -301,7 +302,7 @@ fn stop_on_interrupt(console: &Console) -> Arc<AtomicBool> {
 }
 
 /// Shows the loss and the throughput of each step.
-fn show_progress(console: &Console, steps: u64) -> Box<dyn Fn(&Measured) + Send + Sync> {
+fn show_progress(console: &Console, steps: u64) -> Box<dyn Fn(&StepMetrics) + Send + Sync> {
     let progress = console.progress("training", "steps");
     Box::new(move |measured| {
         let validation = measured.validation_loss.map_or_else(String::new, |loss| format!(", held-out loss {loss:.4}"));
@@ -312,7 +313,7 @@ fn show_progress(console: &Console, steps: u64) -> Box<dyn Fn(&Measured) + Send 
 
 fn provenance(
     ended: &Ended,
-    measured: &[Measured],
+    measured: &[StepMetrics],
     from: Option<String>,
     numbering: Vec<(usize, String)>,
 ) -> Result<Provenance> {
@@ -332,7 +333,7 @@ fn provenance(
     })
 }
 
-fn report(ended: &Ended, measured: &[Measured], entry: &Entry, folder: &Path) -> Result<()> {
+fn report(ended: &Ended, measured: &[StepMetrics], entry: &Entry, folder: &Path) -> Result<()> {
     let (train, held, twice) = ended.cells;
     let first = measured.iter().find_map(|m| m.validation_loss);
     let held_out = ended.progress.validation_loss;
@@ -352,7 +353,7 @@ fn report(ended: &Ended, measured: &[Measured], entry: &Entry, folder: &Path) ->
         ended.progress.step,
         ended.progress.settings.batch * ended.progress.settings.accumulate,
         ended.progress.seconds,
-        ended.progress.place.epoch,
+        ended.progress.position.epoch,
         folder.display(),
     ))
 }
@@ -365,7 +366,7 @@ async fn dry_run(args: &PretrainArgs, settings: &Settings, store: &Store) -> Res
     let cells = split(store, settings.condition.as_deref(), &settings.hold_out, 0).await?;
     let count = args.cells.unwrap_or(cells.train.len());
     let mixing = Mixing { block: settings.block, blocks: settings.blocks, seed: settings.seed, ..Mixing::default() };
-    let mut loader = Loader::start(store, &cells, placement, mixing, Place::default()).await?;
+    let mut loader = Loader::start(store, &cells, placement, mixing, LoaderPosition::default()).await?;
     let (mut first, mut entropy, mut batches, mut read) = (0.0, 0.0, 0u64, 0u64);
     tokio::task::block_in_place(|| -> Result<()> {
         while read < count {

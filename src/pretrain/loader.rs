@@ -1,13 +1,13 @@
 //! Cells of a store in random order, without loading the store.
 //!
-//! The rows to be read are cut into blocks of neighbours on disk. For each epoch blocks are put in a random order, some are
-//! read together as a chunk, and the cells of a chunk are shuffled: a cell's neighbours in a batch come from as many blocks as
-//! a chunk has. Nothing is carried from one chunk to the next, so a place in the order is three numbers ([`Place`]) and a
-//! loader that starts there gives exactly the cells that would have come. Chunks are dealt to ranks in turn. The next
-//! chunks are read while this one is used, the blocks of a chunk on every core.
+//! The rows to be read are cut into blocks of neighbours on disk. For each epoch blocks are put in a random order, some
+//! are read together as a chunk, and the cells of a chunk are shuffled: a cell's neighbours in a batch come from as
+//! many blocks as a chunk has. Nothing is carried from one chunk to the next, so a place in the order is three numbers
+//! ([`LoaderPosition`]) and a loader that starts there gives exactly the cells that would have come. Chunks are dealt
+//! to ranks in turn. The next chunks are read while this one is used, the blocks of a chunk on every core.
 //!
-//! Depends on `store` and the vocabulary's placement; the order of cells ([`Mixing`], [`Place`]) is `training`'s. Knows nothing of
-//! models.
+//! Depends on `store` and the vocabulary's placement; the order of cells ([`Mixing`], [`LoaderPosition`]) is
+//! `training`'s. Knows nothing of models.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use super::split::Split;
 use crate::error::{Error, Result};
 use cellql_store::{RowReader, Store, runs};
-use cellql_training::{ByPosition, Cell, Mixing, Place, seeded};
+use cellql_training::{Cell, LoaderPosition, Mixing, counts_by_position, seeded};
 
 /// Columns that are read.
 const COLUMNS: [&str; 2] = [cells::DATASET_ID, cells::EXPR];
@@ -42,7 +42,7 @@ const TASKS: usize = 16;
 
 struct Chunk {
     /// The place of its first cell.
-    place: Place,
+    place: LoaderPosition,
     cells: Vec<Cell>,
 }
 
@@ -51,7 +51,7 @@ struct Chunk {
 pub struct Loader {
     chunks: mpsc::Receiver<Result<Chunk>>,
     current: std::vec::IntoIter<Cell>,
-    place: Place,
+    place: LoaderPosition,
 }
 
 /// What a chunk needs to be read.
@@ -72,7 +72,7 @@ impl Loader {
         split: &Split,
         placement: Placement,
         mixing: Mixing,
-        from: Place,
+        from: LoaderPosition,
     ) -> Result<Self> {
         if mixing.block == 0 || mixing.blocks == 0 || mixing.rank >= mixing.ranks {
             return Err(Error::Request(format!("cells cannot be mixed so: {mixing:?}")));
@@ -99,7 +99,7 @@ impl Loader {
     }
 
     /// The next cell's place.
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> LoaderPosition {
         self.place
     }
 
@@ -140,9 +140,8 @@ pub async fn read_cells(store: &Store, rows: &[u64], placement: &Placement) -> R
 fn to_cells(batch: &RecordBatch, rows: impl Iterator<Item = Option<u64>>, placement: &Placement) -> Result<Vec<Cell>> {
     let ids = batch.column(0).as_primitive::<UInt32Type>();
     let profiles = Profiles::new(batch.column(1)).map_err(Error::internal("reading cells to learn from"))?;
-    let mut order = ByPosition::new(placement);
     let cell = |(i, row): (usize, Option<u64>)| {
-        Some(Cell { row: row?, dataset_id: ids.value(i), counts: order.counts(&profiles.get(i)?) })
+        Some(Cell { row: row?, dataset_id: ids.value(i), counts: counts_by_position(placement, &profiles.get(i)?) })
     };
     Ok(rows.enumerate().filter_map(cell).collect())
 }
@@ -161,23 +160,23 @@ impl Source {
     }
 
     /// Reads chunk after chunk of this rank until nobody listens.
-    async fn read_all(self, from: Place, give: mpsc::Sender<Result<Chunk>>) {
+    async fn read_all(self, from: LoaderPosition, give: mpsc::Sender<Result<Chunk>>) {
         let (source, mut place) = (Arc::new(self), from);
         let mut order = source.order(place.epoch);
         loop {
             let Mixing { rank, ranks, .. } = source.mixing;
             if place.chunk >= source.chunks() {
-                place = Place { epoch: place.epoch + 1, chunk: 0, cell: 0 };
+                place = LoaderPosition { epoch: place.epoch + 1, chunk: 0, cell: 0 };
                 order = source.order(place.epoch);
             } else if place.chunk % ranks as u64 != rank as u64 {
-                place = Place { chunk: place.chunk + 1, cell: 0, ..place };
+                place = LoaderPosition { chunk: place.chunk + 1, cell: 0, ..place };
             } else {
                 let chunk = Arc::clone(&source).chunk(&order, place).await;
                 let failed = chunk.is_err();
                 if give.send(chunk).await.is_err() || failed {
                     return;
                 }
-                place = Place { chunk: place.chunk + 1, cell: 0, ..place };
+                place = LoaderPosition { chunk: place.chunk + 1, cell: 0, ..place };
             }
         }
     }
@@ -195,7 +194,7 @@ impl Source {
     }
 
     /// The cells of a chunk, shuffled, from a place of it on.
-    async fn chunk(self: Arc<Self>, order: &[u64], place: Place) -> Result<Chunk> {
+    async fn chunk(self: Arc<Self>, order: &[u64], place: LoaderPosition) -> Result<Chunk> {
         let Mixing { block, blocks, .. } = self.mixing;
         let first = place.chunk as usize * blocks;
         let mut rows: Vec<u64> = Vec::with_capacity(block * blocks);

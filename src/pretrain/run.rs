@@ -1,8 +1,8 @@
 //! A run of pretraining: step after step, with what is seen of it, until it is done, stopped, or wrong.
 //!
-//! Everything a step needs is in the checkpoint before it: weights, moments, and the place of the next cell. Masks come from
-//! the seed, the step and the cell's number in it. So a run that is killed anywhere and started again goes through the same
-//! steps, on one thread to the same bits.
+//! Everything a step needs is in the checkpoint before it: weights, moments, and the place of the next cell. Masks come
+//! from the seed, the step and the cell's number in it. So a run that is killed anywhere and started again goes through
+//! the same steps, on one thread to the same bits.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -20,9 +20,9 @@ use crate::error::{Error, Result};
 use cellql_model::Weights;
 use cellql_store::Store;
 use cellql_training::checkpoint::{self, Progress, write_whole};
-use cellql_training::learner::{Exchange, Learner};
+use cellql_training::learner::{AllReduce, Learner};
 use cellql_training::optimiser::{Moments, norm};
-use cellql_training::{Cell, Example, Loss, Measured, Mixing, Parameters, Place, Settings, seeded};
+use cellql_training::{Cell, Example, LoaderPosition, Loss, Mixing, Parameters, Settings, StepMetrics, seeded};
 
 /// File of what was measured, a JSON object a line.
 pub const METRICS: &str = "metrics.jsonl";
@@ -48,13 +48,13 @@ pub struct Run<'a> {
     /// Who computes.
     pub learner: &'a dyn Learner,
     /// With whom.
-    pub exchange: &'a dyn Exchange,
+    pub all_reduce: &'a dyn AllReduce,
     /// Time between two checkpoints.
     pub checkpoint_every: Duration,
     /// Set from elsewhere to stop after the step that runs.
     pub stop: &'a AtomicBool,
     /// Told of every step.
-    pub tell: &'a (dyn Fn(&Measured) + Sync),
+    pub tell: &'a (dyn Fn(&StepMetrics) + Sync),
 }
 
 /// How a run ended.
@@ -98,7 +98,7 @@ impl Run<'_> {
         let watched = self.examples_watched(&watched, &measured, &state)?;
         let cells = (split.train.len(), split.held.len(), split.duplicates);
         if state.progress.step < self.settings.steps {
-            let mut loader = self.loader(&split, placement, state.progress.place).await?;
+            let mut loader = self.loader(&split, placement, state.progress.position).await?;
             tokio::task::block_in_place(|| self.steps(&mut state, &mut loader, &measured, &watched))?;
         }
         Ok(Ended { weights: state.parameters.to_weights()?, progress: state.progress, cells })
@@ -113,10 +113,10 @@ impl Run<'_> {
         split(self.store, condition.as_deref(), hold_out, *validate_cells).await
     }
 
-    async fn loader(&self, split: &Split, placement: Placement, from: Place) -> Result<Loader> {
+    async fn loader(&self, split: &Split, placement: Placement, from: LoaderPosition) -> Result<Loader> {
         let Settings { block, blocks, seed, .. } = *self.settings;
-        let (rank, ranks) = (self.exchange.rank(), self.exchange.ranks());
-        let from = if from == Place::default() { Place { chunk: rank as u64, ..from } } else { from };
+        let (rank, ranks) = (self.all_reduce.rank(), self.all_reduce.ranks());
+        let from = if from == LoaderPosition::default() { LoaderPosition { chunk: rank as u64, ..from } } else { from };
         Loader::start(self.store, split, placement, Mixing { block, blocks, seed, rank, ranks }, from).await
     }
 
@@ -145,7 +145,7 @@ impl Run<'_> {
             store_version,
             cells_read: cells_read.to_owned(),
             step: 0,
-            place: Place::default(),
+            position: LoaderPosition::default(),
             cells: 0,
             mean_loss: 0.0,
             validation_loss: None,
@@ -222,18 +222,18 @@ impl Run<'_> {
     fn save(&self, state: &State) -> Result<()> {
         self.check_weights(state)?;
         // Every rank holds the same weights.
-        match self.exchange.rank() {
+        match self.all_reduce.rank() {
             0 => Ok(checkpoint::save(self.folder, &state.progress, &state.parameters.values, &state.moments)?),
             _ => Ok(()),
         }
     }
 
     fn cells_of_step(&self) -> usize {
-        self.settings.batch * self.settings.accumulate * self.exchange.ranks()
+        self.settings.batch * self.settings.accumulate * self.all_reduce.ranks()
     }
 
     /// One step of all weights.
-    fn step(&self, state: &mut State, loader: &mut Loader, measured: &MeasuredGenes) -> Result<Measured> {
+    fn step(&self, state: &mut State, loader: &mut Loader, measured: &MeasuredGenes) -> Result<StepMetrics> {
         let (settings, step) = (self.settings, state.progress.step);
         let mut gradient = vec![0f32; state.parameters.values.len()];
         let (mut loss, mut batches, mut tokens) = (Loss::default(), Vec::new(), 0);
@@ -244,7 +244,7 @@ impl Run<'_> {
             loss = loss.and(self.learner.learn(&state.parameters, &examples, &mut gradient)?);
             batches.push(cells);
         }
-        let loss = self.exchange.sum(&mut gradient, loss)?;
+        let loss = self.all_reduce.sum(&mut gradient, loss)?;
         let scale = 1.0 / loss.masked.max(1) as f64;
         let length = norm(&gradient) * scale;
         self.check(state, loss.mean(), length, &batches)?;
@@ -254,20 +254,20 @@ impl Run<'_> {
         state.moments.step(&settings.adam, step, rate, &gradient, clipped, weights);
         let progress = &mut state.progress;
         progress.step += 1;
-        progress.place = loader.place();
+        progress.position = loader.place();
         let here = (settings.batch * settings.accumulate) as f64;
         progress.mean_tokens += (tokens as f64 / here - progress.mean_tokens) / progress.step as f64;
         progress.cells += self.cells_of_step() as u64;
         let memory = (progress.step as f64).min(MEMORY);
         progress.mean_loss += (loss.mean() - progress.mean_loss) / memory;
-        Ok(Measured {
+        Ok(StepMetrics {
             step: progress.step,
             cells: progress.cells,
-            epoch: progress.place.epoch,
+            epoch: progress.position.epoch,
             loss: loss.mean(),
             validation_loss: None,
             learning_rate: rate,
-            gradient: length,
+            gradient_norm: length,
             cells_per_second: 0.0,
             seconds: 0.0,
         })
@@ -311,7 +311,7 @@ impl Run<'_> {
     ) -> Result<Vec<Example>> {
         let genes = parameters.config().n_genes();
         let example = |(i, cell): (usize, &Cell)| {
-            let number = (part * self.settings.batch + i) * self.exchange.ranks() + self.exchange.rank();
+            let number = (part * self.settings.batch + i) * self.all_reduce.ranks() + self.all_reduce.rank();
             let mut rng = seeded(&[&self.settings.seed.to_le_bytes(), &step.to_le_bytes(), &number.to_le_bytes()]);
             let measured = measured.of_dataset(cell.dataset_id);
             self.settings.task.example(&cell.counts, genes, measured, &mut rng).transpose()
@@ -362,7 +362,7 @@ impl Metrics {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    fn write(&mut self, measured: &Measured) -> Result<()> {
+    fn write(&mut self, measured: &StepMetrics) -> Result<()> {
         let doing = format!("writing {}", self.path.display());
         let line = serde_json::to_string(measured).map_err(Error::internal(&doing))? + "\n";
         self.file.write_all(line.as_bytes()).map_err(Error::internal(&doing))
@@ -373,7 +373,7 @@ impl Metrics {
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn read_metrics(path: &Path) -> Result<Vec<Measured>> {
+pub fn read_metrics(path: &Path) -> Result<Vec<StepMetrics>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),

@@ -1,9 +1,9 @@
 //! Which cells a model learns from, and which it never sees.
 //!
-//! A cell is held out by its content: the first bits of its hash, as a number below 1, against a share. So the same cells are
-//! held out in every run, whatever is added later, and equal cells of two data sets fall on one side; in every store that
-//! numbers genes alike ([`numbering`]). A condition can hold out more; cells with the content of one of those are held out
-//! with them. Of cells that a store holds twice, one is learned from.
+//! A cell is held out by its content: the first bits of its hash, as a number below 1, against a share. So the same
+//! cells are held out in every run, whatever is added later, and equal cells of two data sets fall on one side; in
+//! every store that numbers genes alike ([`numbering`]). A condition can hold out more; cells with the content of one
+//! of those are held out with them. Of cells that a store holds twice, one is learned from.
 //!
 //! Depends on `store`. Rows are kept as compressed sets of addresses: some bits a cell.
 
@@ -102,8 +102,8 @@ pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, w
 }
 
 /// How genes are numbered in a store: how many there were once each data set was taken in, ascending, and
-/// [`Catalogue::numbering`] of so many. Contents hash to the same, and the same are held out, where two stores agree on it:
-/// genes of the nomenclature have one number everywhere, features that resolve to none are numbered as they come.
+/// [`Catalogue::numbering`] of so many. Contents hash to the same, and the same are held out, where two stores agree on
+/// it: genes of the nomenclature have one number everywhere, features that resolve to none are numbered as they come.
 ///
 /// # Errors
 /// A table cannot be read.

@@ -12,7 +12,7 @@ use cellql::registry;
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
 use cellql_store::Store;
-use cellql_training::{Cell, HoldOut, Mixing, Place};
+use cellql_training::{Cell, HoldOut, LoaderPosition, Mixing};
 use rand::{Rng, SeedableRng};
 
 use crate::crash::is_killed_after;
@@ -41,7 +41,7 @@ async fn divided(store: &Store, share: f64, condition: Option<&str>) -> Split {
     split(store, None, &hold_out, 10).await.unwrap()
 }
 
-async fn loader(store: &Store, split: &Split, mixing: Mixing, from: Place) -> Loader {
+async fn loader(store: &Store, split: &Split, mixing: Mixing, from: LoaderPosition) -> Loader {
     Loader::start(store, split, placement(store).await, mixing, from).await.unwrap()
 }
 
@@ -95,7 +95,7 @@ async fn every_epoch_gives_every_cell_once_in_another_order() {
     let split = divided(&store, 0.1, None).await;
     let cells = split.train.len() as usize;
     let mixing = Mixing { block: 7, blocks: 5, seed: 3, ..Mixing::default() };
-    let mut all = loader(&store, &split, mixing, Place::default()).await;
+    let mut all = loader(&store, &split, mixing, LoaderPosition::default()).await;
     let rows = |cells: &[Cell]| cells.iter().map(|cell| cell.row).collect::<Vec<u64>>();
     let (first, second) = (next(&mut all, cells), next(&mut all, cells));
     assert_eq!(rows(&first).into_iter().collect::<BTreeSet<u64>>(), split.train.iter().collect());
@@ -109,7 +109,7 @@ async fn every_epoch_gives_every_cell_once_in_another_order() {
     let again = read_cells(&store, &rows(&first)[..20], &placement(&store).await).await.unwrap();
     assert_eq!(again, first[..20]);
     let other = Mixing { seed: 4, ..mixing };
-    assert_ne!(rows(&next(&mut loader(&store, &split, other, Place::default()).await, cells)), rows(&first));
+    assert_ne!(rows(&next(&mut loader(&store, &split, other, LoaderPosition::default()).await, cells)), rows(&first));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,7 +137,7 @@ async fn cells_are_those_of_the_table_also_among_removed_ones() {
     assert_eq!(expected.len(), 320);
     let split = divided(&store, 0.0, None).await;
     let mixing = Mixing { block: 7, blocks: 5, seed: 3, ..Mixing::default() };
-    let cells = next(&mut loader(&store, &split, mixing, Place::default()).await, 320);
+    let cells = next(&mut loader(&store, &split, mixing, LoaderPosition::default()).await, 320);
     let mut read: Vec<Vec<(u32, u32)>> =
         cells.iter().map(|cell| cell.counts.iter().map(|(at, value)| (*at, value.to_bits())).collect()).collect();
     expected.sort_unstable();
@@ -151,10 +151,10 @@ async fn a_loader_goes_on_at_any_cell() {
     let store = demo(folder.path()).await;
     let split = divided(&store, 0.1, None).await;
     let mixing = Mixing { block: 7, blocks: 5, seed: 3, ..Mixing::default() };
-    let mut whole = loader(&store, &split, mixing, Place::default()).await;
+    let mut whole = loader(&store, &split, mixing, LoaderPosition::default()).await;
     let order = next(&mut whole, 900);
     for stop in [1, 34, 35, 36, 200, 287, 288, 289, 600] {
-        let mut first = loader(&store, &split, mixing, Place::default()).await;
+        let mut first = loader(&store, &split, mixing, LoaderPosition::default()).await;
         next(&mut first, stop);
         let mut second = loader(&store, &split, mixing, first.place()).await;
         assert_eq!(next(&mut second, 40), order[stop..stop + 40], "after {stop} cells");
@@ -169,7 +169,7 @@ async fn ranks_share_the_cells() {
     let mut seen: Vec<u64> = Vec::new();
     for rank in 0..3 {
         let mixing = Mixing { block: 8, blocks: 4, seed: 3, rank, ranks: 3 };
-        let from = Place { chunk: rank as u64, ..Place::default() };
+        let from = LoaderPosition { chunk: rank as u64, ..LoaderPosition::default() };
         let mut loader = loader(&store, &split, mixing, from).await;
         // Ten chunks of 32 cells: ranks 0 to 2 have four, three and three.
         let cells = next(&mut loader, if rank == 0 { 128 } else { 96 });
@@ -179,7 +179,8 @@ async fn ranks_share_the_cells() {
     assert_eq!(seen.len(), 320);
     assert_eq!(seen.into_iter().collect::<HashSet<u64>>().len(), 320);
     let refused =
-        Loader::start(&store, &Split::default(), placement(&store).await, Mixing::default(), Place::default()).await;
+        Loader::start(&store, &Split::default(), placement(&store).await, Mixing::default(), LoaderPosition::default())
+            .await;
     assert!(refused.unwrap_err().to_string().contains("no cells to learn from"));
 }
 
@@ -253,7 +254,7 @@ async fn a_run_that_is_killed_anywhere_ends_with_the_same_weights() {
     let (whole, killed) = (of("whole"), of("killed"));
     assert_eq!(whole.len(), 40);
     for (a, b) in whole.iter().zip(&killed) {
-        assert_eq!((a.step, a.cells, a.loss, a.gradient), (b.step, b.cells, b.loss, b.gradient));
+        assert_eq!((a.step, a.cells, a.loss, a.gradient_norm), (b.step, b.cells, b.loss, b.gradient_norm));
     }
     // It learned: cells it never saw are predicted better than at first.
     let held_out: Vec<f64> = whole.iter().filter_map(|m| m.validation_loss).collect();

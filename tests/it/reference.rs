@@ -11,7 +11,7 @@ use cellql_model::{
     CheckpointKey, Model, ModelError, Sample, decode, encode, read_checkpoint, read_safetensors, write_checkpoint,
 };
 use cellql_schemas::expr::Profiles;
-use cellql_schemas::recipe::{Input, Precision, Recipe};
+use cellql_schemas::recipe::{Dtype, Input, Recipe};
 use cellql_schemas::vocabulary::Vocabulary;
 use cellql_store::progress::silent;
 use safetensors::SafeTensors;
@@ -239,7 +239,7 @@ async fn results_do_not_depend_on_batch_order_or_threads() {
     let profiles = Profiles::new(batch.column(0)).unwrap();
     let engine = session.engine();
     let pool = |threads: usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+    for precision in Dtype::ALL {
         let run = |rows: &[usize], threads: usize, budget: usize| {
             let of = |model: &str| Recipe { precision, ..Recipe::of_model(model) };
             let samples = || rows.iter().map(|row| profiles.get(*row).map(|profile| Sample { profile, total: None }));

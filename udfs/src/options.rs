@@ -6,7 +6,7 @@ use std::str::FromStr;
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, FieldRef};
-use cellql_schemas::recipe::{Input, Recipe};
+use cellql_schemas::recipe::{Dtype, Input, Recipe, dtype};
 use datafusion::common::{DataFusionError, Result, ScalarValue, plan_err};
 use datafusion::prelude::Expr;
 
@@ -138,7 +138,10 @@ impl<'a> Arguments<'a> {
             pool: parsed(function, self.text("pool")?)?,
             depth: parsed(function, self.text("depth")?)?,
             input: parsed(function, self.text("input")?)?,
-            precision: parsed(function, self.text("precision")?)?,
+            precision: self
+                .text("precision")?
+                .map_or(Ok(Dtype::default()), dtype)
+                .map_err(|e| DataFusionError::Plan(format!("{function}: {e}")))?,
             model: engine.model(self.text("model")?)?,
         };
         let given = self.function.position(TOTAL_NAME).and_then(|at| self.constants.get(at));

@@ -152,7 +152,7 @@ fn check_type(function: &Description, parameter: &Parameter, given: &DataType) -
 
 #[cfg(test)]
 mod tests {
-    use cellql_schemas::recipe::{Input, Pool, Precision};
+    use cellql_schemas::recipe::{Dtype, Input, Pool};
 
     use super::*;
 
@@ -161,7 +161,7 @@ mod tests {
         let words = |parameter: Parameter| parameter.words().collect::<Vec<_>>();
         assert_eq!(words(POOL), Pool::ALL.map(Pool::name));
         assert_eq!(words(INPUT), Input::ALL.map(Input::name));
-        assert_eq!(words(PRECISION), Precision::ALL.map(Precision::name));
+        assert_eq!(words(PRECISION), Dtype::ALL.map(Dtype::name));
         assert_eq!(words(DEPTH), ["t4", "f2", "a0.5"]);
         assert!(words(MODEL).is_empty() && words(TOTAL).is_empty() && words(GENES).is_empty());
     }

@@ -9,10 +9,13 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
+use super::dtype::Dtype;
+use super::isa::Isa;
 use super::linear::{bf16, to_bf16};
-use super::memory::{Aligned, Rows, stride};
 use super::numeric::exp2_nonpositive;
-use super::tile::{Form, Isa, Operand, PANEL, STRIP, multiply_bf16, multiply_f32, multiply_f32_of};
+use super::panel::{Extent, Operand, PANEL, STRIP, Sums};
+use super::product::{multiply_bf16, multiply_f32};
+use super::rows::{Aligned, Rows, stride};
 use crate::simd::{dispatch, max_of, sum_of};
 
 /// Queries of a tile.
@@ -29,11 +32,11 @@ const SPLIT: usize = 8 * QUERIES;
 pub struct Attention {
     /// Instructions to use.
     pub isa: Isa,
-    /// bf16 for every reduced precision: scores and weights keep what 8 bits of a whole row would lose.
-    pub form: Form,
+    /// Of products. int8 computes in bf16: scores and weights keep what 8 bits of a whole row would lose.
+    pub dtype: Dtype,
     /// Heads.
     pub heads: usize,
-    /// Numbers per head.
+    /// Numbers of a head.
     pub dim: usize,
 }
 
@@ -49,8 +52,8 @@ struct Task<'a> {
 }
 
 impl Attention {
-    /// From `[tokens, 3·width]` (q, k, v side by side) to `out`: cell after cell, head after head, `[tokens of the cell,
-    /// dim]`. `starts` says where cells begin and is one longer than the cells.
+    /// From `[tokens, 3·width]` (q, k, v side by side) to `out`: cell after cell, head after head, `[tokens of the
+    /// cell, dim]`. `starts` says where cells begin and is one longer than the cells.
     pub fn run(self, qkv: &Rows, starts: &[usize], out: &mut [f32]) {
         let cells = starts.len() - 1;
         // Whole cells where they keep every thread busy: packing keys is done once per task.
@@ -71,9 +74,9 @@ impl Attention {
         // Long ones first, so that none is left over at the end.
         tasks.sort_by_key(|(task, _)| std::cmp::Reverse((task.last - task.first) * (task.cell.1 - task.cell.0)));
         tasks.into_par_iter().with_max_len(1).for_each(|(task, rows)| {
-            SCRATCH.with_borrow_mut(|scratch| match self.form {
-                Form::F32 => task.run_f32(scratch, rows),
-                Form::Bf16 | Form::Int8 => task.run_bf16(scratch, rows),
+            SCRATCH.with_borrow_mut(|scratch| match self.dtype {
+                Dtype::F32 => task.run_f32(scratch, rows),
+                Dtype::Bf16 | Dtype::Int8 => task.run_bf16(scratch, rows),
             });
         });
     }
@@ -142,14 +145,15 @@ impl Task<'_> {
             for key in (0..n).step_by(KEYS) {
                 let some = KEYS.min(n - key);
                 for panel in (key..key + some).step_by(PANEL) {
-                    let a = Operand { data: queries, row: q_row, step: 1 };
-                    multiply_f32(isa, rows, dim, a, &keys[panel * dim..], &mut scores[panel - key..], SCORES, false);
+                    let (extent, a) = (Extent { rows, lanes: dim, columns: PANEL }, Operand::by_rows(&*queries, q_row));
+                    let c = Sums::new(&mut scores[panel - key..], SCORES);
+                    multiply_f32(isa, extent, a, &keys[panel * dim..], c);
                 }
                 softmax_step_f32(scores, some, running, sums, columns);
                 for panel in (0..columns).step_by(PANEL) {
-                    let a = Operand { data: scores, row: SCORES, step: 1 };
-                    let b = &values[panel * n + key * PANEL..];
-                    multiply_f32_of(isa, rows, some, dim - panel, a, b, &mut sums[panel..], columns, true);
+                    let extent = Extent { rows, lanes: some, columns: dim - panel };
+                    let (b, c) = (&values[panel * n + key * PANEL..], Sums::added(&mut sums[panel..], columns));
+                    multiply_f32(isa, extent, Operand::by_rows(&*scores, SCORES), b, c);
                 }
             }
             finish(running, sums, columns, out, dim);
@@ -177,8 +181,8 @@ impl Task<'_> {
     fn run_bf16(&self, scratch: &mut Scratch, out: &mut [f32]) {
         let Attention { isa, dim, .. } = self.attention;
         let Scratch { scores, sums, key_lanes, value_lanes, query_lanes, weights, running, queries, .. } = scratch;
-        let (n, columns, inner) = (self.keys(), dim.next_multiple_of(PANEL), Form::Bf16.lanes(dim));
-        let (padded, pairs) = (n.next_multiple_of(PANEL), Form::Bf16.lanes(n));
+        let (n, columns, inner) = (self.keys(), dim.next_multiple_of(PANEL), Dtype::Bf16.lanes(dim));
+        let (padded, pairs) = (n.next_multiple_of(PANEL), Dtype::Bf16.lanes(n));
         let keys = key_lanes.at_least(padded * inner);
         let values = value_lanes.at_least(pairs * columns);
         self.pack_bf16(keys, values, inner, pairs);
@@ -196,19 +200,20 @@ impl Task<'_> {
             for key in (0..n).step_by(KEYS) {
                 let some = KEYS.min(n - key);
                 for panel in (key..key + some).step_by(PANEL) {
-                    let a = Operand { data: lanes, row: q_row, step: 1 };
-                    let c = &mut scores[panel - key..];
-                    multiply_bf16(isa, rows, inner, a, &keys[panel * inner..], c, SCORES, false);
+                    let (extent, a) = (Extent { rows, lanes: inner, columns: PANEL }, Operand::by_rows(&*lanes, q_row));
+                    let c = Sums::new(&mut scores[panel - key..], SCORES);
+                    multiply_bf16(isa, extent, a, &keys[panel * inner..], c);
                 }
                 softmax_step_bf16(scores, some, running, sums, columns);
-                let pairs_here = Form::Bf16.lanes(some);
+                let pairs_here = Dtype::Bf16.lanes(some);
                 for (row, scores) in weights.chunks_exact_mut(w_row).zip(scores.chunks_exact(SCORES)).take(rows) {
                     to_bf16(&scores[..some], &mut row[..pairs_here]);
                 }
                 for panel in (0..columns).step_by(PANEL) {
-                    let a = Operand { data: weights, row: w_row, step: 1 };
+                    let extent = Extent { rows, lanes: pairs_here, columns: PANEL };
                     let b = &values[panel * pairs + key / 2 * PANEL..];
-                    multiply_bf16(isa, rows, pairs_here, a, b, &mut sums[panel..], columns, true);
+                    let (a, c) = (Operand::by_rows(&*weights, w_row), Sums::added(&mut sums[panel..], columns));
+                    multiply_bf16(isa, extent, a, b, c);
                 }
             }
             finish(running, sums, columns, out, dim);
@@ -242,8 +247,8 @@ fn start(running: &mut Vec<(f32, f32)>, sums: &mut [f32], rows: usize) {
     sums.fill(0.0);
 }
 
-/// Turns a tile of scores, in powers of two, into weights against each query's running maximum, and scales what was summed
-/// before.
+/// Turns a tile of scores, in powers of two, into weights against each query's running maximum, and scales what was
+/// summed before.
 #[inline(always)]
 fn softmax_step_body<const FUSED: bool, const DEGREE: usize>(
     scores: &mut [f32],
@@ -335,12 +340,12 @@ mod tests {
         out
     }
 
-    fn run(qkv: &[f32], starts: &[usize], form: Form) -> Vec<f32> {
+    fn run(qkv: &[f32], starts: &[usize], dtype: Dtype) -> Vec<f32> {
         let width = 3 * HEADS * DIM;
         let mut rows = Rows::new(qkv.len() / width, width);
         qkv.chunks(width).enumerate().for_each(|(i, row)| rows.row_mut(i).copy_from_slice(row));
         let mut out = vec![0.0; qkv.len() / 3];
-        Attention { isa: Isa::best(), form, heads: HEADS, dim: DIM }.run(&rows, starts, &mut out);
+        Attention { isa: Isa::best(), dtype, heads: HEADS, dim: DIM }.run(&rows, starts, &mut out);
         out
     }
 
@@ -353,12 +358,12 @@ mod tests {
     fn tiles_give_what_the_definition_gives() {
         let starts = [0, 1, 3, 70, 70 + 2 * KEYS + 5];
         // Larger values make larger scores, and those are rounded by more.
-        let cases = [(Form::F32, 1.0, 1e-5), (Form::F32, 6.0, 3e-4), (Form::Bf16, 1.0, 2e-2)];
-        for (form, spread, tolerance) in cases {
+        let cases = [(Dtype::F32, 1.0, 1e-5), (Dtype::F32, 6.0, 3e-4), (Dtype::Bf16, 1.0, 2e-2)];
+        for (dtype, spread, tolerance) in cases {
             let qkv = random(starts[4] * 3 * HEADS * DIM, spread);
-            let (ours, exact) = (run(&qkv, &starts, form), plain(&qkv, &starts));
+            let (ours, exact) = (run(&qkv, &starts, dtype), plain(&qkv, &starts));
             let worst = ours.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(worst < tolerance, "{form:?}: {worst}");
+            assert!(worst < tolerance, "{dtype:?}: {worst}");
         }
     }
 
@@ -367,9 +372,9 @@ mod tests {
         let (width, long) = (HEADS * DIM, 2 * SPLIT + 3);
         let starts = [0, 90, 90 + long, 90 + long + 40];
         let qkv = random(starts[3] * 3 * width, 2.0);
-        for form in [Form::F32, Form::Bf16] {
-            let among = run(&qkv, &starts, form);
-            let alone = run(&qkv[starts[1] * 3 * width..starts[2] * 3 * width], &[0, long], form);
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let among = run(&qkv, &starts, dtype);
+            let alone = run(&qkv[starts[1] * 3 * width..starts[2] * 3 * width], &[0, long], dtype);
             assert_eq!(among[starts[1] * width..starts[2] * width], alone);
         }
     }

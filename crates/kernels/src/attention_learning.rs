@@ -1,34 +1,39 @@
-//! Attention of one cell's tokens with gradients: what [`crate::Attention`] computes, in f32 or bf16, and the way back.
+//! Attention of one cell's tokens with gradients: what [`crate::Attention`] computes, in f32 or bf16, and its backward
+//! pass.
 //!
-//! Scores stand turned, a row a key and a column a query, 32 queries by 128 keys at a time: every step of a softmax then
-//! goes down columns, 32 of them side by side; a row is at once what sums over queries read and, with its neighbour, what
-//! sums over keys read; and no K × K matrix is kept. The way there goes with a running maximum and sum (Milakov &
-//! Gimelshein 2018) and keeps the logarithm of each query's sum, with which the way back has the weights in one pass (Dao
-//! et al. 2022).
+//! Scores are stored transposed: rows are keys, columns are queries, 32 queries by 128 keys at a time. Every step of a
+//! softmax then goes down 32 columns side by side. Sums over queries read single rows, sums over keys read pairs of
+//! rows, and no K × K matrix is kept. The forward pass keeps a running maximum and sum (Milakov & Gimelshein 2018) and
+//! returns the logarithm of each query's sum, from which the backward pass computes the weights in one pass (Dao et al.
+//! 2022).
 //!
-//! With P = softmax(QKᵀ/√d) and O = PV: dV = PᵀdO, dP = dOVᵀ, dS = P∘(dP − Σ dO∘O), dQ = dS·K/√d, dK = dSᵀ·Q/√d. In bf16
-//! the seven products read bf16 and sum in f32. Limit: FLOPs, and in bf16 the exponentials.
+//! With P = softmax(QKᵀ/√d) and O = PV: dV = PᵀdO, dP = dOVᵀ, dS = P∘(dP − Σ dO∘O), dQ = dS·K/√d, dK = dSᵀ·Q/√d. In
+//! bf16 the seven products read bf16 and sum in f32. Limit: FLOPs, and in bf16 the exponentials.
 
-use super::attention_operands::{Group, KEYS, QUERIES, Shape, Side, from, scaled, unpanel};
-use super::memory::Aligned;
+use super::attention_operands::{Group, KEYS, QUERIES, Shape, Side, scaled, unpanel};
+use super::dtype::Dtype;
+use super::isa::Isa;
 use super::numeric::exp2_nonpositive;
-use super::tile::{Form, Isa, PANEL};
+use super::panel::PANEL;
+use super::rows::Aligned;
+use super::view::{RowsView, RowsViewMut};
 use crate::simd::{dispatch, dot};
 
-/// Attention of one encoder layer that learns. Queries, keys and values of a token lie side by side, `[tokens, 3·heads·dim]`.
+/// Attention of one encoder layer that learns. Queries, keys and values of a token lie side by side, `[tokens,
+/// 3·heads·dim]`.
 #[derive(Debug, Clone, Copy)]
 pub struct LearningAttention {
     /// Instructions to use.
     pub isa: Isa,
-    /// Numbers of products: f32 or bf16.
-    pub form: Form,
+    /// Of products: f32 or bf16, the latter for int8 too.
+    pub dtype: Dtype,
     /// Heads.
     pub heads: usize,
     /// Numbers of a head.
     pub dim: usize,
 }
 
-/// Memory of one thread.
+/// Buffers that one thread uses again for each call.
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
     numbers: Aligned<f32>,
@@ -42,26 +47,26 @@ pub struct AttentionScratch {
     weight_rows: Aligned<u32>,
     gradient_rows: Aligned<u32>,
     pairs: Aligned<u32>,
-    /// Sums over keys, turned: `[dim, QUERIES]`.
+    /// Sums over keys, transposed: `[dim, QUERIES]`.
     sums: Aligned<f32>,
     running: Vec<Column>,
     d_keys: Aligned<f32>,
     d_values: Aligned<f32>,
 }
 
-/// What is known of 32 queries: running maximum and sum on the way there; logarithm of the sum and Σ dO∘O on the way back.
+/// Two numbers of each of 32 queries. Forward: running maximum and sum. Backward: logarithm of the sum and Σ dO∘O.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 struct Column([f32; PANEL], [f32; PANEL]);
 
 impl LearningAttention {
-    /// Attention of `tokens` tokens into `out`, `[tokens, heads·dim]`, and into `log_sums`, `[heads, tokens]`, the logarithm to
-    /// base 2 of each query's sum of exponentials; rows are `.1` apart.
+    /// Attention of `tokens` tokens into `out`, `[tokens, heads·dim]`, and into `log_sums`, `[heads, tokens]`, the
+    /// logarithm to base 2 of each query's sum of exponentials.
     pub fn forward(
         &self,
-        qkv: (&[f32], usize),
+        qkv: RowsView,
         tokens: usize,
-        out: (&mut [f32], usize),
+        mut out: RowsViewMut,
         log_sums: &mut [f32],
         scratch: &mut AttentionScratch,
     ) {
@@ -70,9 +75,9 @@ impl LearningAttention {
         let numbers = numbers.at_least(tokens * dim);
         for (head, log_sums) in log_sums.chunks_exact_mut(tokens).take(self.heads).enumerate() {
             let [head_queries, head_keys, head_values] = self.parts(qkv, head);
-            shape.side(scaled(head_keys, dim, self.scale(), numbers), false, lanes, keys);
-            shape.side(scaled(head_values, dim, 1.0, numbers), true, lanes, values);
-            let numbers = scaled(head_queries, dim, 1.0, numbers);
+            shape.side(scaled(head_keys, self.scale(), numbers), false, lanes, keys);
+            shape.side(scaled(head_values, 1.0, numbers), true, lanes, values);
+            let numbers = scaled(head_queries, 1.0, numbers);
             for (first, count) in shape.steps(QUERIES) {
                 shape.group(&numbers[first * dim..][..count * dim], count, false, lanes, queries);
                 running.clear();
@@ -84,77 +89,78 @@ impl LearningAttention {
                         let weights = weights.at_least(block.1 * PANEL);
                         shape.scores(&keys.rows, block, panel, queries, weights);
                         let sums = &mut sums[panel * PANEL..];
-                        match self.form {
-                            Form::F32 => softmax_step_f32(weights, column, sums),
+                        match self.dtype {
+                            Dtype::F32 => softmax_step_f32(weights, column, sums),
                             _ => softmax_step_bf16(weights, column, sums),
                         }
-                        shape.sum_over_keys(&values.turned, block, weights, pairs, sums);
+                        shape.sum_over_keys(&values.transposed, block, weights, pairs, sums);
                     }
                 }
                 for i in 0..count {
                     let Column(max, total) = &running[i / PANEL];
                     let (max, total) = (max[i % PANEL], total[i % PANEL]);
                     log_sums[first + i] = max + total.log2();
-                    let out = &mut out.0[(first + i) * out.1 + head * dim..][..dim];
+                    let out = &mut out.row_mut(first + i)[head * dim..][..dim];
                     out.iter_mut().zip(sums.chunks_exact(QUERIES)).for_each(|(out, sums)| *out = sums[i] / total);
                 }
             }
         }
     }
 
-    /// The way back: from what [`LearningAttention::forward`] read and gave, and the gradient of what it gave, to that of
-    /// queries, keys and values.
+    /// The gradient of queries, keys and values, from what [`LearningAttention::forward`] read and wrote and from the
+    /// gradient of its output.
     #[allow(clippy::too_many_arguments, reason = "what went in, what came out, and the gradients of both")]
-    pub fn back(
+    pub fn backward(
         &self,
-        qkv: (&[f32], usize),
+        qkv: RowsView,
         tokens: usize,
-        out: (&[f32], usize),
+        out: RowsView,
         log_sums: &[f32],
-        d_out: (&[f32], usize),
-        d_qkv: (&mut [f32], usize),
+        d_out: RowsView,
+        mut d_qkv: RowsViewMut,
         scratch: &mut AttentionScratch,
     ) {
         let (shape, dim, width) = (self.shape(tokens), self.dim, self.heads * self.dim);
         for head in 0..self.heads {
-            self.prepare_back(self.parts(qkv, head), shape, scratch);
+            self.prepare_backward(self.parts(qkv, head), shape, scratch);
             let log_sums = &log_sums[head * tokens..][..tokens];
             for (first, count) in shape.steps(QUERIES) {
-                let queries = from(self.parts(qkv, head)[0], first, 0);
-                let [out, d_out] = [out, d_out].map(|rows| from(rows, first, head * dim));
-                let d_queries = (&mut d_qkv.0[first * d_qkv.1 + head * dim..], d_qkv.1);
-                self.group_back(shape, count, queries, out, d_out, &log_sums[first..], d_queries, scratch);
+                let queries = self.parts(qkv, head)[0].from(first);
+                let [out, d_out] = [out, d_out].map(|rows| rows.from(first).columns(head * dim, dim));
+                let mut d_queries = d_qkv.from(first);
+                let d_queries = d_queries.columns(head * dim, dim);
+                self.group_backward(shape, count, queries, out, d_out, &log_sums[first..], d_queries, scratch);
             }
             let scale = 1.0 / (dim as f32).sqrt();
             let AttentionScratch { d_keys, d_values, .. } = &*scratch;
-            unpanel(d_keys, (tokens, dim), scale, (&mut d_qkv.0[width + head * dim..], d_qkv.1));
-            unpanel(d_values, (tokens, dim), 1.0, (&mut d_qkv.0[2 * width + head * dim..], d_qkv.1));
+            unpanel(d_keys, (tokens, dim), scale, d_qkv.columns(width + head * dim, dim));
+            unpanel(d_values, (tokens, dim), 1.0, d_qkv.columns(2 * width + head * dim, dim));
         }
     }
 
     /// Operands of a head's keys and values, and sums of zero for their gradients.
-    fn prepare_back(&self, parts: [(&[f32], usize); 3], shape: Shape, scratch: &mut AttentionScratch) {
+    fn prepare_backward(&self, parts: [RowsView; 3], shape: Shape, scratch: &mut AttentionScratch) {
         let AttentionScratch { numbers, lanes, keys, values, d_keys, d_values, .. } = scratch;
         let [_, head_keys, head_values] = parts;
         let numbers = numbers.at_least(shape.tokens * self.dim);
-        shape.side(scaled(head_keys, self.dim, self.scale(), numbers), true, lanes, keys);
-        shape.side(scaled(head_values, self.dim, 1.0, numbers), false, lanes, values);
+        shape.side(scaled(head_keys, self.scale(), numbers), true, lanes, keys);
+        shape.side(scaled(head_values, 1.0, numbers), false, lanes, values);
         for sums in [d_keys, d_values] {
             sums.at_least(self.dim.next_multiple_of(PANEL) * shape.tokens).fill(0.0);
         }
     }
 
-    /// The way back of a group of queries: their gradient, and what they add to those of keys and values.
+    /// Backward pass of a group of queries: their gradient, and what they add to those of keys and values.
     #[allow(clippy::too_many_arguments, reason = "what went in, what came out, and the gradients of both")]
-    fn group_back(
+    fn group_backward(
         &self,
         shape: Shape,
         count: usize,
-        group_queries: (&[f32], usize),
-        out: (&[f32], usize),
-        group_d_out: (&[f32], usize),
+        group_queries: RowsView,
+        out: RowsView,
+        group_d_out: RowsView,
         log_sums: &[f32],
-        d_queries: (&mut [f32], usize),
+        mut d_queries: RowsViewMut,
         scratch: &mut AttentionScratch,
     ) {
         let AttentionScratch {
@@ -176,14 +182,14 @@ impl LearningAttention {
         } = scratch;
         let dim = self.dim;
         let numbers = numbers.at_least(count * dim);
-        shape.group(scaled(group_queries, dim, 1.0, numbers), count, true, lanes, queries);
-        shape.group(scaled(group_d_out, dim, 1.0, numbers), count, true, lanes, d_out);
+        shape.group(scaled(group_queries, 1.0, numbers), count, true, lanes, queries);
+        shape.group(scaled(group_d_out, 1.0, numbers), count, true, lanes, d_out);
         running.clear();
         running.resize(count.div_ceil(PANEL), Column([0.0; PANEL], [0.0; PANEL]));
         for i in 0..count {
             let Column(log_sum, along) = &mut running[i / PANEL];
             log_sum[i % PANEL] = log_sums[i];
-            along[i % PANEL] = dot(&out.0[i * out.1..][..dim], &numbers[i * dim..][..dim]);
+            along[i % PANEL] = dot(out.row(i), &numbers[i * dim..][..dim]);
         }
         let sums = sums.at_least(dim * QUERIES);
         sums.fill(0.0);
@@ -197,26 +203,26 @@ impl LearningAttention {
                 let gradients = gradients.at_least(block.1 * PANEL);
                 shape.scores(&keys.rows, block, panel, queries, weights);
                 shape.scores(&values.rows, block, panel, d_out, gradients);
-                match self.form {
-                    Form::F32 => weights_back_f32(weights, gradients, column),
-                    _ => weights_back_bf16(weights, gradients, column),
+                match self.dtype {
+                    Dtype::F32 => weights_backward_f32(weights, gradients, column),
+                    _ => weights_backward_bf16(weights, gradients, column),
                 }
                 shape.put_rows(weights, panel, weight_rows);
                 shape.put_rows(gradients, panel, gradient_rows);
-                shape.sum_over_keys(&keys.turned, block, gradients, pairs, &mut sums[panel * PANEL..]);
+                shape.sum_over_keys(&keys.transposed, block, gradients, pairs, &mut sums[panel * PANEL..]);
             }
             shape.sum_over_queries(weight_rows, block, count, d_out, d_values);
             shape.sum_over_queries(gradient_rows, block, count, queries, d_keys);
         }
         // Keys were scaled by log2 e / √d.
         for i in 0..count {
-            let to = &mut d_queries.0[i * d_queries.1..][..dim];
+            let to = d_queries.row_mut(i);
             to.iter_mut().zip(sums.chunks_exact(QUERIES)).for_each(|(to, s)| *to = s[i] * std::f32::consts::LN_2);
         }
     }
 
     fn shape(&self, tokens: usize) -> Shape {
-        Shape { isa: self.isa, form: self.form, tokens, dim: self.dim }
+        Shape { isa: self.isa, dtype: self.dtype.floating(), tokens, dim: self.dim }
     }
 
     /// What keys are scaled by, so that scores are powers of two.
@@ -225,13 +231,13 @@ impl LearningAttention {
     }
 
     /// Queries, keys and values of a head.
-    fn parts<'a>(&self, qkv: (&'a [f32], usize), head: usize) -> [(&'a [f32], usize); 3] {
-        [0, 1, 2].map(|part| (&qkv.0[(part * self.heads + head) * self.dim..], qkv.1))
+    fn parts<'a>(&self, qkv: RowsView<'a>, head: usize) -> [RowsView<'a>; 3] {
+        [0, 1, 2].map(|part| qkv.columns((part * self.heads + head) * self.dim, self.dim))
     }
 }
 
-/// Turns scores of a block, in powers of two, into weights against each query's running maximum, and scales what was summed
-/// before, rows `QUERIES` apart.
+/// Turns scores of a block, in powers of two, into weights against each query's running maximum, and scales what was
+/// summed before, rows `QUERIES` apart.
 #[inline(always)]
 fn softmax_step_body<const FUSED: bool, const DEGREE: usize>(
     scores: &mut [f32],
@@ -265,7 +271,7 @@ fn softmax_step_body<const FUSED: bool, const DEGREE: usize>(
 
 /// Turns scores into weights, and gradients of weights into those of scores.
 #[inline(always)]
-fn weights_back_body<const FUSED: bool, const DEGREE: usize>(scores: &mut [f32], d: &mut [f32], column: &Column) {
+fn weights_backward_body<const FUSED: bool, const DEGREE: usize>(scores: &mut [f32], d: &mut [f32], column: &Column) {
     let (rows, _) = scores.as_chunks_mut::<PANEL>();
     let (d_rows, _) = d.as_chunks_mut::<PANEL>();
     for (row, d) in rows.iter_mut().zip(d_rows) {
@@ -287,13 +293,13 @@ fn step_bf16<const FUSED: bool>(scores: &mut [f32], column: &mut Column, sums: &
 }
 
 #[inline(always)]
-fn back_f32<const FUSED: bool>(scores: &mut [f32], d: &mut [f32], column: &Column) {
-    weights_back_body::<FUSED, 6>(scores, d, column);
+fn backward_f32<const FUSED: bool>(scores: &mut [f32], d: &mut [f32], column: &Column) {
+    weights_backward_body::<FUSED, 6>(scores, d, column);
 }
 
 #[inline(always)]
-fn back_bf16<const FUSED: bool>(scores: &mut [f32], d: &mut [f32], column: &Column) {
-    weights_back_body::<FUSED, 4>(scores, d, column);
+fn backward_bf16<const FUSED: bool>(scores: &mut [f32], d: &mut [f32], column: &Column) {
+    weights_backward_body::<FUSED, 4>(scores, d, column);
 }
 
 dispatch! {
@@ -303,16 +309,16 @@ dispatch! {
     fn softmax_step_bf16(scores: &mut [f32], column: &mut Column, sums: &mut [f32]) = fused step_bf16
 }
 dispatch! {
-    fn weights_back_f32(scores: &mut [f32], d: &mut [f32], column: &Column) = fused back_f32
+    fn weights_backward_f32(scores: &mut [f32], d: &mut [f32], column: &Column) = fused backward_f32
 }
 dispatch! {
-    fn weights_back_bf16(scores: &mut [f32], d: &mut [f32], column: &Column) = fused back_bf16
+    fn weights_backward_bf16(scores: &mut [f32], d: &mut [f32], column: &Column) = fused backward_bf16
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Attention, Form, Rows};
+    use crate::{Attention, Rows};
     use rand::{Rng, SeedableRng};
 
     fn random(rows: usize, width: usize, seed: u64) -> Rows {
@@ -326,16 +332,16 @@ mod tests {
     fn forward(attention: LearningAttention, qkv: &Rows, tokens: usize) -> (Rows, Vec<f32>) {
         let mut out = Rows::new(tokens, attention.heads * attention.dim);
         let mut log_sums = vec![0.0; attention.heads * tokens];
-        attention.forward(qkv.part(0), tokens, out.part_mut(0), &mut log_sums, &mut AttentionScratch::default());
+        attention.forward(qkv.view(0), tokens, out.view_mut(0), &mut log_sums, &mut AttentionScratch::default());
         (out, log_sums)
     }
 
-    fn back(attention: LearningAttention, qkv: &Rows, tokens: usize, d_out: &Rows) -> Rows {
+    fn backward(attention: LearningAttention, qkv: &Rows, tokens: usize, d_out: &Rows) -> Rows {
         let (out, log_sums) = forward(attention, qkv, tokens);
         let mut d_qkv = Rows::new(tokens, 3 * attention.heads * attention.dim);
         let mut scratch = AttentionScratch::default();
-        let (part, d_part) = (out.part(0), d_out.part(0));
-        attention.back(qkv.part(0), tokens, part, &log_sums, d_part, d_qkv.part_mut(0), &mut scratch);
+        let (part, d_part) = (out.view(0), d_out.view(0));
+        attention.backward(qkv.view(0), tokens, part, &log_sums, d_part, d_qkv.view_mut(0), &mut scratch);
         d_qkv
     }
 
@@ -348,12 +354,12 @@ mod tests {
     #[test]
     fn it_is_the_attention_of_inference() {
         for (tokens, heads, dim) in [(1, 2, 5), (130, 3, 40), (300, 2, 16)] {
-            for (form, tolerance) in [(Form::F32, 1e-5), (Form::Bf16, 2e-2)] {
-                let attention = LearningAttention { isa: Isa::best(), form, heads, dim };
+            for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::Bf16, 2e-2)] {
+                let attention = LearningAttention { isa: Isa::best(), dtype, heads, dim };
                 let qkv = random(tokens, 3 * heads * dim, 1);
                 let (ours, log_sums) = forward(attention, &qkv, tokens);
                 let mut out = vec![0.0; tokens * heads * dim];
-                Attention { isa: Isa::best(), form: Form::F32, heads, dim }.run(&qkv, &[0, tokens], &mut out);
+                Attention { isa: Isa::best(), dtype: Dtype::F32, heads, dim }.run(&qkv, &[0, tokens], &mut out);
                 for i in 0..tokens {
                     for j in 0..heads * dim {
                         let other = out[(j / dim * tokens + i) * dim + j % dim];
@@ -369,16 +375,16 @@ mod tests {
     }
 
     #[test]
-    fn every_form_and_instruction_gives_the_same_gradients() {
+    fn every_dtype_and_instruction_set_gives_the_same_gradients() {
         for (tokens, heads, dim) in [(1, 1, 3), (33, 2, 16), (300, 2, 32), (129, 1, 40)] {
             let (qkv, d_out) = (random(tokens, 3 * heads * dim, 1), random(tokens, heads * dim, 2));
-            let of = |isa, form| back(LearningAttention { isa, form, heads, dim }, &qkv, tokens, &d_out);
-            let exact = of(Isa::PLAIN, Form::F32);
-            for (isa, form, tolerance) in
-                [(Isa::best(), Form::F32, 1e-5), (Isa::PLAIN, Form::Bf16, 2e-2), (Isa::best(), Form::Bf16, 2e-2)]
+            let of = |isa, dtype| backward(LearningAttention { isa, dtype, heads, dim }, &qkv, tokens, &d_out);
+            let exact = of(Isa::PLAIN, Dtype::F32);
+            for (isa, dtype, tolerance) in
+                [(Isa::best(), Dtype::F32, 1e-5), (Isa::PLAIN, Dtype::Bf16, 2e-2), (Isa::best(), Dtype::Bf16, 2e-2)]
             {
-                let (worst, most) = apart(&of(isa, form), &exact, tokens);
-                assert!(worst < tolerance * most, "{tokens} {dim} {form:?}: {worst} of {most}");
+                let (worst, most) = apart(&of(isa, dtype), &exact, tokens);
+                assert!(worst < tolerance * most, "{tokens} {dim} {dtype:?}: {worst} of {most}");
             }
         }
     }
@@ -386,34 +392,34 @@ mod tests {
     #[test]
     fn what_stands_in_memory_is_never_read() {
         let (qkv, d_out) = (random(33, 15, 1), random(33, 5, 2));
-        for form in [Form::F32, Form::Bf16] {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
             let run = |scratch: &mut AttentionScratch| {
-                let attention = LearningAttention { isa: Isa::best(), form, heads: 1, dim: 5 };
+                let attention = LearningAttention { isa: Isa::best(), dtype, heads: 1, dim: 5 };
                 let (mut out, mut d_qkv, mut log_sums) = (Rows::new(33, 5), Rows::new(33, 15), vec![0.0; 33]);
-                attention.forward(qkv.part(0), 33, out.part_mut(0), &mut log_sums, scratch);
-                let (part, d_part) = (out.part(0), d_out.part(0));
-                attention.back(qkv.part(0), 33, part, &log_sums, d_part, d_qkv.part_mut(0), scratch);
+                attention.forward(qkv.view(0), 33, out.view_mut(0), &mut log_sums, scratch);
+                let (part, d_part) = (out.view(0), d_out.view(0));
+                attention.backward(qkv.view(0), 33, part, &log_sums, d_part, d_qkv.view_mut(0), scratch);
                 (0..33).map(|i| (out.row(i).to_vec(), d_qkv.row(i).to_vec())).collect::<Vec<_>>()
             };
             // A larger cell of another shape, all of whose numbers are none.
             let mut used = AttentionScratch::default();
-            let attention = LearningAttention { isa: Isa::best(), form, heads: 2, dim: 40 };
+            let attention = LearningAttention { isa: Isa::best(), dtype, heads: 2, dim: 40 };
             let mut nothing = Rows::new(300, 240);
             nothing.all_mut().fill(f32::NAN);
             let (mut out, mut d_qkv, mut log_sums) = (nothing.clone(), nothing.clone(), vec![0.0; 600]);
-            attention.forward(nothing.part(0), 300, out.part_mut(0), &mut log_sums, &mut used);
-            let part = nothing.part(0);
-            attention.back(part, 300, part, &log_sums, part, d_qkv.part_mut(0), &mut used);
-            assert_eq!(run(&mut used), run(&mut AttentionScratch::default()), "{form:?}");
+            attention.forward(nothing.view(0), 300, out.view_mut(0), &mut log_sums, &mut used);
+            let part = nothing.view(0);
+            attention.backward(part, 300, part, &log_sums, part, d_qkv.view_mut(0), &mut used);
+            assert_eq!(run(&mut used), run(&mut AttentionScratch::default()), "{dtype:?}");
         }
     }
 
     #[test]
     fn gradients_agree_with_differences() {
         let (tokens, heads, dim) = (150, 2, 6);
-        let attention = LearningAttention { isa: Isa::best(), form: Form::F32, heads, dim };
+        let attention = LearningAttention { isa: Isa::best(), dtype: Dtype::F32, heads, dim };
         let (qkv, d_out) = (random(tokens, 3 * heads * dim, 1), random(tokens, heads * dim, 2));
-        let d_qkv = back(attention, &qkv, tokens, &d_out);
+        let d_qkv = backward(attention, &qkv, tokens, &d_out);
         let loss = |qkv: &Rows| -> f64 {
             let (out, _) = forward(attention, qkv, tokens);
             let of_row = |i: usize| out.row(i).iter().zip(d_out.row(i)).map(|(o, d)| f64::from(*o) * f64::from(*d));

@@ -1,9 +1,12 @@
-//! Operands of an encoder layer's attention that learns: a head's keys, values and queries as its products read them, and those
-//! products. What they are for is in [`super::attention_learning`].
+//! Operands of [`super::attention_learning`]: keys, values and queries of a head in the layouts that its products read,
+//! and those products.
 
-use super::memory::{Aligned, stride};
-use super::operands::{across, along, multiply, panels_across, turn};
-use super::tile::{Form, Isa, Operand, PANEL};
+use super::dtype::Dtype;
+use super::isa::Isa;
+use super::operands::{across, along, multiply, panels_across, transpose};
+use super::panel::{Extent, Operand, PANEL, Sums};
+use super::rows::{Aligned, stride};
+use super::view::{RowsView, RowsViewMut};
 
 /// Queries of a group, whole panels.
 pub(crate) const QUERIES: usize = 4 * PANEL;
@@ -18,7 +21,7 @@ pub(crate) struct Side {
     /// `[tokens, lanes of dim]`.
     pub(crate) rows: Aligned<u32>,
     /// `[dim, lanes of tokens]`.
-    pub(crate) turned: Aligned<u32>,
+    pub(crate) transposed: Aligned<u32>,
 }
 
 /// Queries or gradients of answers of a group, as right operands.
@@ -27,14 +30,14 @@ pub(crate) struct Group {
     /// Panels `[lanes of QUERIES, 32]`, one per 32 of dim.
     pub(crate) across: Aligned<u32>,
     /// Panels `[lanes of dim, 32]`, one per 32 queries.
-    pub(crate) turned: Aligned<u32>,
+    pub(crate) transposed: Aligned<u32>,
 }
 
 /// Sizes of operands, fixed by a head's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) isa: Isa,
-    pub(crate) form: Form,
+    pub(crate) dtype: Dtype,
     pub(crate) tokens: usize,
     pub(crate) dim: usize,
 }
@@ -42,18 +45,18 @@ pub(crate) struct Shape {
 impl Shape {
     /// Lanes of a row of a head, and how far apart such rows are.
     fn row(&self) -> (usize, usize) {
-        let lanes = self.form.lanes(self.dim);
+        let lanes = self.dtype.lanes(self.dim);
         (lanes, stride(lanes))
     }
 
     /// Distance between rows that lie along all tokens.
-    fn turned_row(&self) -> usize {
-        stride(self.form.lanes(self.tokens))
+    fn transposed_row(&self) -> usize {
+        stride(self.dtype.lanes(self.tokens))
     }
 
     /// Distance between rows of weights that lie along a group's queries.
     pub(crate) fn group_row(&self) -> usize {
-        stride(self.form.lanes(QUERIES))
+        stride(self.dtype.lanes(QUERIES))
     }
 
     /// Groups of queries, or blocks of keys: the first token and how many.
@@ -62,20 +65,20 @@ impl Shape {
         (0..tokens).step_by(size).map(move |first| (first, size.min(tokens - first)))
     }
 
-    /// One part of a head, `[tokens, dim]`, as left operands; the turned one where asked.
-    pub(crate) fn side(&self, x: &[f32], turned: bool, lanes: &mut Aligned<u32>, side: &mut Side) {
+    /// One part of a head, `[tokens, dim]`, as left operands; the transposed one only if `transposes`.
+    pub(crate) fn side(&self, x: &[f32], transposes: bool, lanes: &mut Aligned<u32>, side: &mut Side) {
         let (_, apart) = self.row();
-        along(self.form, x, self.dim, side.rows.at_least(self.tokens * apart), apart);
-        if turned {
-            let count = self.form.lanes(self.tokens);
+        along(self.dtype, x, self.dim, side.rows.at_least(self.tokens * apart), apart);
+        if transposes {
+            let count = self.dtype.lanes(self.tokens);
             let lanes = lanes.at_least(count * self.dim);
-            across(self.form, (x, self.dim), (self.tokens, self.dim), lanes, self.dim);
-            let apart = self.turned_row();
-            turn(lanes, (count, self.dim), side.turned.at_least(self.dim * apart), apart);
+            across(self.dtype, RowsView::new(x, self.dim, self.dim), self.tokens, lanes, self.dim);
+            let apart = self.transposed_row();
+            transpose(lanes, (count, self.dim), side.transposed.at_least(self.dim * apart), apart);
         }
     }
 
-    /// Queries of a group, `[queries, dim]`, as right operands; the one across queries where asked.
+    /// Queries of a group, `[queries, dim]`, as right operands; the one across queries only if `is_across`.
     pub(crate) fn group(
         &self,
         x: &[f32],
@@ -85,17 +88,17 @@ impl Shape {
         group: &mut Group,
     ) {
         let (count, _) = self.row();
-        let turned = group.turned.at_least(queries.next_multiple_of(PANEL) * count);
-        for (x, panel) in x.chunks(PANEL * self.dim).zip(turned.chunks_exact_mut(count * PANEL)) {
+        let transposed = group.transposed.at_least(queries.next_multiple_of(PANEL) * count);
+        for (x, panel) in x.chunks(PANEL * self.dim).zip(transposed.chunks_exact_mut(count * PANEL)) {
             let lanes = lanes.at_least(PANEL * count);
             lanes.fill(0);
-            along(self.form, x, self.dim, lanes, count);
-            turn(lanes, (PANEL, count), panel, PANEL);
+            along(self.dtype, x, self.dim, lanes, count);
+            transpose(lanes, (PANEL, count), panel, PANEL);
         }
         if is_across {
-            let count = self.form.lanes(queries.next_multiple_of(PANEL));
+            let count = self.dtype.lanes(queries.next_multiple_of(PANEL));
             let panels = group.across.at_least(self.dim.next_multiple_of(PANEL) * count);
-            panels_across(self.form, (x, self.dim), (queries, self.dim), count, panels);
+            panels_across(self.dtype, RowsView::new(x, self.dim, self.dim), queries, count, panels);
         }
     }
 
@@ -109,37 +112,39 @@ impl Shape {
         out: &mut [f32],
     ) {
         let (lanes, apart) = self.row();
-        let a = Operand { data: &rows[first * apart..], row: apart, step: 1 };
-        let b = &group.turned[panel * lanes * PANEL..];
-        multiply(self.isa, self.form, (keys, lanes, PANEL), a, b, out, PANEL, false);
+        let (extent, a) =
+            (Extent { rows: keys, lanes, columns: PANEL }, Operand::by_rows(&rows[first * apart..], apart));
+        let b = &group.transposed[panel * lanes * PANEL..];
+        multiply(self.isa, self.dtype, extent, a, b, Sums::new(out, PANEL));
     }
 
     /// Adds to sums over keys, `[dim, 32]` of rows `QUERIES` apart, those of a panel of scores.
     pub(crate) fn sum_over_keys(
         &self,
-        turned: &[u32],
+        transposed: &[u32],
         (first, keys): (usize, usize),
         scores: &[f32],
         pairs: &mut Aligned<u32>,
         sums: &mut [f32],
     ) {
-        let lanes = self.form.lanes(keys);
-        let b = match self.form {
-            Form::F32 => bytemuck::cast_slice(scores),
+        let lanes = self.dtype.lanes(keys);
+        let b = match self.dtype {
+            Dtype::F32 => bytemuck::cast_slice(scores),
             _ => {
                 let pairs = pairs.at_least(lanes * PANEL);
-                across(self.form, (scores, PANEL), (keys, PANEL), pairs, PANEL);
+                across(self.dtype, RowsView::new(scores, PANEL, PANEL), keys, pairs, PANEL);
                 &*pairs
             }
         };
-        let a = Operand { data: &turned[first / self.form.per_lane()..], row: self.turned_row(), step: 1 };
-        multiply(self.isa, self.form, (self.dim, lanes, PANEL), a, b, sums, QUERIES, true);
+        let a = Operand::by_rows(&transposed[first / self.dtype.per_lane()..], self.transposed_row());
+        let extent = Extent { rows: self.dim, lanes, columns: PANEL };
+        multiply(self.isa, self.dtype, extent, a, b, Sums::added(sums, QUERIES));
     }
 
     /// A panel of scores as lanes along a group's queries.
     pub(crate) fn put_rows(&self, scores: &[f32], panel: usize, rows: &mut [u32]) {
-        let lanes = self.form.lanes(PANEL);
-        along(self.form, scores, PANEL, &mut rows[panel * lanes..], self.group_row());
+        let lanes = self.dtype.lanes(PANEL);
+        along(self.dtype, scores, PANEL, &mut rows[panel * lanes..], self.group_row());
     }
 
     /// Adds to sums over queries, panels `[tokens, 32]`, those of a block's keys.
@@ -151,36 +156,30 @@ impl Shape {
         group: &Group,
         sums: &mut [f32],
     ) {
-        let lanes = self.form.lanes(queries.next_multiple_of(PANEL));
-        let a = Operand { data: rows, row: self.group_row(), step: 1 };
+        let lanes = self.dtype.lanes(queries.next_multiple_of(PANEL));
+        let a = Operand::by_rows(rows, self.group_row());
         for (n, sums) in sums.chunks_exact_mut(self.tokens * PANEL).enumerate() {
-            let columns = self.dim - n * PANEL;
-            let (b, c) = (&group.across[n * lanes * PANEL..], &mut sums[first * PANEL..]);
-            multiply(self.isa, self.form, (keys, lanes, columns), a, b, c, PANEL, true);
+            let extent = Extent { rows: keys, lanes, columns: self.dim - n * PANEL };
+            let (b, c) = (&group.across[n * lanes * PANEL..], Sums::added(&mut sums[first * PANEL..], PANEL));
+            multiply(self.isa, self.dtype, extent, a, b, c);
         }
     }
 }
 
-/// Rows from one on, and of each the numbers from one on.
-pub(crate) fn from(x: (&[f32], usize), row: usize, column: usize) -> (&[f32], usize) {
-    (&x.0[row * x.1 + column..], x.1)
-}
-
-/// The first `dim` numbers of rows that are `.1` apart, scaled, without gaps.
-pub(crate) fn scaled<'a>(x: (&[f32], usize), dim: usize, scale: f32, out: &'a mut [f32]) -> &'a [f32] {
-    for (to, from) in out.chunks_exact_mut(dim).zip(x.0.chunks(x.1)) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = scale * from);
+/// Copies `out.len() / width` rows without gaps, times `scale`.
+pub(crate) fn scaled<'a>(x: RowsView, scale: f32, out: &'a mut [f32]) -> &'a [f32] {
+    for (i, to) in out.chunks_exact_mut(x.width()).enumerate() {
+        to.iter_mut().zip(x.row(i)).for_each(|(to, from)| *to = scale * from);
     }
     out
 }
 
-/// Panels back to rows, scaled.
-pub(crate) fn unpanel(from: &[f32], (rows, columns): (usize, usize), scale: f32, to: (&mut [f32], usize)) {
+/// Panels `[rows, 32]` back to rows `[rows, columns]`, times `scale`.
+pub(crate) fn unpanel(from: &[f32], (rows, columns): (usize, usize), scale: f32, mut to: RowsViewMut) {
     for (n, panel) in from.chunks_exact(rows * PANEL).take(columns.div_ceil(PANEL)).enumerate() {
-        let some = PANEL.min(columns - n * PANEL);
+        let mut to = to.columns(n * PANEL, PANEL.min(columns - n * PANEL));
         for (i, from) in panel.chunks_exact(PANEL).enumerate() {
-            let to = &mut to.0[i * to.1 + n * PANEL..][..some];
-            to.iter_mut().zip(from).for_each(|(to, from)| *to = from * scale);
+            to.row_mut(i).iter_mut().zip(from).for_each(|(to, from)| *to = from * scale);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Gradients of what acts on single rows: layer norm, GELU, softmax. Limit: bytes, one pass in and out.
 
-use super::norm::EPS;
+use super::norm::NORM_EPS;
 use super::numeric::normal_distribution;
 use crate::simd::{dispatch, dot_body, multiply_add, sum_of};
 
@@ -9,7 +9,7 @@ const LANES: usize = 16;
 
 /// With x̂ = (x − mean)/σ and g = dy·w: `dx = (g − mean(g) − x̂·mean(g·x̂))/σ`, `dw = dy·x̂`, `db = dy`. All are added.
 #[inline(always)]
-fn norm_back_body<const FUSED: bool>(
+fn norm_backward_body<const FUSED: bool>(
     x: &[f32],
     weight: &[f32],
     dy: &[f32],
@@ -20,7 +20,7 @@ fn norm_back_body<const FUSED: bool>(
     let dim = x.len() as f32;
     let mean = sum_of(x, |v| v) / dim;
     let variance = sum_of(x, |v| (v - mean) * (v - mean)) / dim;
-    let scale = 1.0 / (variance + EPS).sqrt();
+    let scale = 1.0 / (variance + NORM_EPS).sqrt();
     let (mut plain, mut along) = ([0f32; LANES], [0f32; LANES]);
     let ((x_all, x_rest), (w_all, w_rest)) = (x.as_chunks::<LANES>(), weight.as_chunks::<LANES>());
     let (d_all, d_rest) = dy.as_chunks::<LANES>();
@@ -48,14 +48,15 @@ fn norm_back_body<const FUSED: bool>(
 }
 
 dispatch! {
-    /// Adds the gradients of a layer norm of one row `x`, `[dim]`, to those of the row, of the scale and of the shift.
-    pub fn norm_back(x: &[f32], weight: &[f32], dy: &[f32], dx: &mut [f32], dw: &mut [f32], db: &mut [f32])
-        = fused norm_back_body
+    /// Backward pass of a layer norm of one row `x`, `[dim]`: adds the gradients of the row, of the scale and of the
+    /// shift to `dx`, `dw` and `db`, `[dim]` each.
+    pub fn norm_backward(x: &[f32], weight: &[f32], dy: &[f32], dx: &mut [f32], dw: &mut [f32], db: &mut [f32])
+        = fused norm_backward_body
 }
 
-/// gelu' = Φ(x) + x·e^(−x²/2)/√(2π): both need the same exponential.
+/// The derivative is Φ(x) + x·e^(−x²/2)/√(2π). It needs the same exponential as the value.
 #[inline(always)]
-fn gelu_back_body<const FUSED: bool>(x: &mut [f32], d: &mut [f32]) {
+fn gelu_backward_body<const FUSED: bool>(x: &mut [f32], d: &mut [f32]) {
     const DENSITY: f32 = 0.398_942_3;
     for (x, d) in x.iter_mut().zip(d) {
         let (distribution, e) = normal_distribution::<FUSED>(*x);
@@ -65,19 +66,20 @@ fn gelu_back_body<const FUSED: bool>(x: &mut [f32], d: &mut [f32]) {
 }
 
 dispatch! {
-    /// Turns inputs of a GELU into its outputs, and gradients of its outputs into those of its inputs.
-    pub fn gelu_back(x: &mut [f32], d: &mut [f32]) = fused gelu_back_body
+    /// GELU and its backward pass, both in place: `x` becomes gelu(x), and `d`, the gradient of gelu(x), becomes that
+    /// of `x`.
+    pub fn gelu_backward(x: &mut [f32], d: &mut [f32]) = fused gelu_backward_body
 }
 
 #[inline(always)]
-fn softmax_back_body<const FUSED: bool>(weights: &[f32], d: &mut [f32]) {
+fn softmax_backward_body<const FUSED: bool>(weights: &[f32], d: &mut [f32]) {
     let along = dot_body::<FUSED>(weights, d);
     d.iter_mut().zip(weights).for_each(|(d, w)| *d = w * (*d - along));
 }
 
 dispatch! {
-    /// Turns gradients of a softmax's weights into those of what it was taken of.
-    pub fn softmax_back(weights: &[f32], d: &mut [f32]) = fused softmax_back_body
+    /// Backward pass of a softmax, in place: `d`, the gradient of `weights` = softmax(x), becomes that of `x`.
+    pub fn softmax_backward(weights: &[f32], d: &mut [f32]) = fused softmax_backward_body
 }
 
 #[inline(always)]
@@ -86,7 +88,7 @@ fn add_scaled_body<const FUSED: bool>(to: &mut [f32], from: &[f32], scale: f32) 
 }
 
 dispatch! {
-    /// Adds `scale` times a slice.
+    /// `to += scale · from`.
     pub fn add_scaled(to: &mut [f32], from: &[f32], scale: f32) = fused add_scaled_body
 }
 
@@ -115,7 +117,7 @@ mod tests {
         let (x, dy, weight, bias) = (row(37, 7), row(37, 5), row(37, 3), row(37, 2));
         let norm = LayerNorm::new(weight.clone(), bias.clone());
         let (mut dx, mut dw, mut db) = (vec![0.0; 37], vec![0.0; 37], vec![0.0; 37]);
-        norm_back(&x, &weight, &dy, &mut dx, &mut dw, &mut db);
+        norm_backward(&x, &weight, &dy, &mut dx, &mut dw, &mut db);
         let exact = differences(&x, &dy, |x| norm.apply(x));
         assert!(dx.iter().zip(&exact).all(|(d, e)| (f64::from(*d) - e).abs() < 2e-3));
         let exact = differences(&weight, &dy, |weight| {
@@ -131,7 +133,7 @@ mod tests {
     fn gelu_and_its_gradient_come_together() {
         let (x, dy) = (row(40, 7), row(40, 5));
         let (mut y, mut d, mut alone) = (x.clone(), dy.clone(), x.clone());
-        gelu_back(&mut y, &mut d);
+        gelu_backward(&mut y, &mut d);
         gelu(&mut alone);
         assert!(y.iter().zip(&alone).all(|(a, b)| (a - b).abs() < 1e-6));
         let exact = differences(&x, &dy, |x| gelu(x));
@@ -143,7 +145,7 @@ mod tests {
         let (x, dy) = (row(19, 7), row(19, 5));
         let (mut weights, mut d) = (x.clone(), dy.clone());
         softmax(&mut weights);
-        softmax_back(&weights, &mut d);
+        softmax_backward(&weights, &mut d);
         let exact = differences(&x, &dy, |x| softmax(x));
         assert!(d.iter().zip(&exact).all(|(d, e)| (f64::from(*d) - e).abs() < 1e-3));
     }

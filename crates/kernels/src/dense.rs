@@ -1,71 +1,68 @@
-//! Linear layers that learn: a layer forwards, the gradient of its input, and sums of the gradient of its weights.
+//! Linear layers that learn: forward, the gradient of the input, and sums of the gradient of the weights.
 //!
 //! For `y = x·Wᵀ + b` the gradients are `dx = dy·W`, `dW = Σ dyᵀ·x` and `db = Σ dy`. W is packed twice, once for each
-//! direction; `dW` is summed in panels of 32 inputs, which is how products write, and put in order once at the end. In bf16 all
-//! three products read bf16 and sum in f32. Limit: FLOPs.
+//! direction. `dW` is summed in panels of 32 inputs, the layout that products write, and brought into torch's order
+//! once at the end. In bf16 all three products read bf16 and sum in f32. Limit: FLOPs.
 
 use super::backward::add_scaled;
+use super::dtype::Dtype;
+use super::isa::Isa;
 use super::linear::{Activations, Linear, Then};
-use super::memory::{Aligned, stride};
-use super::operands::{across, multiply, turn};
-use super::tile::{Form, Isa, Operand, PANEL};
+use super::operands::{across, multiply, transpose};
+use super::panel::{Extent, Operand, PANEL, Sums};
+use super::rows::{Aligned, stride};
+use super::view::{RowsView, RowsViewMut};
 
 /// A linear layer with its weights packed for both directions.
 #[derive(Debug)]
 pub struct Dense {
-    there: Linear,
-    back: Linear,
-    form: Form,
+    forward: Linear,
+    backward: Linear,
+    dtype: Dtype,
     inputs: usize,
     outputs: usize,
 }
 
 impl Dense {
-    /// Packs `weight`, `[outputs, inputs]` as torch has it, and `bias`, `[outputs]` or empty; f32 or bf16.
-    pub fn pack(isa: Isa, form: Form, weight: &[f32], bias: &[f32], inputs: usize, outputs: usize) -> Self {
-        let turned: Vec<f32> = (0..inputs * outputs).map(|i| weight[i % outputs * inputs + i / outputs]).collect();
+    /// Packs `weight`, `[outputs, inputs]` as torch has it, and `bias`, `[outputs]` or empty. Products in f32 or bf16,
+    /// the latter for int8 too.
+    pub fn pack(isa: Isa, dtype: Dtype, weight: &[f32], bias: &[f32], inputs: usize, outputs: usize) -> Self {
+        let (transposed, dtype) = (transposed(weight, inputs), dtype.floating());
         Self {
-            there: Linear::pack(isa, form, weight, bias, inputs, outputs),
-            back: Linear::pack(isa, form, &turned, &[], outputs, inputs),
-            form,
+            forward: Linear::pack(isa, dtype, weight, bias, inputs, outputs),
+            backward: Linear::pack(isa, dtype, &transposed, &[], outputs, inputs),
+            dtype,
             inputs,
             outputs,
         }
     }
 
-    /// `rows` rows of `x`, at most [`super::BLOCK`], through the layer; rows of `x` and `out` are `.1` apart.
-    pub fn forward(
-        &self,
-        x: (&[f32], usize),
-        rows: usize,
-        then: Then,
-        out: (&mut [f32], usize),
-        activations: &mut Activations,
-    ) {
-        let input = activations.of(self.form, x.0, x.1, rows, self.inputs);
-        self.there.forward(input, rows, then, out.0, out.1);
+    /// `rows` rows of `x`, at most [`super::BLOCK`], through the layer: `[rows, inputs]` to `[rows, outputs]`.
+    pub fn forward(&self, x: RowsView, rows: usize, then: Then, out: RowsViewMut, activations: &mut Activations) {
+        let input = activations.of(self.dtype, x.columns(0, self.inputs), rows);
+        self.forward.forward(input, rows, then, out);
     }
 
-    /// The gradient of the layer's input from that of its output, `dy·W`; `then` may add rows to it.
-    pub fn back(
-        &self,
-        dy: (&[f32], usize),
-        rows: usize,
-        then: Then,
-        dx: (&mut [f32], usize),
-        activations: &mut Activations,
-    ) {
-        let input = activations.of(self.form, dy.0, dy.1, rows, self.outputs);
-        self.back.forward(input, rows, then, dx.0, dx.1);
+    /// The gradient of the layer's input, `[rows, inputs]`, from that of its output, `[rows, outputs]`: `dy·W`; `then`
+    /// may add rows to it.
+    pub fn backward(&self, dy: RowsView, rows: usize, then: Then, dx: RowsViewMut, activations: &mut Activations) {
+        let input = activations.of(self.dtype, dy.columns(0, self.outputs), rows);
+        self.backward.forward(input, rows, then, dx);
     }
 }
 
-/// Memory of one thread.
+/// The transpose of a matrix without gaps, `[rows, columns]` to `[columns, rows]`.
+pub fn transposed(from: &[f32], columns: usize) -> Vec<f32> {
+    let rows = from.len() / columns;
+    (0..from.len()).map(|i| from[i % rows * columns + i / rows]).collect()
+}
+
+/// Buffers that one thread uses again for each call of [`DenseGradient::add`].
 #[derive(Debug, Default)]
 pub struct DenseScratch {
-    /// Pairs of rows of dy, and for tiles the same turned, so that what is summed over lies together.
+    /// Pairs of rows of dy, and for tiles their transpose, in which what is summed over lies together.
     lanes: Aligned<u32>,
-    turned: Aligned<u32>,
+    transposed: Aligned<u32>,
     value_lanes: Aligned<u32>,
 }
 
@@ -73,7 +70,7 @@ pub struct DenseScratch {
 #[derive(Debug, Clone)]
 pub struct DenseGradient {
     isa: Isa,
-    form: Form,
+    dtype: Dtype,
     /// Panels `[outputs, 32]`, one per 32 inputs.
     panels: Vec<f32>,
     bias: Vec<f32>,
@@ -83,32 +80,30 @@ pub struct DenseGradient {
 
 impl DenseGradient {
     /// Zero, for a layer of these sizes.
-    pub fn new(isa: Isa, form: Form, inputs: usize, outputs: usize) -> Self {
+    pub fn new(isa: Isa, dtype: Dtype, inputs: usize, outputs: usize) -> Self {
         let panels = vec![0.0; inputs.div_ceil(PANEL) * PANEL * outputs];
-        Self { isa, form, panels, bias: vec![0.0; outputs], inputs, outputs }
+        Self { isa, dtype: dtype.floating(), panels, bias: vec![0.0; outputs], inputs, outputs }
     }
 
-    /// Adds `dyᵀ·x` and `Σ dy` of some rows, `.1` apart.
-    pub fn add(&mut self, dy: (&[f32], usize), x: (&[f32], usize), rows: usize, scratch: &mut DenseScratch) {
-        let outputs = self.outputs;
-        for dy in dy.0.chunks(dy.1).take(rows) {
-            add_scaled(&mut self.bias, &dy[..outputs], 1.0);
-        }
-        let DenseScratch { lanes, turned, value_lanes } = scratch;
+    /// Adds `dyᵀ·x` and `Σ dy` of `rows` rows: `dy` is `[rows, outputs]`, `x` is `[rows, inputs]`.
+    pub fn add(&mut self, dy: RowsView, x: RowsView, rows: usize, scratch: &mut DenseScratch) {
+        let (outputs, dy) = (self.outputs, dy.columns(0, self.outputs));
+        dy.rows(rows).for_each(|dy| add_scaled(&mut self.bias, dy, 1.0));
+        let DenseScratch { lanes, transposed, value_lanes } = scratch;
         // Rows are what is summed over: in bf16 two of them are a lane.
-        let summed = self.form.lanes(rows);
+        let summed = self.dtype.lanes(rows);
         let apart = stride(summed);
-        let a = match self.form {
-            Form::F32 => Operand { data: bytemuck::cast_slice(dy.0), row: 1, step: dy.1 },
+        let a = match self.dtype {
+            Dtype::F32 => Operand::by_columns(bytemuck::cast_slice(dy.data()), dy.stride()),
             _ => {
                 let lanes = lanes.at_least(summed * outputs);
-                across(self.form, dy, (rows, outputs), lanes, outputs);
+                across(self.dtype, dy, rows, lanes, outputs);
                 if self.isa.has_tiles() {
-                    let turned = turned.at_least(outputs * apart);
-                    turn(lanes, (summed, outputs), turned, apart);
-                    Operand { data: &*turned, row: apart, step: 1 }
+                    let transposed = transposed.at_least(outputs * apart);
+                    transpose(lanes, (summed, outputs), transposed, apart);
+                    Operand::by_rows(&*transposed, apart)
                 } else {
-                    Operand { data: &*lanes, row: 1, step: outputs }
+                    Operand::by_columns(&*lanes, outputs)
                 }
             }
         };
@@ -116,8 +111,9 @@ impl DenseGradient {
             let first = panel * PANEL;
             let columns = PANEL.min(self.inputs - first);
             let to = value_lanes.at_least(summed * PANEL);
-            across(self.form, (&x.0[first..], x.1), (rows, columns), to, PANEL);
-            multiply(self.isa, self.form, (outputs, summed, PANEL), a, to, sums, PANEL, true);
+            across(self.dtype, x.columns(first, columns), rows, to, PANEL);
+            let extent = Extent { rows: outputs, lanes: summed, columns: PANEL };
+            multiply(self.isa, self.dtype, extent, a, to, Sums::added(sums, PANEL));
         }
     }
 
@@ -148,28 +144,30 @@ mod tests {
     fn gradients_are_the_products_that_calculus_gives() {
         let (rows, inputs, outputs) = (37, 45, 50);
         let (x, w, dy) = (random(rows * inputs, 1), random(outputs * inputs, 2), random(rows * outputs, 3));
-        for (form, tolerance) in [(Form::F32, 1e-5), (Form::Bf16, 0.12)] {
+        for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::Bf16, 0.12)] {
             for isa in [Isa::best(), Isa::PLAIN] {
-                let dense = Dense::pack(isa, form, &w, &[], inputs, outputs);
+                let dense = Dense::pack(isa, dtype, &w, &[], inputs, outputs);
                 let mut dx = vec![0.0; rows * inputs];
-                dense.back((&dy, outputs), rows, Then::Bias, (&mut dx, inputs), &mut Activations::default());
-                let mut gradient = DenseGradient::new(isa, form, inputs, outputs);
-                gradient.add((&dy, outputs), (&x, inputs), rows, &mut DenseScratch::default());
+                let (x, dy) = (RowsView::new(&x, inputs, inputs), RowsView::new(&dy, outputs, outputs));
+                let out = RowsViewMut::new(&mut dx, inputs, inputs);
+                dense.backward(dy, rows, Then::Bias, out, &mut Activations::default());
+                let mut gradient = DenseGradient::new(isa, dtype, inputs, outputs);
+                gradient.add(dy, x, rows, &mut DenseScratch::default());
                 let (mut dw, mut db) = (vec![0.0; outputs * inputs], vec![0.0; outputs]);
                 gradient.add_to(&mut dw, &mut db);
                 for i in 0..inputs {
                     for r in 0..rows {
-                        let exact: f32 = (0..outputs).map(|o| dy[r * outputs + o] * w[o * inputs + i]).sum();
+                        let exact: f32 = (0..outputs).map(|o| dy.row(r)[o] * w[o * inputs + i]).sum();
                         assert!((dx[r * inputs + i] - exact).abs() < tolerance);
                     }
                     for o in 0..outputs {
-                        let exact: f32 = (0..rows).map(|r| dy[r * outputs + o] * x[r * inputs + i]).sum();
+                        let exact: f32 = (0..rows).map(|r| dy.row(r)[o] * x.row(r)[i]).sum();
                         assert!((dw[o * inputs + i] - exact).abs() < tolerance);
                     }
                 }
-                for o in 0..outputs {
-                    let exact: f32 = (0..rows).map(|r| dy[r * outputs + o]).sum();
-                    assert!((db[o] - exact).abs() < 1e-5);
+                for (o, db) in db.iter().enumerate() {
+                    let exact: f32 = (0..rows).map(|r| dy.row(r)[o]).sum();
+                    assert!((db - exact).abs() < 1e-5);
                 }
             }
         }

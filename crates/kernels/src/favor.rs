@@ -1,21 +1,25 @@
 //! FAVOR+ attention (Choromanski et al. 2021) with the softmax kernel, as the authors' decoder has it.
 //!
-//! A number x of a head becomes features φ(x) = exp(x'·Pᵀ − ‖x‖²/(2√d) − m) + 1e-4 with x' = x·d^-¼ (a common factor of all
-//! features cancels between numerator and denominator and is left out). Attention is φ(q)·(Σ φ(k)ᵀv) / (φ(q)·Σ φ(k)), so
-//! keys are first summed and queries then read the sums: linear in positions, and no position waits for another but at
-//! that one point. For queries m is the largest of a token's own x'·Pᵀ; for keys it is the largest of a whole cell, every
-//! head and position. Keys are summed against a running maximum and the 1e-4 is added in the end, from Σ v and their
-//! number. Limit: FLOPs of the products with P and with the sums.
+//! The vector x of a head becomes features φ(x) = exp(x'·Pᵀ − ‖x‖²/(2√d) − m) + 1e-4 with x' = x·d^-¼ (a common factor
+//! of all features cancels between numerator and denominator and is left out). Attention is φ(q)·(Σ φ(k)ᵀv) / (φ(q)·Σ
+//! φ(k)): keys are summed first, then queries read the sums. That is linear in positions, and the sums are the only
+//! point where positions depend on each other. For queries m is the largest of a token's own x'·Pᵀ; for keys it is the
+//! largest of a whole cell, every head and position. Keys are summed against a running maximum and the 1e-4 is added in
+//! the end, from Σ v and their number. Limit: FLOPs of the products with P and with the sums.
 
+use super::dtype::Dtype;
+use super::isa::Isa;
 use super::linear::{bf16, to_bf16};
-use super::memory::{Aligned, stride};
 use super::numeric::exp_nonpositive;
+use super::panel::{Extent, Operand, PANEL, Sums};
+use super::product::{multiply_bf16, multiply_f32};
 use super::projection::Projection;
-use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32_of};
+use super::rows::{Aligned, stride};
+use super::view::{RowsView, RowsViewMut};
 use crate::simd::{dispatch, dot, max_of, multiply_add, sum_of};
 
-/// Added to every feature.
-pub(crate) const EPS: f32 = 1e-4;
+/// Added to every random feature, as the authors' code does.
+pub const FEATURE_EPS: f32 = 1e-4;
 
 /// Attention of one decoder layer.
 #[derive(Debug)]
@@ -25,8 +29,8 @@ pub struct Favor {
     dim: usize,
     features: usize,
     projection: Projection,
-    /// f32 or bf16 for the products with features.
-    form: Form,
+    /// Of the products with features: f32 or bf16.
+    dtype: Dtype,
 }
 
 /// Sums over keys of one cell, or of a part of its positions.
@@ -42,7 +46,7 @@ impl KeySums {
         self.heads.iter().map(|h| h.max).fold(f32::NEG_INFINITY, f32::max)
     }
 
-    /// No keys, but exponentials will be taken against the same maxima.
+    /// Sums of no keys, with the same maxima for the exponentials.
     pub fn empty(&self) -> Self {
         let mut empty = self.clone();
         empty.keys = 0;
@@ -54,7 +58,7 @@ impl KeySums {
         empty
     }
 
-    /// The same keys, to be taken off.
+    /// The same keys, to be subtracted.
     pub fn negated(mut self) -> Self {
         self.keys = -self.keys;
         for head in &mut self.heads {
@@ -87,14 +91,14 @@ pub struct Context {
 struct HeadContext {
     /// Panels `[features, 32]`.
     products: Vec<f32>,
-    /// The same in pairs of bf16, where asked for.
+    /// The same in pairs of bf16; empty in f32.
     lanes: Vec<u32>,
     totals: Vec<f32>,
 }
 
-/// Memory of one thread.
+/// Buffers that one thread uses again for each call.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub struct FavorScratch {
     features: Aligned<f32>,
     values: Aligned<f32>,
     sums: Aligned<f32>,
@@ -103,12 +107,12 @@ pub struct Scratch {
 }
 
 impl Favor {
-    /// `projection` is P, `[features, dim]`. Reduced forms do the products with features in bf16.
-    pub fn new(isa: Isa, form: Form, projection: &[f32], heads: usize, dim: usize) -> Self {
+    /// `projection` is P, `[features, dim]`. The products with features are done in f32 or bf16, the latter for int8
+    /// too.
+    pub fn new(isa: Isa, dtype: Dtype, projection: &[f32], heads: usize, dim: usize) -> Self {
         let features = projection.len() / dim;
-        let form = if form == Form::F32 { Form::F32 } else { Form::Bf16 };
         let projection = Projection::new(isa, projection, heads, dim);
-        Self { isa, heads, dim, features, projection, form }
+        Self { isa, heads, dim, features, projection, dtype: dtype.floating() }
     }
 
     /// Sums of no keys.
@@ -123,15 +127,15 @@ impl Favor {
         KeySums { heads: vec![head; self.heads], keys: 0 }
     }
 
-    /// Adds `rows` keys and values, `[rows, heads·dim]` with rows `row` apart, to sums.
-    pub fn add_keys(&self, k: &[f32], v: &[f32], row: usize, rows: usize, sums: &mut KeySums, scratch: &mut Scratch) {
+    /// Adds keys and values of `rows` tokens, `[rows, heads·dim]` each, to sums.
+    pub fn add_keys(&self, k: RowsView, v: RowsView, rows: usize, sums: &mut KeySums, scratch: &mut FavorScratch) {
         let (dim, features, apart) = (self.dim, self.features, stride(self.features));
-        let Scratch { features: buffer, values, lanes, value_lanes, .. } = scratch;
+        let FavorScratch { features: buffer, values, lanes, value_lanes, .. } = scratch;
         sums.keys += rows as isize;
         for (h, head) in sums.heads.iter_mut().enumerate() {
-            let (k, v) = (&k[h * dim..], &v[h * dim..]);
+            let [k, v] = [k, v].map(|x| x.columns(h * dim, dim));
             let e = buffer.at_least(rows * apart);
-            self.projection.of((k, row), rows, (&mut *e, apart));
+            self.projection.of(k, rows, RowsViewMut::new(&mut *e, apart, features));
             let largest = e.chunks(apart).map(|e| max_of(&e[..features])).fold(head.max, f32::max);
             if largest > head.max {
                 let keep = (head.max - largest).exp();
@@ -139,22 +143,23 @@ impl Favor {
                 head.max = largest;
             }
             for (i, e) in e.chunks_mut(apart).enumerate() {
-                exponentials(&k[i * row..][..dim], &mut e[..features], head.max);
+                exponentials(k.row(i), &mut e[..features], head.max);
                 add(&mut head.totals, &e[..features]);
-                add(&mut head.values, &v[i * row..][..dim]);
+                add(&mut head.values, v.row(i));
             }
             for (panel, products) in head.products.chunks_exact_mut(features * PANEL).enumerate() {
                 let columns = PANEL.min(dim - panel * PANEL);
-                let value = |i: usize| &v[i * row + panel * PANEL..][..columns];
-                match self.form {
-                    Form::F32 => {
+                let v = v.columns(panel * PANEL, columns);
+                match self.dtype {
+                    Dtype::F32 => {
                         let values = values.at_least(rows * PANEL);
                         for (i, to) in values.chunks_exact_mut(PANEL).enumerate() {
                             to.fill(0.0);
-                            to[..columns].copy_from_slice(value(i));
+                            to[..columns].copy_from_slice(v.row(i));
                         }
-                        let a = Operand { data: &*e, row: 1, step: apart };
-                        multiply_f32_of(self.isa, features, rows, columns, a, values, products, PANEL, true);
+                        let extent = Extent { rows: features, lanes: rows, columns };
+                        let (a, c) = (Operand::by_columns(&*e, apart), Sums::added(products, PANEL));
+                        multiply_f32(self.isa, extent, a, values, c);
                     }
                     _ => {
                         let pairs = rows.div_ceil(2);
@@ -166,12 +171,13 @@ impl Favor {
                         for (p, to) in values.chunks_exact_mut(PANEL).enumerate() {
                             to.fill(0);
                             for (j, to) in to.iter_mut().take(columns).enumerate() {
-                                let high = if 2 * p + 1 < rows { bf16(value(2 * p + 1)[j]) } else { 0 };
-                                *to = high << 16 | bf16(value(2 * p)[j]);
+                                let high = if 2 * p + 1 < rows { bf16(v.row(2 * p + 1)[j]) } else { 0 };
+                                *to = high << 16 | bf16(v.row(2 * p)[j]);
                             }
                         }
-                        let a = Operand { data: &*lanes, row: 1, step: apart };
-                        multiply_bf16(self.isa, features, pairs, a, values, products, PANEL, true);
+                        let extent = Extent { rows: features, lanes: pairs, columns };
+                        let (a, c) = (Operand::by_columns(&*lanes, apart), Sums::added(products, PANEL));
+                        multiply_bf16(self.isa, extent, a, values, c);
                     }
                 }
             }
@@ -195,12 +201,12 @@ impl Favor {
     }
 
     /// Appends the largest x'·Pᵀ of each of `rows` keys, over all heads.
-    pub fn largest(&self, k: &[f32], row: usize, rows: usize, scratch: &mut Scratch, out: &mut Vec<f32>) {
-        self.projection.largest((k, row), rows, &mut scratch.features, out);
+    pub fn largest(&self, k: RowsView, rows: usize, scratch: &mut FavorScratch, out: &mut Vec<f32>) {
+        self.projection.largest(k, rows, &mut scratch.features, out);
     }
 
-    /// Closes the sums of all parts of a cell, in their order. `largest` is the cell's largest x'·Pᵀ where that is not the
-    /// largest of any part.
+    /// Finishes the sums of all parts of a cell, in their order. `largest` is the cell's largest x'·Pᵀ; the largest of
+    /// the parts if `None`. They differ where keys were subtracted.
     pub fn context(&self, parts: &[KeySums], largest: Option<f32>) -> Context {
         let mut whole = self.merge(parts);
         let max = largest.unwrap_or_else(|| whole.largest());
@@ -212,12 +218,12 @@ impl Favor {
         let close = |mut head: HeadSums| {
             for (panel, values) in head.products.chunks_exact_mut(features * PANEL).zip(head.values.chunks(PANEL)) {
                 for row in panel.chunks_exact_mut(PANEL) {
-                    row.iter_mut().zip(values).for_each(|(p, v)| *p += EPS * v);
+                    row.iter_mut().zip(values).for_each(|(p, v)| *p += FEATURE_EPS * v);
                 }
             }
-            head.totals.iter_mut().for_each(|t| *t += EPS * keys as f32);
-            let lanes = match self.form {
-                Form::F32 => Vec::new(),
+            head.totals.iter_mut().for_each(|t| *t += FEATURE_EPS * keys as f32);
+            let lanes = match self.dtype {
+                Dtype::F32 => Vec::new(),
                 _ => head.products.chunks_exact(features * PANEL).flat_map(pair_panel).collect(),
             };
             HeadContext { products: head.products, lanes, totals: head.totals }
@@ -225,38 +231,37 @@ impl Favor {
         Context { heads: whole.heads.into_iter().map(close).collect() }
     }
 
-    /// Attention of `rows` queries, `[rows, heads·dim]` with rows `row` apart, into `out` of the same layout.
+    /// Attention of `rows` queries, `[rows, heads·dim]`, into `out` of the same shape.
     pub fn attend(
         &self,
-        q: &[f32],
-        row: usize,
+        q: RowsView,
         rows: usize,
         context: &Context,
-        out: &mut [f32],
-        scratch: &mut Scratch,
+        mut out: RowsViewMut,
+        scratch: &mut FavorScratch,
     ) {
         let (dim, features, apart) = (self.dim, self.features, stride(self.features));
-        let Scratch { features: buffer, sums, lanes, .. } = scratch;
+        let FavorScratch { features: buffer, sums, lanes, .. } = scratch;
         let sums = sums.at_least(rows * PANEL);
         for (h, head) in context.heads.iter().enumerate() {
-            let q = &q[h * dim..];
+            let q = q.columns(h * dim, dim);
             let e = buffer.at_least(rows * apart);
-            self.projection.of((q, row), rows, (&mut *e, apart));
+            self.projection.of(q, rows, RowsViewMut::new(&mut *e, apart, features));
             let mut over = [0f32; super::linear::BLOCK];
             for ((i, e), over) in e.chunks_mut(apart).enumerate().zip(&mut over) {
                 let e = &mut e[..features];
                 let max = max_of(e);
-                exponentials(&q[i * row..][..dim], e, max);
-                e.iter_mut().for_each(|e| *e += EPS);
+                exponentials(q.row(i), e, max);
+                e.iter_mut().for_each(|e| *e += FEATURE_EPS);
                 *over = 1.0 / dot(e, &head.totals);
             }
             let pairs = features.div_ceil(2);
             for panel in 0..dim.div_ceil(PANEL) {
-                match self.form {
-                    Form::F32 => {
-                        let a = Operand { data: &*e, row: apart, step: 1 };
+                match self.dtype {
+                    Dtype::F32 => {
+                        let extent = Extent { rows, lanes: features, columns: dim - panel * PANEL };
                         let b = &head.products[panel * features * PANEL..];
-                        multiply_f32_of(self.isa, rows, features, dim - panel * PANEL, a, b, sums, PANEL, false);
+                        multiply_f32(self.isa, extent, Operand::by_rows(&*e, apart), b, Sums::new(sums, PANEL));
                     }
                     _ => {
                         let lanes = lanes.at_least(rows * apart);
@@ -265,15 +270,14 @@ impl Favor {
                                 to_bf16(&e[..features], &mut lanes[..pairs]);
                             }
                         }
-                        let a = Operand { data: &*lanes, row: apart, step: 1 };
+                        let extent = Extent { rows, lanes: pairs, columns: PANEL };
                         let b = &head.lanes[panel * pairs * PANEL..];
-                        multiply_bf16(self.isa, rows, pairs, a, b, sums, PANEL, false);
+                        multiply_bf16(self.isa, extent, Operand::by_rows(&*lanes, apart), b, Sums::new(sums, PANEL));
                     }
                 }
-                let columns = PANEL.min(dim - panel * PANEL);
+                let mut out = out.columns(h * dim + panel * PANEL, PANEL.min(dim - panel * PANEL));
                 for (i, (sums, over)) in sums.chunks_exact(PANEL).zip(&over).enumerate() {
-                    let out = &mut out[i * row + h * dim + panel * PANEL..][..columns];
-                    out.iter_mut().zip(sums).for_each(|(o, s)| *o = s * over);
+                    out.row_mut(i).iter_mut().zip(sums).for_each(|(o, s)| *o = s * over);
                 }
             }
         }
@@ -373,18 +377,19 @@ mod tests {
         let p = random(FEATURES * DIM, 1);
         let [q, k, v] = [2, 3, 4].map(|seed| random(ROWS * ROW, seed));
         let exact = plain(&p, &q, &k, &v);
-        for (form, tolerance) in [(Form::F32, 1e-5), (Form::Bf16, 1e-2)] {
-            let favor = Favor::new(Isa::best(), form, &p, HEADS, DIM);
-            let mut scratch = Scratch::default();
+        for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::Bf16, 1e-2)] {
+            let favor = Favor::new(Isa::best(), dtype, &p, HEADS, DIM);
+            let mut scratch = FavorScratch::default();
             let mut parts = vec![favor.no_keys(), favor.no_keys()];
             for (part, first, rows) in [(0, 0, 31), (0, 31, 9), (1, 40, 35)] {
-                let (k, v) = (&k[first * ROW..], &v[first * ROW..]);
-                favor.add_keys(k, v, ROW, rows, &mut parts[part], &mut scratch);
+                let [k, v] = [&k, &v].map(|x| RowsView::new(x, ROW, ROW).from(first));
+                favor.add_keys(k, v, rows, &mut parts[part], &mut scratch);
             }
             let mut out = vec![0.0; ROWS * ROW];
-            favor.attend(&q, ROW, ROWS, &favor.context(&parts, None), &mut out, &mut scratch);
+            let (q, to) = (RowsView::new(&q, ROW, ROW), RowsViewMut::new(&mut out, ROW, ROW));
+            favor.attend(q, ROWS, &favor.context(&parts, None), to, &mut scratch);
             let worst = out.iter().zip(&exact).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
-            assert!(worst < tolerance, "{form:?}: {worst}");
+            assert!(worst < tolerance, "{dtype:?}: {worst}");
         }
     }
 
@@ -393,11 +398,11 @@ mod tests {
         let p = random(FEATURES * DIM, 1);
         let [q, mut k, v] = [2, 3, 4].map(|seed| random(ROWS * ROW, seed));
         k[..ROW].iter_mut().for_each(|x| *x *= 1.5);
-        let favor = Favor::new(Isa::best(), Form::F32, &p, HEADS, DIM);
-        let mut scratch = Scratch::default();
+        let favor = Favor::new(Isa::best(), Dtype::F32, &p, HEADS, DIM);
+        let mut scratch = FavorScratch::default();
         let mut sums = |range: std::ops::Range<usize>, mut into: KeySums| {
-            let (k, v) = (&k[range.start * ROW..], &v[range.start * ROW..]);
-            favor.add_keys(k, v, ROW, range.len(), &mut into, &mut scratch);
+            let [k, v] = [&k, &v].map(|x| RowsView::new(x, ROW, ROW).from(range.start));
+            favor.add_keys(k, v, range.len(), &mut into, &mut scratch);
             into
         };
         let all = sums(0..ROWS, favor.no_keys());
@@ -407,7 +412,8 @@ mod tests {
         let exact = favor.context(&[rest], None);
         let attend = |context: &Context| {
             let mut out = vec![0.0; ROWS * ROW];
-            favor.attend(&q, ROW, ROWS, context, &mut out, &mut Scratch::default());
+            let (q, to) = (RowsView::new(&q, ROW, ROW), RowsViewMut::new(&mut out, ROW, ROW));
+            favor.attend(q, ROWS, context, to, &mut FavorScratch::default());
             out
         };
         let (without, exact) = (attend(&without), attend(&exact));

@@ -1,47 +1,73 @@
 //! Kernels of the model on the CPU: plain functions over slices, no tensors.
 //!
-//! Matrix products in three forms of numbers ([`Linear`] over products of panels), attention of the encoder
-//! ([`Attention`]) and of the decoder ([`Favor`]), norms and activations. What a row gives does not depend on what else is
-//! in a batch or on the number of threads: every reduction has a fixed order of its own.
+//! - Inference: linear layers in f32, bf16 and int8 ([`Linear`]), attention of the encoder ([`Attention`]) and of the
+//!   decoder ([`Favor`]), norms and activations. A row's result does not depend on the other rows of a batch or on the
+//!   number of threads: every reduction has a fixed order.
+//! - Training: the same with backward passes ([`Dense`], [`LearningAttention`], [`LearningFavor`], [`norm_backward`]…).
+//!   They take one cell at a time and start no threads, because training distributes whole cells over threads.
+//! - [`device`]: kernels for training on GPUs (feature `cuda`), and the same as plain loops.
 //!
-//! What learns has its way back beside it ([`Dense`], [`LearningAttention`], [`LearningFavor`], [`norm_back`]…): for one cell at
-//! a time and without threads of its own, since cells are what training shares out.
+//! Matrices are rows some distance apart ([`Rows`], [`RowsView`]); [`Dtype`] is the number format of products, and
+//! [`Isa`] the instructions that compute them.
 //!
-//! What learns on a GPU is in [`device`].
+//! Depends on rayon, with feature `cuda` on cudarc. Knows nothing of models, files or cells: shapes come with the
+//! calls. A slice that is too short for them is a panic, because it is a fault of the caller and never of a user's
+//! data.
 //!
-//! Depends on rayon alone, with feature `cuda` on cudarc. Knows nothing of models, files or cells: shapes come with the
-//! calls, and a slice too short for them is a panic, for it is a fault of the caller and never of a user's data.
+//! ```
+//! use cellql_kernels::{Activations, Dtype, Isa, Linear, Rows, Then};
+//!
+//! // Two rows times a matrix of three outputs and two inputs, as torch stores it, plus a bias.
+//! let layer = Linear::pack(Isa::best(), Dtype::F32, &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0], &[0.0, 0.0, 0.5], 2, 3);
+//! let (mut x, mut y) = (Rows::new(2, 2), Rows::new(2, 3));
+//! x.row_mut(0).copy_from_slice(&[1.0, 2.0]);
+//! x.row_mut(1).copy_from_slice(&[3.0, 4.0]);
+//! let mut activations = Activations::default();
+//! layer.forward(activations.of(Dtype::F32, x.view(0), 2), 2, Then::Bias, y.view_mut(0));
+//! assert_eq!(y.row(0), [1.0, 2.0, 3.5]);
+//! assert_eq!(y.row(1), [3.0, 4.0, 7.5]);
+//! ```
 
+#[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
 mod attention_learning;
 mod attention_operands;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod backward;
 mod dense;
+mod detection;
 pub mod device;
+mod dtype;
 mod favor;
 mod favor_learning;
 mod favor_rows;
+mod isa;
 mod linear;
-mod memory;
 mod norm;
 mod numeric;
 mod operands;
+mod panel;
+mod product;
 mod projection;
+mod rows;
 mod simd;
 mod softmax;
-mod tile;
+mod view;
 
 pub use attention::Attention;
 pub use attention_learning::{AttentionScratch, LearningAttention};
-pub use backward::{add_scaled, gelu_back, norm_back, softmax_back};
-pub use dense::{Dense, DenseGradient, DenseScratch};
-pub use favor::{Context, Favor, KeySums, Scratch as FavorScratch};
+pub use backward::{add_scaled, gelu_backward, norm_backward, softmax_backward};
+pub use dense::{Dense, DenseGradient, DenseScratch, transposed};
+pub use dtype::{Dtype, UnknownDtype};
+pub use favor::{Context, FEATURE_EPS, Favor, FavorScratch, KeySums};
 pub use favor_learning::{KeyGradient, LearningContext, LearningFavor, LearningScratch, LearningSums, SumsGradient};
+pub use isa::Isa;
 pub use linear::{Activations, BLOCK, Linear, Then};
-pub use memory::Rows;
-pub use norm::LayerNorm;
+pub use norm::{LayerNorm, NORM_EPS};
 pub use numeric::gelu;
+pub use rows::Rows;
 pub use simd::dot;
 pub use softmax::softmax;
-pub use tile::{Form, Isa};
+pub use view::{RowsView, RowsViewMut};

@@ -1,12 +1,16 @@
 //! Linear layers over a block of rows, in f32, bf16 or 8-bit integers.
 //!
-//! Weights are packed once into panels ([`super::tile`]); activations are converted once per block and used by every
-//! layer that reads them. 8-bit: weights are symmetric per output (the largest magnitude is 127); activations, unsigned
-//! because the hardware multiplies unsigned by signed, span each row's own smallest to largest value, and what their zero
-//! point adds to a sum is known and taken off. Limit: FLOPs.
+//! Weights are packed once into panels ([`super::panel`]). Activations are converted once per block and used by every
+//! layer that reads them. int8: weights are symmetric per output (the largest magnitude is 127). Activations are
+//! unsigned, because the hardware multiplies unsigned by signed; they span each row's own smallest to largest value,
+//! and what their zero point adds to a sum is subtracted. Limit: FLOPs.
 
-use super::memory::{Aligned, stride};
-use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32_of, multiply_int8};
+use super::dtype::Dtype;
+use super::isa::Isa;
+use super::panel::{Extent, Operand, PANEL, Sums};
+use super::product::{multiply_bf16, multiply_f32, multiply_int8};
+use super::rows::{Aligned, stride};
+use super::view::{RowsView, RowsViewMut};
 use crate::simd::dispatch;
 
 /// Rows of a block: with 3,072 f32 each they fill a second-level cache of 1 MiB and more.
@@ -15,7 +19,7 @@ pub const BLOCK: usize = 112;
 /// A block of rows as products read them.
 #[derive(Debug, Default)]
 pub struct Activations {
-    /// Lanes of packed forms, `[rows, stride]`.
+    /// Lanes of packed number formats, `[rows, stride]`.
     lanes: Aligned<u32>,
     /// Per row; int8 only.
     codes: Vec<Code>,
@@ -30,34 +34,43 @@ pub struct Code {
 
 /// Rows to multiply: f32 as they are, or converted into an [`Activations`].
 #[derive(Debug, Clone, Copy)]
-pub enum Input<'a> {
-    F32 { data: &'a [f32], row: usize },
-    Bf16 { lanes: &'a [u32], row: usize },
-    Int8 { lanes: &'a [u32], row: usize, codes: &'a [Code] },
+pub enum PackedInput<'a> {
+    F32(RowsView<'a>),
+    /// Pairs of bf16, rows `row` lanes apart.
+    Bf16 {
+        lanes: &'a [u32],
+        row: usize,
+    },
+    /// Four 8-bit integers per lane, rows `row` lanes apart, and what each row's integers stand for.
+    Int8 {
+        lanes: &'a [u32],
+        row: usize,
+        codes: &'a [Code],
+    },
 }
 
 impl Activations {
-    /// Converts `rows` rows of `inner` numbers, `row` apart.
-    pub fn of<'a>(&'a mut self, form: Form, x: &'a [f32], row: usize, rows: usize, inner: usize) -> Input<'a> {
-        if form == Form::F32 {
-            return Input::F32 { data: x, row };
+    /// Converts `rows` rows to a number format. Rows are as wide as the layers that read them have inputs.
+    pub fn of<'a>(&'a mut self, dtype: Dtype, x: RowsView<'a>, rows: usize) -> PackedInput<'a> {
+        if dtype == Dtype::F32 {
+            return PackedInput::F32(x);
         }
-        let lanes = form.lanes(inner);
+        let lanes = dtype.lanes(x.width());
         let apart = stride(lanes);
         let target = self.lanes.at_least(rows * apart);
-        if form == Form::Bf16 {
+        if dtype == Dtype::Bf16 {
             for i in 0..rows {
                 let out = &mut target[i * apart..][..lanes];
-                to_bf16(&x[i * row..][..inner], out);
+                to_bf16(x.row(i), out);
             }
-            return Input::Bf16 { lanes: target, row: apart };
+            return PackedInput::Bf16 { lanes: target, row: apart };
         }
         self.codes.clear();
         for i in 0..rows {
             let out = &mut target[i * apart..][..lanes];
-            self.codes.push(quantise(&x[i * row..][..inner], out));
+            self.codes.push(quantise(x.row(i), out));
         }
-        Input::Int8 { lanes: target, row: apart, codes: &self.codes }
+        PackedInput::Int8 { lanes: target, row: apart, codes: &self.codes }
     }
 }
 
@@ -106,8 +119,8 @@ fn to_bf16_wide(x: &[f32], lanes: &mut [u32]) -> usize {
     use std::arch::x86_64::{__m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_storeu_si512};
     let (from, to) = (x.as_chunks::<32>().0, lanes.as_chunks_mut::<16>().0);
     for (from, to) in from.iter().zip(to) {
-        // SAFETY: two loads of 16 f32 from an array of 32, a store of 64 bytes into an array of 16 u32; any 64 bytes are
-        // both types.
+        // SAFETY: two loads of 16 f32 from an array of 32, a store of 64 bytes into an array of 16 u32; any 64 bytes
+        // are both types.
         unsafe {
             let (low, high) = (_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(16)));
             let halves = _mm512_cvtne2ps_pbh(high, low);
@@ -173,13 +186,8 @@ pub enum Then<'a> {
     Bias,
     /// Bias, then the larger of it and zero.
     Relu,
-    /// Bias, then these rows added, `row` apart.
-    Add {
-        /// `[rows, outputs]`.
-        data: &'a [f32],
-        /// Distance between rows of `data`.
-        row: usize,
-    },
+    /// Bias, then these rows added, `[rows, outputs]`.
+    Add(RowsView<'a>),
 }
 
 /// A linear layer, `[inputs]` to `[outputs]`, its weights packed.
@@ -208,20 +216,20 @@ enum Panels {
 
 impl Linear {
     /// Packs `weight`, `[outputs, inputs]` as torch has it, and `bias`, `[outputs]` or empty.
-    pub fn pack(isa: Isa, form: Form, weight: &[f32], bias: &[f32], inputs: usize, outputs: usize) -> Self {
+    pub fn pack(isa: Isa, dtype: Dtype, weight: &[f32], bias: &[f32], inputs: usize, outputs: usize) -> Self {
         let padded = outputs.div_ceil(PANEL) * PANEL;
-        let lanes = form.lanes(inputs);
+        let lanes = dtype.lanes(inputs);
         let mut padded_bias = Aligned::new(padded);
         padded_bias[..bias.len()].copy_from_slice(bias);
-        let panels = match form {
-            Form::F32 => {
+        let panels = match dtype {
+            Dtype::F32 => {
                 let mut data = Aligned::<f32>::new(lanes * padded);
                 for (panel, rows) in data.chunks_exact_mut(lanes * PANEL).zip(weight.chunks(inputs * PANEL)) {
-                    transpose(rows, inputs, panel);
+                    pack_panel(rows, inputs, panel);
                 }
                 Panels::F32(data)
             }
-            Form::Bf16 => {
+            Dtype::Bf16 => {
                 let mut data = Aligned::<u32>::new(lanes * padded);
                 let mut row = vec![0u32; lanes];
                 for (n, weights) in weight.chunks_exact(inputs).enumerate() {
@@ -230,70 +238,62 @@ impl Linear {
                 }
                 Panels::Bf16(data)
             }
-            Form::Int8 => pack_int8(weight, inputs, padded, lanes),
+            Dtype::Int8 => pack_int8(weight, inputs, padded, lanes),
         };
         Self { inputs, outputs, isa, panels, bias: padded_bias }
     }
 
-    /// The form its input must have.
-    pub fn form(&self) -> Form {
+    /// The number format that its input must have.
+    pub fn dtype(&self) -> Dtype {
         match self.panels {
-            Panels::F32(_) => Form::F32,
-            Panels::Bf16(_) => Form::Bf16,
-            Panels::Int8 { .. } => Form::Int8,
+            Panels::F32(_) => Dtype::F32,
+            Panels::Bf16(_) => Dtype::Bf16,
+            Panels::Int8 { .. } => Dtype::Int8,
         }
     }
 
-    /// The product alone, in f32: no bias, and whole vectors of sixteen outputs straight into `out`. Rows are `.1` apart.
-    pub(crate) fn product(&self, x: (&[f32], usize), rows: usize, out: (&mut [f32], usize)) {
-        let Panels::F32(b) = &self.panels else { unreachable!("asked of a layer that is packed in another form") };
-        let a = Operand { data: x.0, row: x.1, step: 1 };
+    /// The product alone, in f32: no bias. Whole vectors of sixteen outputs are written straight into `out`.
+    pub(crate) fn product(&self, x: RowsView, rows: usize, mut out: RowsViewMut) {
+        let Panels::F32(b) = &self.panels else {
+            unreachable!("asked of a layer that is packed in another number format")
+        };
+        let (a, stride) = (Operand::by_rows(x.data(), x.stride()), out.stride());
         for (first, panel) in (0..self.outputs).step_by(PANEL).zip(b.chunks_exact(self.inputs * PANEL)) {
-            let columns = self.outputs - first;
-            multiply_f32_of(self.isa, rows, self.inputs, columns, a, panel, &mut out.0[first..], out.1, false);
+            let extent = Extent { rows, lanes: self.inputs, columns: self.outputs - first };
+            multiply_f32(self.isa, extent, a, panel, Sums::new(&mut out.data_mut()[first..], stride));
         }
     }
 
-    /// `rows` rows of the layer's result into `out`, `out_row` apart.
-    pub fn forward(&self, x: Input, rows: usize, then: Then, out: &mut [f32], out_row: usize) {
+    /// The layer of at most [`BLOCK`] rows: `[rows, inputs]` to `[rows, outputs]`.
+    pub fn forward(&self, x: PackedInput, rows: usize, then: Then, mut out: RowsViewMut) {
         debug_assert!(rows <= BLOCK);
-        let lanes = self.form().lanes(self.inputs);
-        let mut sums = Sums([0.0; BLOCK * PANEL]);
+        let lanes = self.dtype().lanes(self.inputs);
+        let mut sums = BlockSums([0.0; BLOCK * PANEL]);
         for (first, bias) in (0..self.outputs).step_by(PANEL).zip(self.bias.chunks_exact(PANEL)) {
             let panel = first * lanes..(first + PANEL) * lanes;
+            let extent = Extent { rows, lanes, columns: self.outputs - first };
             match (&self.panels, x) {
-                (Panels::F32(b), Input::F32 { data, row }) => {
-                    let a = Operand { data, row, step: 1 };
-                    multiply_f32_of(
-                        self.isa,
-                        rows,
-                        lanes,
-                        self.outputs - first,
-                        a,
-                        &b[panel],
-                        &mut sums.0,
-                        PANEL,
-                        false,
-                    );
+                (Panels::F32(b), PackedInput::F32(x)) => {
+                    let a = Operand::by_rows(x.data(), x.stride());
+                    multiply_f32(self.isa, extent, a, &b[panel], Sums::new(&mut sums.0, PANEL));
                 }
-                (Panels::Bf16(b), Input::Bf16 { lanes: data, row }) => {
-                    let a = Operand { data, row, step: 1 };
-                    multiply_bf16(self.isa, rows, lanes, a, &b[panel], &mut sums.0, PANEL, false);
+                (Panels::Bf16(b), PackedInput::Bf16 { lanes: data, row }) => {
+                    let a = Operand::by_rows(data, row);
+                    multiply_bf16(self.isa, extent, a, &b[panel], Sums::new(&mut sums.0, PANEL));
                 }
-                (Panels::Int8 { lanes: b, scale, totals }, Input::Int8 { lanes: data, row, codes }) => {
-                    let a = Operand { data, row, step: 1 };
-                    let whole: &mut [i32] = bytemuck::cast_slice_mut(&mut sums.0);
-                    multiply_int8(self.isa, rows, lanes, a, &b[panel], whole);
+                (Panels::Int8 { lanes: b, scale, totals }, PackedInput::Int8 { lanes: data, row, codes }) => {
+                    let (a, whole) = (Operand::by_rows(data, row), bytemuck::cast_slice_mut(&mut sums.0));
+                    multiply_int8(self.isa, extent, a, &b[panel], Sums::new(whole, PANEL));
                     dequantise(&mut sums.0, &codes[..rows], &scale[first..], &totals[first..]);
                 }
                 _ => unreachable!("activations were converted for another layer"),
             }
             let columns = PANEL.min(self.outputs - first);
-            let target = Target { out, row: out_row, first, columns };
+            let out = out.columns(first, columns);
             match then {
-                Then::Bias => finish_bias(&sums.0, rows, bias, target),
-                Then::Relu => finish_relu(&sums.0, rows, bias, target),
-                Then::Add { data, row } => finish_add(&sums.0, rows, bias, target, data, row),
+                Then::Bias => finish_bias(&sums.0, rows, bias, out),
+                Then::Relu => finish_relu(&sums.0, rows, bias, out),
+                Then::Add(add) => finish_add(&sums.0, rows, bias, out, add.columns(first, columns)),
             }
         }
     }
@@ -301,60 +301,47 @@ impl Linear {
 
 /// One panel of sums for a block of rows.
 #[repr(align(64))]
-struct Sums([f32; BLOCK * PANEL]);
+struct BlockSums([f32; BLOCK * PANEL]);
 
-/// Where a panel's columns go.
-struct Target<'a> {
-    out: &'a mut [f32],
-    row: usize,
-    first: usize,
-    columns: usize,
-}
-
+/// Writes the columns of a panel.
 #[inline(always)]
-fn finish(sums: &[f32], rows: usize, bias: &[f32], target: Target, then: impl Fn(f32) -> f32) {
-    let Target { out, row, first, columns } = target;
+fn finish(sums: &[f32], rows: usize, bias: &[f32], mut out: RowsViewMut, then: impl Fn(f32) -> f32) {
     for i in 0..rows {
-        let out = &mut out[i * row + first..][..columns];
         let sums = &sums[i * PANEL..][..PANEL];
-        for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
+        for ((out, sum), bias) in out.row_mut(i).iter_mut().zip(sums).zip(bias) {
             *out = then(sum + bias);
         }
     }
 }
 
 #[inline(always)]
-fn finish_bias_body(sums: &[f32], rows: usize, bias: &[f32], target: Target) {
-    finish(sums, rows, bias, target, |v| v);
+fn finish_bias_body(sums: &[f32], rows: usize, bias: &[f32], out: RowsViewMut) {
+    finish(sums, rows, bias, out, |v| v);
 }
 
 #[inline(always)]
-fn finish_relu_body(sums: &[f32], rows: usize, bias: &[f32], target: Target) {
-    finish(sums, rows, bias, target, |v| if v > 0.0 { v } else { 0.0 });
+fn finish_relu_body(sums: &[f32], rows: usize, bias: &[f32], out: RowsViewMut) {
+    finish(sums, rows, bias, out, |v| if v > 0.0 { v } else { 0.0 });
 }
 
 #[inline(always)]
-fn finish_add_body(sums: &[f32], rows: usize, bias: &[f32], target: Target, add: &[f32], add_row: usize) {
-    let Target { out, row, first, columns } = target;
+fn finish_add_body(sums: &[f32], rows: usize, bias: &[f32], mut out: RowsViewMut, add: RowsView) {
     for i in 0..rows {
-        let out = &mut out[i * row + first..][..columns];
-        let add = &add[i * add_row + first..][..columns];
-        let sums = &sums[i * PANEL..][..PANEL];
-        for (((out, sum), bias), add) in out.iter_mut().zip(sums).zip(bias).zip(add) {
+        let (sums, add) = (&sums[i * PANEL..][..PANEL], add.row(i));
+        for (((out, sum), bias), add) in out.row_mut(i).iter_mut().zip(sums).zip(bias).zip(add) {
             *out = sum + bias + add;
         }
     }
 }
 
 dispatch! {
-    fn finish_bias(sums: &[f32], rows: usize, bias: &[f32], target: Target) = finish_bias_body
+    fn finish_bias(sums: &[f32], rows: usize, bias: &[f32], out: RowsViewMut) = finish_bias_body
 }
 dispatch! {
-    fn finish_relu(sums: &[f32], rows: usize, bias: &[f32], target: Target) = finish_relu_body
+    fn finish_relu(sums: &[f32], rows: usize, bias: &[f32], out: RowsViewMut) = finish_relu_body
 }
 dispatch! {
-    fn finish_add(sums: &[f32], rows: usize, bias: &[f32], target: Target, add: &[f32], add_row: usize)
-        = finish_add_body
+    fn finish_add(sums: &[f32], rows: usize, bias: &[f32], out: RowsViewMut, add: RowsView) = finish_add_body
 }
 
 /// Sums of integers, in place, to what they stand for.
@@ -373,7 +360,7 @@ dispatch! {
 }
 
 /// Up to 32 rows of weights to a panel `[inputs, 32]`.
-fn transpose(rows: &[f32], inputs: usize, panel: &mut [f32]) {
+fn pack_panel(rows: &[f32], inputs: usize, panel: &mut [f32]) {
     // Sixteen inputs at a time: one line of each row, written to sixteen rows of the panel.
     const STEP: usize = 16;
     for first in (0..inputs).step_by(STEP) {
@@ -439,25 +426,26 @@ mod tests {
         (0..rows * outputs).map(|at| dot(at / outputs, at % outputs) + f64::from(bias[at % outputs])).collect()
     }
 
-    fn run(form: Form, isa: Isa, x: &[f32], w: &[f32], bias: &[f32], then: Then) -> Vec<f32> {
+    fn run(dtype: Dtype, isa: Isa, x: &[f32], w: &[f32], bias: &[f32], then: Then) -> Vec<f32> {
         let (rows, inputs, outputs) = SHAPE;
-        let layer = Linear::pack(isa, form, w, bias, inputs, outputs);
+        let layer = Linear::pack(isa, dtype, w, bias, inputs, outputs);
         let mut activations = Activations::default();
         let mut out = vec![0.0; rows * outputs];
-        layer.forward(activations.of(form, x, inputs, rows, inputs), rows, then, &mut out, outputs);
+        let input = activations.of(dtype, RowsView::new(x, inputs, inputs), rows);
+        layer.forward(input, rows, then, RowsViewMut::new(&mut out, outputs, outputs));
         out
     }
 
     #[test]
-    fn each_form_gives_the_product_as_well_as_its_numbers_can() {
+    fn each_dtype_gives_the_product_within_its_rounding() {
         let (rows, inputs, outputs) = SHAPE;
         let (x, w, bias) = (random(rows * inputs, 1), random(outputs * inputs, 2), random(outputs, 3));
         let exact = exact(&x, &w, &bias, SHAPE);
-        for (form, tolerance) in [(Form::F32, 1e-5), (Form::Bf16, 0.08), (Form::Int8, 0.15)] {
+        for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::Bf16, 0.08), (Dtype::Int8, 0.15)] {
             for isa in [Isa::best(), Isa::PLAIN] {
-                let out = run(form, isa, &x, &w, &bias, Then::Bias);
+                let out = run(dtype, isa, &x, &w, &bias, Then::Bias);
                 let worst = out.iter().zip(&exact).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
-                assert!(worst < tolerance && worst > 0.0, "{form:?}: {worst}");
+                assert!(worst < tolerance && worst > 0.0, "{dtype:?}: {worst}");
             }
         }
     }
@@ -466,20 +454,20 @@ mod tests {
     fn what_follows_a_product_is_applied_to_it() {
         let (rows, inputs, outputs) = SHAPE;
         let (x, w, bias) = (random(rows * inputs, 1), random(outputs * inputs, 2), random(outputs, 3));
-        let plain = run(Form::F32, Isa::best(), &x, &w, &bias, Then::Bias);
-        let relu = run(Form::F32, Isa::best(), &x, &w, &bias, Then::Relu);
+        let plain = run(Dtype::F32, Isa::best(), &x, &w, &bias, Then::Bias);
+        let relu = run(Dtype::F32, Isa::best(), &x, &w, &bias, Then::Relu);
         assert!(plain.iter().zip(&relu).all(|(p, r)| p.max(0.0) == *r));
         let add = random(rows * outputs, 4);
-        let sum = run(Form::F32, Isa::best(), &x, &w, &bias, Then::Add { data: &add, row: outputs });
+        let sum = run(Dtype::F32, Isa::best(), &x, &w, &bias, Then::Add(RowsView::new(&add, outputs, outputs)));
         assert!(plain.iter().zip(&add).zip(&sum).all(|((p, a), s)| p + a == *s));
     }
 
     #[test]
-    fn rows_of_zeros_stay_exact_in_every_form() {
+    fn rows_of_zeros_stay_exact_in_every_dtype() {
         let (rows, inputs, outputs) = SHAPE;
         let (w, bias) = (random(outputs * inputs, 2), random(outputs, 3));
-        for form in [Form::F32, Form::Bf16, Form::Int8] {
-            let out = run(form, Isa::best(), &vec![0.0; rows * inputs], &w, &bias, Then::Bias);
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Int8] {
+            let out = run(dtype, Isa::best(), &vec![0.0; rows * inputs], &w, &bias, Then::Bias);
             assert!(out.chunks(outputs).all(|row| row == bias));
         }
     }

@@ -2,8 +2,8 @@
 
 use crate::simd::{dispatch, multiply_add, sum_of};
 
-/// torch's default.
-pub(crate) const EPS: f32 = 1e-5;
+/// Added to the variance, as torch does by default.
+pub const NORM_EPS: f32 = 1e-5;
 
 /// Scale and shift of a layer norm.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ fn normalise_body<const FUSED: bool>(row: &mut [f32], weight: &[f32], bias: &[f3
     let dim = row.len() as f32;
     let mean = sum_of(row, |v| v) / dim;
     let variance = sum_of(row, |v| (v - mean) * (v - mean)) / dim;
-    let scale = 1.0 / (variance + EPS).sqrt();
+    let scale = 1.0 / (variance + NORM_EPS).sqrt();
     for ((v, w), b) in row.iter_mut().zip(weight).zip(bias) {
         *v = multiply_add::<FUSED>((*v - mean) * scale, *w, *b);
     }
@@ -56,7 +56,8 @@ mod tests {
             let mean = row.iter().sum::<f64>() / dim as f64;
             let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / dim as f64;
             for i in 0..dim {
-                let exact = (row[i] - mean) / (variance + 1e-5).sqrt() * f64::from(weight[i]) + f64::from(bias[i]);
+                let exact = (row[i] - mean) / (variance + f64::from(NORM_EPS)).sqrt() * f64::from(weight[i])
+                    + f64::from(bias[i]);
                 assert!((f64::from(out[i]) - exact).abs() < 1e-5);
             }
         }

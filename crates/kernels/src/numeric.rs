@@ -3,8 +3,8 @@
 use crate::simd::{dispatch, multiply_add};
 
 /// 2^x for x ≤ 0: x = n + r with |r| ≤ ½, a polynomial of 2^r of degree 6 or 4, and n added to the exponent's bits. Of
-/// degree 6 it is within 3e-7 of 2^x, its remainder below f32's precision; of degree 4 within 1e-5, a two-hundredth of what bf16
-/// leaves out. Below -126 it gives about 1e-38.
+/// degree 6 it is within 3e-7 of 2^x, its remainder below f32's precision; of degree 4 within 1e-5, a two-hundredth of
+/// what bf16 leaves out. Below -126 it gives about 1e-38.
 #[inline(always)]
 pub(crate) fn exp2_nonpositive<const FUSED: bool, const DEGREE: usize>(x: f32) -> f32 {
     // Adding 1.5·2²³ leaves the nearest integer in the low bits.
@@ -12,8 +12,8 @@ pub(crate) fn exp2_nonpositive<const FUSED: bool, const DEGREE: usize>(x: f32) -
     // Taylor: (ln 2)ᵏ / k!
     const SIX: [f32; 6] =
         [std::f32::consts::LN_2, 0.240_226_5, 0.055_504_11, 0.009_618_129, 0.001_333_355_8, 0.000_154_035_3];
-    // The same without its last, and r⁵ by the polynomial of degree 3 nearest to it for |r| ≤ ½, 5/16·r³ − 5/256·r (Chebyshev):
-    // Taylor's four alone are wrong by 6e-5 near r = −½.
+    // The same without its last, and r⁵ by the polynomial of degree 3 nearest to it for |r| ≤ ½, 5/16·r³ − 5/256·r
+    // (Chebyshev): Taylor's four alone are wrong by 6e-5 near r = −½.
     const FOUR: [f32; 4] = [SIX[0] - SIX[4] * 5.0 / 256.0, SIX[1], SIX[2] + SIX[4] * 5.0 / 16.0, SIX[3]];
     const { assert!(DEGREE == 4 || DEGREE == 6) };
     let c: &[f32] = if DEGREE == 4 { &FOUR } else { &SIX };

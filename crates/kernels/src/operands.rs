@@ -1,86 +1,73 @@
-//! Rows of numbers as operands of products, in f32 or bf16: along a row or across rows, as they lie or turned.
+//! Rows of numbers as operands of products, in f32 or bf16: along a row or across rows, as stored or transposed.
 //!
-//! A product sums over lanes ([`super::tile`]), so rows that are summed over their columns become lanes along each row, and
-//! rows that are summed over themselves lanes across them. The left operand is rows of lanes, the right one panels of 32 columns.
+//! A product sums over lanes ([`super::panel`]), so rows that are summed over their columns become lanes along each
+//! row, and rows that are summed over themselves lanes across them. The left operand is rows of lanes, the right one
+//! panels of 32 columns.
 
+use super::dtype::Dtype;
+use super::isa::Isa;
 use super::linear::{bf16, to_bf16};
-use super::tile::{Form, Isa, Operand, PANEL, multiply_bf16, multiply_f32_of};
+use super::panel::{Extent, Operand, PANEL, Sums};
+use super::product::{multiply_bf16, multiply_f32};
+use super::view::RowsView;
 use crate::simd::dispatch;
 
-/// `c = a·b` or `c += a·b` in f32 or bf16, for `rows` rows and one panel, of which `columns` are wanted; row `i` of C starts at
-/// `c[i · c_row]`, and has room for 32 numbers, in f32 for 16 where no more are wanted.
-#[allow(clippy::too_many_arguments, reason = "the shape of a matrix product")]
-pub(crate) fn multiply(
-    isa: Isa,
-    form: Form,
-    (rows, lanes, columns): (usize, usize, usize),
-    a: Operand<u32>,
-    b: &[u32],
-    c: &mut [f32],
-    c_row: usize,
-    add: bool,
-) {
-    match form {
-        Form::F32 => {
+/// `c = a·b` or `c += a·b` in f32 or bf16 ([`Dtype::floating`]). Rows of C have room for 32 numbers, in f32 for 16
+/// where no more are wanted.
+pub(crate) fn multiply(isa: Isa, dtype: Dtype, extent: Extent, a: Operand<u32>, b: &[u32], c: Sums<f32>) {
+    match dtype {
+        Dtype::F32 => {
             let a = Operand { data: bytemuck::cast_slice(a.data), row: a.row, step: a.step };
-            multiply_f32_of(isa, rows, lanes, columns, a, bytemuck::cast_slice(b), c, c_row, add);
+            multiply_f32(isa, extent, a, bytemuck::cast_slice(b), c);
         }
-        Form::Bf16 => multiply_bf16(isa, rows, lanes, a, b, c, c_row, add),
-        Form::Int8 => unreachable!("nothing learns in integers"),
+        Dtype::Bf16 | Dtype::Int8 => multiply_bf16(isa, extent, a, b, c),
     }
 }
 
 /// Lanes along each of some rows without gaps, `[rows, apart]`; what is left of a row's last lanes is zero.
-pub(crate) fn along(form: Form, x: &[f32], columns: usize, lanes: &mut [u32], apart: usize) {
+pub(crate) fn along(dtype: Dtype, x: &[f32], columns: usize, lanes: &mut [u32], apart: usize) {
     for (x, to) in x.chunks_exact(columns).zip(lanes.chunks_mut(apart)) {
-        match form {
-            Form::F32 => to[..columns].copy_from_slice(bytemuck::cast_slice(x)),
-            _ => to_bf16(x, &mut to[..form.lanes(columns)]),
+        match dtype {
+            Dtype::F32 => to[..columns].copy_from_slice(bytemuck::cast_slice(x)),
+            _ => to_bf16(x, &mut to[..dtype.lanes(columns)]),
         }
     }
 }
 
-/// Lanes across `rows` rows that are `x.1` apart, `[lanes, apart]`; what there is no row or column for is zero.
-pub(crate) fn across(form: Form, x: (&[f32], usize), (rows, columns): (usize, usize), lanes: &mut [u32], apart: usize) {
-    if form != Form::F32 {
-        return pair_rows(x, rows, columns, lanes, apart);
+/// Lanes across `rows` rows, `[lanes, apart]`; what there is no row or column for is zero.
+pub(crate) fn across(dtype: Dtype, x: RowsView, rows: usize, lanes: &mut [u32], apart: usize) {
+    if dtype != Dtype::F32 {
+        return pair_rows(x, rows, lanes, apart);
     }
     for (i, to) in lanes.chunks_exact_mut(apart).enumerate() {
-        let some = if i < rows { &x.0[i * x.1..][..columns] } else { &[] };
+        let some = if i < rows { x.row(i) } else { &[] };
         to[..some.len()].copy_from_slice(bytemuck::cast_slice(some));
         to[some.len()..].fill(0);
     }
 }
 
 /// [`across`], one panel per 32 columns.
-pub(crate) fn panels_across(
-    form: Form,
-    x: (&[f32], usize),
-    (rows, columns): (usize, usize),
-    lanes: usize,
-    out: &mut [u32],
-) {
-    for (first, panel) in (0..columns).step_by(PANEL).zip(out.chunks_exact_mut(lanes * PANEL)) {
-        across(form, (&x.0[first..], x.1), (rows, PANEL.min(columns - first)), panel, PANEL);
+pub(crate) fn panels_across(dtype: Dtype, x: RowsView, rows: usize, lanes: usize, out: &mut [u32]) {
+    for (first, panel) in (0..x.width()).step_by(PANEL).zip(out.chunks_exact_mut(lanes * PANEL)) {
+        across(dtype, x.columns(first, PANEL.min(x.width() - first)), rows, panel, PANEL);
     }
 }
 
-/// `columns` numbers of each row into a panel `[rows, 32]`, the rest zero.
-pub(crate) fn panel_of(x: (&[f32], usize), columns: usize, panel: &mut [f32]) {
+/// Rows of at most 32 numbers into a panel `[rows, 32]`, the rest zero.
+pub(crate) fn panel_of(x: RowsView, panel: &mut [f32]) {
     for (i, to) in panel.chunks_exact_mut(PANEL).enumerate() {
-        let from = &x.0[i * x.1..][..columns];
-        to[..columns].copy_from_slice(from);
-        to[columns..].fill(0.0);
+        to[..x.width()].copy_from_slice(x.row(i));
+        to[x.width()..].fill(0.0);
     }
 }
 
-/// Rows two by two as pairs of bf16, `[pair, column]` with pairs `apart` lanes apart; what there is no row or column for is
-/// zero.
-fn pair_rows(x: (&[f32], usize), rows: usize, columns: usize, lanes: &mut [u32], apart: usize) {
+/// Rows two by two as pairs of bf16, `[pair, column]` with pairs `apart` lanes apart; what there is no row or column
+/// for is zero.
+fn pair_rows(x: RowsView, rows: usize, lanes: &mut [u32], apart: usize) {
     for (pair, to) in lanes.chunks_exact_mut(apart).enumerate() {
-        let (to, rest) = to.split_at_mut(columns);
+        let (to, rest) = to.split_at_mut(x.width());
         rest.fill(0);
-        let row = |i: usize| x.0.get(i * x.1..).and_then(|row| row.get(..columns)).filter(|_| i < rows);
+        let row = |i: usize| (i < rows).then(|| x.row(i));
         match (row(2 * pair), row(2 * pair + 1)) {
             (Some(low), Some(high)) => pair_lanes(low, high, to),
             (Some(low), None) => to.iter_mut().zip(low).for_each(|(to, l)| *to = bf16(*l)),
@@ -89,10 +76,10 @@ fn pair_rows(x: (&[f32], usize), rows: usize, columns: usize, lanes: &mut [u32],
     }
 }
 
-/// The transpose: `[rows, columns]` without gaps to `[columns, rows]`, rows of it `apart` lanes apart. By squares of sixteen,
-/// so that no line of the cache is fetched twice.
+/// The transpose: `[rows, columns]` without gaps to `[columns, rows]`, rows of it `apart` lanes apart. By squares of
+/// sixteen, so that no line of the cache is fetched twice.
 #[inline(always)]
-fn turn_body(from: &[u32], (rows, columns): (usize, usize), to: &mut [u32], apart: usize) {
+fn transpose_body(from: &[u32], (rows, columns): (usize, usize), to: &mut [u32], apart: usize) {
     const SIDE: usize = 16;
     for (top, left) in (0..rows).step_by(SIDE).flat_map(|top| (0..columns).step_by(SIDE).map(move |left| (top, left))) {
         let mut square = [[0u32; SIDE]; SIDE];
@@ -108,7 +95,7 @@ fn turn_body(from: &[u32], (rows, columns): (usize, usize), to: &mut [u32], apar
 }
 
 dispatch! {
-    pub(crate) fn turn(from: &[u32], sizes: (usize, usize), to: &mut [u32], apart: usize) = turn_body
+    pub(crate) fn transpose(from: &[u32], sizes: (usize, usize), to: &mut [u32], apart: usize) = transpose_body
 }
 
 #[inline(always)]

@@ -1,9 +1,11 @@
-//! From the numbers of a head to the exponents of its random features, x'·Pᵀ with x' = x·d^-¼. In f32 always: the result goes
-//! into an exponential.
+//! The exponents of a head's random features, x'·Pᵀ with x' = x·d^-¼. They are computed in f32 in every number format,
+//! because exponentials amplify rounding.
 
+use super::dtype::Dtype;
+use super::isa::Isa;
 use super::linear::Linear;
-use super::memory::{Aligned, LANES, stride};
-use super::tile::{Form, Isa};
+use super::rows::{Aligned, LANES, stride};
+use super::view::{RowsView, RowsViewMut};
 use crate::simd::max_of;
 
 /// The features of one decoder layer's attention. Rows hold heads side by side, `[rows, heads·dim]`.
@@ -16,32 +18,35 @@ pub(crate) struct Projection {
 }
 
 impl Projection {
-    /// Of P, `[features, dim]`. The last vector of features is filled up with copies of the first, which change no maximum.
+    /// Of P, `[features, dim]`. The last vector of features is filled up with copies of the first, which change no
+    /// maximum.
     pub(crate) fn new(isa: Isa, projection: &[f32], heads: usize, dim: usize) -> Self {
         let features = projection.len() / dim;
         let mut scaled = scaled(projection, dim);
         for _ in features..features.next_multiple_of(LANES) {
             scaled.extend_from_within(..dim);
         }
-        let linear = Linear::pack(isa, Form::F32, &scaled, &[], dim, scaled.len() / dim);
+        let linear = Linear::pack(isa, Dtype::F32, &scaled, &[], dim, scaled.len() / dim);
         Self { linear, heads, dim, features }
     }
 
-    /// x'·Pᵀ of one head for some rows, `.1` apart: whole vectors of features into `out`, `.1` apart.
-    pub(crate) fn of(&self, x: (&[f32], usize), rows: usize, out: (&mut [f32], usize)) {
+    /// x'·Pᵀ of one head, `[rows, dim]` to `[rows, features]`. Whole vectors of features are written: rows of `out`
+    /// must have room for them.
+    pub(crate) fn of(&self, x: RowsView, rows: usize, out: RowsViewMut) {
         self.linear.product(x, rows, out);
     }
 
     /// Appends the largest x'·Pᵀ of each of some keys, over all heads.
-    pub(crate) fn largest(&self, k: (&[f32], usize), rows: usize, buffer: &mut Aligned<f32>, out: &mut Vec<f32>) {
+    pub(crate) fn largest(&self, k: RowsView, rows: usize, buffer: &mut Aligned<f32>, out: &mut Vec<f32>) {
         let apart = stride(self.features);
         let first = out.len();
         out.resize(first + rows, f32::NEG_INFINITY);
         for head in 0..self.heads {
             let y = buffer.at_least(rows * apart);
-            self.of((&k.0[head * self.dim..], k.1), rows, (y, apart));
-            for (y, largest) in y.chunks(apart).zip(&mut out[first..]) {
-                *largest = largest.max(max_of(&y[..self.features]));
+            let mut y = RowsViewMut::new(y, apart, self.features);
+            self.of(k.columns(head * self.dim, self.dim), rows, y.reborrow());
+            for (y, largest) in y.view().rows(rows).zip(&mut out[first..]) {
+                *largest = largest.max(max_of(y));
             }
         }
     }

@@ -1,9 +1,9 @@
-//! Loops compiled for several instruction sets and chosen at run time, and reductions whose order is fixed.
+//! Loops that are compiled for several instruction sets and chosen at run time, and reductions in a fixed order.
 //!
 //! Each such loop is compiled three times: for AVX-512, for AVX2, and for any CPU.
 
-/// Compiles `$body` for the widest vectors this CPU has and calls it. After `fused`, the body has a constant parameter that
-/// says whether the CPU has fused multiply-add.
+/// Compiles `$body` for the widest vectors this CPU has and calls it. After `fused`, the body has a constant parameter
+/// that says whether the CPU has fused multiply-add.
 macro_rules! dispatch {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident : $ty:ty),* $(,)?) $(-> $out:ty)? = fused $body:ident) => {
         dispatch! { @ $(#[$doc])* $vis fn $name($($arg: $ty),*) $(-> $out)? = ($body::<true>) ($body::<false>) }
@@ -11,7 +11,8 @@ macro_rules! dispatch {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident : $ty:ty),* $(,)?) $(-> $out:ty)? = $body:ident) => {
         dispatch! { @ $(#[$doc])* $vis fn $name($($arg: $ty),*) $(-> $out)? = ($body) ($body) }
     };
-    (@ $(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident : $ty:ty),*) $(-> $out:ty)? = ($fast:expr) ($plain:expr)) => {
+    (@ $(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident : $ty:ty),*) $(-> $out:ty)?
+        = ($fast:expr) ($plain:expr)) => {
         #[allow(unsafe_code, reason = "calls a function compiled for features that were just detected")]
         $(#[$doc])*
         $vis fn $name($($arg: $ty),*) $(-> $out)? {
@@ -67,7 +68,7 @@ pub(crate) fn sum_of(values: &[f32], map: impl Fn(f32) -> f32) -> f32 {
 
 #[inline(always)]
 pub(crate) fn dot_body<const FUSED: bool>(a: &[f32], b: &[f32]) -> f32 {
-    // Four vectors of AVX-512, so that a sum need not wait for the one before.
+    // Four vectors of AVX-512, so that no sum waits for the previous one.
     const LANES: usize = 64;
     let mut lanes = [0f32; LANES];
     let ((left, left_rest), (right, right_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
@@ -81,7 +82,8 @@ pub(crate) fn dot_body<const FUSED: bool>(a: &[f32], b: &[f32]) -> f32 {
 }
 
 dispatch! {
-    /// Dot product of two slices of one length, in a fixed order that vectorises: sixty-four partial sums, then their sum.
+    /// Dot product of two slices of one length, in a fixed order that vectorises: sixty-four partial sums, then their
+    /// sum.
     pub fn dot(a: &[f32], b: &[f32]) -> f32 = fused dot_body
 }
 

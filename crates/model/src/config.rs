@@ -1,4 +1,4 @@
-//! Sizes of a model. Everything comes from here; nothing is a constant of the code.
+//! Sizes of a model. No other module has a constant for them.
 
 use std::str::FromStr;
 
@@ -20,33 +20,33 @@ pub struct Config {
     pub pad_token_id: f64,
     /// Value that stands for a masked position.
     pub mask_token_id: f64,
-    /// Encoder.
-    pub encoder: Encoder,
-    /// Decoder.
-    pub decoder: Decoder,
+    /// Sizes of the encoder.
+    pub encoder: EncoderConfig,
+    /// Sizes of the decoder.
+    pub decoder: DecoderConfig,
 }
 
-/// Transformer encoder over expressed genes.
+/// Sizes of the transformer encoder, which reads expressed genes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Encoder {
+pub struct EncoderConfig {
     /// Width of a token.
     pub hidden_dim: usize,
-    /// Layers.
+    /// Number of layers.
     pub depth: usize,
-    /// Attention heads; they divide the width.
+    /// Attention heads; their number divides the width.
     pub heads: usize,
 }
 
-/// Performer over all positions.
+/// Sizes of the Performer decoder, which reads all positions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Decoder {
+pub struct DecoderConfig {
     /// Width of a token.
     pub hidden_dim: usize,
-    /// Layers.
+    /// Number of layers.
     pub depth: usize,
     /// Attention heads.
     pub heads: usize,
-    /// Width of a head; heads × this need not equal the width.
+    /// Width of a head. Heads times this need not be the width of a token.
     pub dim_head: usize,
 }
 
@@ -83,9 +83,9 @@ impl Config {
             Size::M100 => (768, 12, 12),
         };
         let decoder = match size {
-            Size::M3 => Decoder { hidden_dim: 128, depth: 2, heads: 8, dim_head: 16 },
-            Size::M10 => Decoder { hidden_dim: 256, depth: 2, heads: 8, dim_head: 32 },
-            Size::M100 => Decoder { hidden_dim: 512, depth: 6, heads: 8, dim_head: 64 },
+            Size::M3 => DecoderConfig { hidden_dim: 128, depth: 2, heads: 8, dim_head: 16 },
+            Size::M10 => DecoderConfig { hidden_dim: 256, depth: 2, heads: 8, dim_head: 32 },
+            Size::M100 => DecoderConfig { hidden_dim: 512, depth: 6, heads: 8, dim_head: 64 },
         };
         Self {
             seq_len: n_genes + 2,
@@ -93,7 +93,7 @@ impl Config {
             bin_num: 100,
             pad_token_id: 103.0,
             mask_token_id: 102.0,
-            encoder: Encoder { hidden_dim: dim, depth, heads },
+            encoder: EncoderConfig { hidden_dim: dim, depth, heads },
             decoder,
         }
     }
@@ -114,7 +114,7 @@ impl Config {
     /// Reads the authors' nested form or the flat one of this type.
     ///
     /// # Errors
-    /// A field is missing or no number, or sizes that no model can have.
+    /// [`ModelError::Config`] where a field is missing or no number, or where no model can have these sizes.
     pub fn from_json(mut json: serde_json::Value) -> Result<Self> {
         if let Some(model) = json.get("model").and_then(|m| m.as_str()).map(str::to_owned)
             && let Some(nested) = json.pointer(&format!("/model_config/{model}")).cloned()

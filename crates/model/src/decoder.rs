@@ -1,11 +1,13 @@
 //! The decoder on the CPU: a Performer over every position of the vocabulary, T and S.
 //!
-//! One pass over all positions per layer: a block of rows finishes the layer before (queries against its summed keys, then
-//! the feed-forward) and adds its own keys to the sums of the next. What memory holds is one row per position and the sums
-//! of some parts of the positions, whose borders depend on the vocabulary alone, so results do not depend on threads.
+//! A layer is one pass over all positions: a block of rows finishes the previous layer (queries against its summed
+//! keys, then the feed-forward) and adds its own keys to the sums of the next layer. Memory holds one row per position
+//! and the sums of some parts of the positions. The borders of the parts depend on the vocabulary alone, so results do
+//! not depend on threads.
 //!
-//! Genes without expression enter the first layer with vectors that no cell changes. Their rows, keys and summed keys are
-//! computed once per model ([`Unexpressed`]); a cell takes off what stands at its own genes and adds those instead.
+//! Genes without expression enter the first layer with vectors that no cell changes. Their rows, keys and summed keys
+//! are computed once per model ([`Unexpressed`]). A cell subtracts the keys at its own genes and adds its own keys
+//! instead.
 
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -17,7 +19,8 @@ use crate::error::Result;
 use crate::weights::Tensors;
 use crate::{Config, Tokens};
 use cellql_kernels::{
-    Activations, BLOCK, Context, Favor, FavorScratch, Form, Isa, KeySums, LayerNorm, Linear, Rows, Then, gelu,
+    Activations, BLOCK, Context, Dtype, Favor, FavorScratch, Isa, KeySums, LayerNorm, Linear, Rows, RowsView,
+    RowsViewMut, Then, gelu,
 };
 
 /// Blocks of one part of the positions.
@@ -37,10 +40,10 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(tensors: &Tensors, config: &Config, form: Form, layer: usize) -> Result<Self> {
+    fn load(tensors: &Tensors, config: &Config, dtype: Dtype, layer: usize) -> Result<Self> {
         let (decoder, at) = (&config.decoder, format!("decoder.performer.net.layers.{layer}"));
         let (width, inner) = (decoder.hidden_dim, decoder.heads * decoder.dim_head);
-        let linear = |name: &str, from, to| tensors.linear(form, &format!("{at}.{name}"), from, to);
+        let linear = |name: &str, from, to| tensors.linear(dtype, &format!("{at}.{name}"), from, to);
         let matrix = format!("{at}.0.fn.fast_attention.projection_matrix");
         let projection = tensors.get(&matrix, &[config.nb_features(), decoder.dim_head])?;
         Ok(Self {
@@ -49,7 +52,7 @@ impl Layer {
             key: linear("0.fn.to_k", width, inner)?,
             value: linear("0.fn.to_v", width, inner)?,
             out: linear("0.fn.to_out", inner, width)?,
-            favor: Favor::new(Isa::best(), form, &projection, decoder.heads, decoder.dim_head),
+            favor: Favor::new(Isa::best(), dtype, &projection, decoder.heads, decoder.dim_head),
             feed_norm: tensors.norm(&format!("{at}.1.norm"), width)?,
             w1: linear("1.fn.fn.w1", width, 4 * width)?,
             w2: linear("1.fn.fn.w2", 4 * width, width)?,
@@ -57,7 +60,7 @@ impl Layer {
     }
 }
 
-/// The decoder of a model, its weights packed in one form of numbers.
+/// The decoder of a model, its weights packed in one number format.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     embed: Linear,
@@ -65,7 +68,7 @@ pub(crate) struct Decoder {
     norms: [LayerNorm; 2],
     /// `[width]`, then its bias: context to expression.
     to_final: (Vec<f32>, f32),
-    form: Form,
+    dtype: Dtype,
     dim: usize,
     width: usize,
     inner: usize,
@@ -102,27 +105,26 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
-/// A cell on its way through the layers.
+/// A cell as the layers read it.
 struct Cell<'a> {
     tokens: &'a Tokens,
     /// `[tokens, dim]`.
-    encoded: &'a [f32],
-    row: usize,
+    encoded: RowsView<'a>,
 }
 
 impl Decoder {
-    pub(crate) fn load(tensors: &Tensors, config: &Config, form: Form) -> Result<Self> {
+    pub(crate) fn load(tensors: &Tensors, config: &Config, dtype: Dtype) -> Result<Self> {
         let (dim, width) = (config.encoder.hidden_dim, config.decoder.hidden_dim);
         let layers = (0..config.decoder.depth).into_par_iter();
         Ok(Self {
-            embed: tensors.linear(form, "decoder_embed", dim, width)?,
-            layers: layers.map(|l| Layer::load(tensors, config, form, l)).collect::<Result<_>>()?,
+            embed: tensors.linear(dtype, "decoder_embed", dim, width)?,
+            layers: layers.map(|l| Layer::load(tensors, config, dtype, l)).collect::<Result<_>>()?,
             norms: [tensors.norm("decoder.norm", width)?, tensors.norm("norm", width)?],
             to_final: (
                 tensors.get("to_final.weight", &[1, width])?.into_owned(),
                 tensors.get("to_final.bias", &[1])?.first().copied().unwrap_or(0.0),
             ),
-            form,
+            dtype,
             dim,
             width,
             inner: config.decoder.heads * config.decoder.dim_head,
@@ -131,29 +133,28 @@ impl Decoder {
         })
     }
 
-    /// Context embeddings of `wanted` positions, `[wanted, width]`, given the cell's encoded tokens, `[tokens, dim]` with
-    /// rows `row` apart.
+    /// Context embeddings of the `wanted` positions, `[wanted, width]`, from the cell's encoded tokens, `[tokens,
+    /// dim]`.
     pub(crate) fn contexts(
         &self,
         embedding: &Embedding,
         tokens: &Tokens,
-        encoded: &[f32],
-        row: usize,
+        encoded: RowsView,
         wanted: &[u32],
     ) -> Vec<f32> {
         let mut out = vec![0f32; wanted.len() * self.width];
-        self.decode(embedding, &Cell { tokens, encoded, row }, wanted, self.width, &mut out, |context, out| {
+        self.decode(embedding, &Cell { tokens, encoded }, wanted, self.width, &mut out, |context, out| {
             out.copy_from_slice(context);
         });
         out
     }
 
     /// Predicted log-normalised expression of every gene, `[genes]`.
-    pub(crate) fn enhance(&self, embedding: &Embedding, tokens: &Tokens, encoded: &[f32], row: usize) -> Vec<f32> {
+    pub(crate) fn enhance(&self, embedding: &Embedding, tokens: &Tokens, encoded: RowsView) -> Vec<f32> {
         let genes: Vec<u32> = (0..self.positions as u32 - 2).collect();
         let mut out = vec![0f32; genes.len()];
         let (weight, bias) = &self.to_final;
-        self.decode(embedding, &Cell { tokens, encoded, row }, &genes, 1, &mut out, |context, out| {
+        self.decode(embedding, &Cell { tokens, encoded }, &genes, 1, &mut out, |context, out| {
             out[0] = cellql_kernels::dot(context, weight) + bias;
         });
         out
@@ -179,9 +180,9 @@ impl Decoder {
                     let mut sums = pair[1].favor.no_keys();
                     SCRATCH.with_borrow_mut(|scratch| {
                         for x in part.chunks_mut(BLOCK * row) {
-                            let rows = x.len() / row;
-                            self.finish_layer(&pair[0], &context, x, row, rows, scratch);
-                            self.add_keys(&pair[1], x, row, rows, &mut sums, scratch);
+                            let (rows, mut x) = (x.len() / row, RowsViewMut::new(x, row, self.width));
+                            self.finish_layer(&pair[0], &context, x.reborrow(), rows, scratch);
+                            self.add_keys(&pair[1], x.view(), rows, &mut sums, scratch);
                         }
                     });
                     sums
@@ -196,7 +197,7 @@ impl Decoder {
                 let mut rows = std::mem::take(&mut scratch.x);
                 rows.resize(BLOCK, self.width);
                 wanted.iter().enumerate().for_each(|(i, p)| rows.row_mut(i).copy_from_slice(x.row(*p as usize)));
-                self.finish_layer(last, &context, rows.all_mut(), row, wanted.len(), scratch);
+                self.finish_layer(last, &context, rows.view_mut(0), wanted.len(), scratch);
                 for (i, out) in out.chunks_exact_mut(size).enumerate() {
                     let context = rows.row_mut(i);
                     self.norms.iter().for_each(|norm| norm.apply(context));
@@ -208,9 +209,9 @@ impl Decoder {
     }
 
     /// Rows of vectors as the first layer reads them: `decoder_embed(token + position)`.
-    fn embed_rows(&self, tokens: &Rows, rows: usize, out: &mut [f32], row: usize, activations: &mut Activations) {
-        let input = activations.of(self.form, tokens.from(0), tokens.stride(), rows, self.dim);
-        self.embed.forward(input, rows, Then::Bias, out, row);
+    fn embed_rows(&self, tokens: &Rows, rows: usize, out: RowsViewMut, activations: &mut Activations) {
+        let input = activations.of(self.dtype, tokens.view(0), rows);
+        self.embed.forward(input, rows, Then::Bias, out);
     }
 
     fn without_expression(&self, embedding: &Embedding) -> Unexpressed {
@@ -223,24 +224,19 @@ impl Decoder {
                 let (mut sums, mut largest) = (layer.favor.no_keys(), Vec::new());
                 SCRATCH.with_borrow_mut(|scratch| {
                     let mut zero = vec![0f32; self.dim];
-                    embedding.values(&[0.0], &mut zero, self.dim, &mut scratch.embedding);
+                    embedding.values(&[0.0], RowsViewMut::of_row(&mut zero), &mut scratch.embedding);
                     for (block, x) in x.chunks_mut(BLOCK * row).enumerate() {
                         let (first, rows) = ((part * PART + block) * BLOCK, x.len() / row);
+                        let mut x = RowsViewMut::new(x, row, self.width);
                         scratch.tokens.resize(BLOCK, self.dim);
                         for i in 0..rows {
                             let at = embedding.position(first + i);
                             let token = scratch.tokens.row_mut(i).iter_mut().zip(at.iter().zip(&zero));
                             token.for_each(|(t, (a, z))| *t = a + z);
                         }
-                        self.embed_rows(&scratch.tokens, rows, x, row, &mut scratch.activations);
-                        self.add_keys(layer, x, row, rows, &mut sums, scratch);
-                        layer.favor.largest(
-                            scratch.a.from(0),
-                            scratch.a.stride(),
-                            rows,
-                            &mut scratch.favor,
-                            &mut largest,
-                        );
+                        self.embed_rows(&scratch.tokens, rows, x.reborrow(), &mut scratch.activations);
+                        self.add_keys(layer, x.view(), rows, &mut sums, scratch);
+                        layer.favor.largest(scratch.a.view(0), rows, &mut scratch.favor, &mut largest);
                     }
                 });
                 (sums, largest)
@@ -265,17 +261,16 @@ impl Decoder {
                     for (i, p) in positions.iter().enumerate() {
                         rows.row_mut(i).copy_from_slice(unexpressed.rows.row(*p as usize));
                     }
-                    let row = rows.stride();
-                    self.add_keys(layer, rows.all_mut(), row, positions.len(), &mut taken, scratch);
+                    self.add_keys(layer, rows.view(0), positions.len(), &mut taken, scratch);
                     scratch.tokens.resize(BLOCK, self.dim);
                     for (i, p) in positions.iter().enumerate() {
-                        let encoded = &cell.encoded[(block * BLOCK + i) * cell.row..][..self.dim];
+                        let encoded = cell.encoded.row(block * BLOCK + i);
                         let at = embedding.position(*p as usize);
                         let token = scratch.tokens.row_mut(i).iter_mut().zip(encoded.iter().zip(at));
                         token.for_each(|(t, (e, a))| *t = e + a);
                     }
-                    self.embed_rows(&scratch.tokens, positions.len(), rows.all_mut(), row, &mut scratch.activations);
-                    self.add_keys(layer, rows.all_mut(), row, positions.len(), &mut added, scratch);
+                    self.embed_rows(&scratch.tokens, positions.len(), rows.view_mut(0), &mut scratch.activations);
+                    self.add_keys(layer, rows.view(0), positions.len(), &mut added, scratch);
                 });
                 (rows, taken, added)
             })
@@ -287,7 +282,7 @@ impl Decoder {
             }
             parts.extend([taken.negated(), added]);
         }
-        // Keys that were taken off do not count towards the largest.
+        // Subtracted keys do not count towards the largest.
         let zeros = unexpressed.largest.iter().zip(&is_expressed).filter(|(_, expressed)| !**expressed);
         let zeros = zeros.map(|(y, _)| *y).fold(f32::NEG_INFINITY, f32::max);
         let largest = parts[1..].iter().skip(1).step_by(2).map(KeySums::largest).fold(zeros, f32::max);
@@ -295,59 +290,44 @@ impl Decoder {
     }
 
     /// Adds the keys and values of some rows to a layer's sums; leaves the keys in `scratch.a`.
-    fn add_keys(&self, layer: &Layer, x: &[f32], row: usize, rows: usize, sums: &mut KeySums, scratch: &mut Scratch) {
+    fn add_keys(&self, layer: &Layer, x: RowsView, rows: usize, sums: &mut KeySums, scratch: &mut Scratch) {
         let Scratch { h, a, b, activations, favor, .. } = scratch;
-        let (width, form) = (self.width, self.form);
-        normalised(&layer.norm, x, row, rows, h, width);
+        normalised(&layer.norm, x, rows, h);
         a.resize(BLOCK, self.inner);
         b.resize(BLOCK, self.inner);
-        let (inner_row, input) = (a.stride(), activations.of(form, h.from(0), h.stride(), rows, width));
-        layer.key.forward(input, rows, Then::Bias, a.all_mut(), inner_row);
-        layer.value.forward(input, rows, Then::Bias, b.all_mut(), inner_row);
-        layer.favor.add_keys(a.from(0), b.from(0), inner_row, rows, sums, favor);
+        let input = activations.of(self.dtype, h.view(0), rows);
+        layer.key.forward(input, rows, Then::Bias, a.view_mut(0));
+        layer.value.forward(input, rows, Then::Bias, b.view_mut(0));
+        layer.favor.add_keys(a.view(0), b.view(0), rows, sums, favor);
     }
 
-    /// Attention against a layer's summed keys, then its feed-forward, in place.
-    fn finish_layer(
-        &self,
-        layer: &Layer,
-        context: &Context,
-        x: &mut [f32],
-        row: usize,
-        rows: usize,
-        scratch: &mut Scratch,
-    ) {
+    /// Attention of rows against a layer's summed keys, then its feed-forward, in place.
+    fn finish_layer(&self, layer: &Layer, context: &Context, x: RowsViewMut, rows: usize, scratch: &mut Scratch) {
         let Scratch { h, a, b, attended, hidden, activations, favor, .. } = scratch;
-        let (width, form) = (self.width, self.form);
-        normalised(&layer.norm, x, row, rows, h, width);
+        let (width, dtype) = (self.width, self.dtype);
+        normalised(&layer.norm, x.view(), rows, h);
         a.resize(BLOCK, self.inner);
         attended.resize(BLOCK, self.inner);
         b.resize(BLOCK, width);
         hidden.resize(BLOCK, 4 * width);
-        let (inner_row, hidden_row) = (a.stride(), hidden.stride());
 
-        let input = activations.of(form, h.from(0), h.stride(), rows, width);
-        layer.query.forward(input, rows, Then::Bias, a.all_mut(), inner_row);
-        layer.favor.attend(a.from(0), inner_row, rows, context, attended.all_mut(), favor);
-        let input = activations.of(form, attended.from(0), inner_row, rows, self.inner);
-        let b_row = b.stride();
-        layer.out.forward(input, rows, Then::Add { data: x, row }, b.all_mut(), b_row);
+        layer.query.forward(activations.of(dtype, h.view(0), rows), rows, Then::Bias, a.view_mut(0));
+        layer.favor.attend(a.view(0), rows, context, attended.view_mut(0), favor);
+        layer.out.forward(activations.of(dtype, attended.view(0), rows), rows, Then::Add(x.view()), b.view_mut(0));
 
-        normalised(&layer.feed_norm, b.from(0), b_row, rows, h, width);
-        let input = activations.of(form, h.from(0), h.stride(), rows, width);
-        layer.w1.forward(input, rows, Then::Bias, hidden.all_mut(), hidden_row);
+        normalised(&layer.feed_norm, b.view(0), rows, h);
+        layer.w1.forward(activations.of(dtype, h.view(0), rows), rows, Then::Bias, hidden.view_mut(0));
         (0..rows).for_each(|i| gelu(hidden.row_mut(i)));
-        let input = activations.of(form, hidden.from(0), hidden_row, rows, 4 * width);
-        layer.w2.forward(input, rows, Then::Add { data: b.from(0), row: b_row }, x, row);
+        layer.w2.forward(activations.of(dtype, hidden.view(0), rows), rows, Then::Add(b.view(0)), x);
     }
 }
 
 /// Normalised copies of rows.
-fn normalised(norm: &LayerNorm, x: &[f32], row: usize, rows: usize, out: &mut Rows, width: usize) {
-    out.resize(BLOCK, width);
-    for i in 0..rows {
+fn normalised(norm: &LayerNorm, x: RowsView, rows: usize, out: &mut Rows) {
+    out.resize(BLOCK, x.width());
+    for (i, row) in x.rows(rows).enumerate() {
         let to = out.row_mut(i);
-        to.copy_from_slice(&x[i * row..][..width]);
+        to.copy_from_slice(row);
         norm.apply(to);
     }
 }

@@ -40,8 +40,8 @@ impl Device {
                 "this program was built without CUDA; build it with `make cuda`, or leave out --device".into(),
             ));
         }
-        // With a stream of its own: that of `new_cuda` is another in every thread, and what one thread began another would not
-        // wait for.
+        // With a stream of its own: that of `new_cuda` is another in every thread, and what one thread began another
+        // would not wait for.
         let opened = candle_core::Device::new_cuda_with_stream(number);
         opened.map(Some).map_err(|e| ModelError::Device(format!("CUDA device {number} cannot be used: {e}")))
     }

@@ -1,6 +1,7 @@
 //! Writes a model as the authors' `models.ckpt` has it: a torch zip whose pickle is `{key: {config, state_dict}}`.
 //!
-//! Layout after torch's own `torch.save`: `archive/data.pkl`, `archive/data/<n>` for each tensor's storage, little-endian.
+//! Layout after torch's own `torch.save`: `archive/data.pkl`, `archive/data/<n>` for each tensor's storage,
+//! little-endian.
 
 use std::io::{Seek, Write};
 

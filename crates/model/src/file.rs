@@ -67,8 +67,8 @@ pub enum Provenance {
         /// SHA-256 of the model of the store that it began with; of none where the weights were drawn.
         #[serde(default)]
         from: Option<String>,
-        /// How genes were numbered, which cells' hashes and so the held-out ones depend on: how many there were once each data
-        /// set was taken in, and the SHA-256 of what they are.
+        /// How genes were numbered, which cells' hashes and so the held-out ones depend on: how many there were once
+        /// each data set was taken in, and the SHA-256 of what they are.
         #[serde(default)]
         numbering: Vec<(usize, String)>,
     },

@@ -31,8 +31,8 @@ impl FileBytes {
         let unreadable = |e: std::io::Error| ModelError::input(path, "file", format!("cannot be read: {e}"));
         let file = File::open(path).map_err(unreadable)?;
         // SAFETY: files of models, indexes and checkpoints are written once under another name and renamed into place;
-        // nothing of cellql ever changes one that has its name, and one that is replaced stays what it was for who mapped it. What another program does to a store while it is read is beyond
-        // us, as with any mapped library.
+        // nothing of cellql ever changes one that has its name, and one that is replaced stays what it was for who
+        // mapped it. What another program does to a store while it is read is beyond us, as with any mapped library.
         let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
         Ok(Self::Mapped(Arc::new(map)))
     }

@@ -1,10 +1,12 @@
-//! From a cell's expression to the tokens the encoder reads.
+//! From a cell's expression to the tokens that the encoder reads.
 
 use std::fmt;
 
 use cellql_schemas::expr::{Profile, TARGET_SUM, log_normalise};
 use cellql_schemas::recipe::{Input, Recipe};
 use cellql_schemas::vocabulary::Placement;
+
+use crate::position_order::sort_by_position;
 
 /// Why a cell has no embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,20 +32,20 @@ impl fmt::Display for NotEmbeddable {
     }
 }
 
-/// Values that the recipe's input does not allow.
+/// A value that the recipe's input does not allow: a fraction where counts are expected.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the value {0} is no count; for log-normalised values say input => 'log' (for bulk samples 'bulk-log'), or normalise \
-     counts with log_normalise(expr)"
+    "the value {0} is no count; for log-normalised values say input => 'log' (for bulk samples 'bulk-log'), or \
+     normalise counts with log_normalise(expr)"
 )]
 pub struct NotCounts(f32);
 
-/// One cell or bulk sample as a store has it.
+/// One cell or bulk sample as it is stored.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample<'a> {
     /// Its expression.
     pub profile: Profile<'a>,
-    /// What [`Input::needs_total`] asks for.
+    /// The total that [`Input::needs_total`] requires.
     pub total: Option<f64>,
 }
 
@@ -98,13 +100,14 @@ pub(crate) fn align(
     if placed.is_empty() {
         return Ok(Err(NotEmbeddable::NoGenes));
     }
-    placed.sort_unstable_by_key(|(position, _)| *position);
+    sort_by_position(&mut placed, n_genes);
     let beside = sample.total.filter(|total| total.is_finite() && *total > 0.0);
     if recipe.input.needs_total() && beside.is_none() {
         return Ok(Err(NotEmbeddable::NoTotal));
     }
     let (source, target) = normalise(&mut placed, recipe, beside.unwrap_or(0.0));
-    // The encoder drops every position that is not above zero, T and S too, and pooling would take gene tokens for them.
+    // The encoder drops every position that is not above zero, T and S too, and pooling would take gene tokens for
+    // them.
     let above_zero = |depth: f64| (depth as f32).is_finite() && depth as f32 > 0.0;
     if !above_zero(source) || !above_zero(target) {
         return Ok(Err(NotEmbeddable::NoDepth));
@@ -115,7 +118,7 @@ pub(crate) fn align(
     Ok(Ok(Tokens { positions, values }))
 }
 
-/// Turns values into what the model reads, and gives S and T.
+/// Normalises values in place; returns S and T.
 fn normalise(placed: &mut [(u32, f32)], recipe: &Recipe, beside: f64) -> (f64, f64) {
     let total: f64 = placed.iter().map(|(_, v)| f64::from(*v)).sum();
     let mut scale = |to: f64| {

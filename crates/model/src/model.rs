@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::DType;
 use candle_nn::VarBuilder;
-use cellql_schemas::recipe::{Pool, Precision, Recipe};
+use cellql_schemas::recipe::{Pool, Recipe};
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
 
 use crate::batch::{Packed, plan};
@@ -22,9 +22,9 @@ use crate::runner::{OnCpu, Runner};
 use crate::weights::Tensors;
 use crate::xtrimogene::XTrimoGene;
 use crate::{file, input, pool};
-use cellql_kernels::{Form, Isa, Rows};
+use cellql_kernels::{Dtype, Isa, Rows};
 
-/// A model, ready to run. Weights are packed for a precision when it is first asked for, once per process.
+/// A model, ready to run. Weights are packed for a number format when it is first used, once per process.
 #[derive(Debug)]
 pub struct Model {
     name: String,
@@ -39,27 +39,18 @@ pub struct Model {
     on_device: Parts<XTrimoGene>,
 }
 
-/// The form of numbers in which kernels compute a precision.
-fn form(precision: Precision) -> Form {
-    match precision {
-        Precision::F32 => Form::F32,
-        Precision::Bf16 => Form::Bf16,
-        Precision::Int8 => Form::Int8,
-    }
-}
+/// A part of a model, packed once for each number format that was asked for.
+type Parts<T> = Mutex<BTreeMap<Dtype, Arc<T>>>;
 
-/// One part of a model per precision.
-type Parts<T> = Mutex<BTreeMap<&'static str, Arc<T>>>;
-
-/// The part of a precision, loaded when it is first asked for.
-fn part<T>(parts: &Parts<T>, precision: Precision, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+/// The part for a number format, loaded on first use.
+fn part<T>(parts: &Parts<T>, dtype: Dtype, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
     // Held while loading, so that two callers load once.
     let mut parts = parts.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(part) = parts.get(precision.name()) {
+    if let Some(part) = parts.get(&dtype) {
         return Ok(Arc::clone(part));
     }
     let part = Arc::new(load()?);
-    parts.insert(precision.name(), Arc::clone(&part));
+    parts.insert(dtype, Arc::clone(&part));
     Ok(part)
 }
 
@@ -82,7 +73,8 @@ impl Model {
     /// Loads a model from the bytes of its file (see [`encode`]).
     ///
     /// # Errors
-    /// [`ModelError::Damaged`] where the bytes are no model, [`ModelError::Weight`] where a weight is missing or misshapen.
+    /// [`ModelError::Damaged`] where the bytes are no model, [`ModelError::Weight`] where a weight is missing or
+    /// misshapen.
     pub fn load(name: &str, bytes: impl Into<FileBytes>) -> Result<Self> {
         let bytes = bytes.into();
         let (config, vocabulary) = file::header(name, &bytes)?;
@@ -103,8 +95,8 @@ impl Model {
     /// # Errors
     /// [`ModelError::Weight`] naming the weight.
     pub fn check(&self) -> Result<()> {
-        self.encoder(Precision::F32)?;
-        self.decoder(Precision::F32)?;
+        self.encoder(Dtype::F32)?;
+        self.decoder(Dtype::F32)?;
         Ok(())
     }
 
@@ -128,45 +120,45 @@ impl Model {
         self.config.embedding_dim(pool)
     }
 
-    /// What a precision runs on here, for people: `AVX-512 VNNI`.
-    pub fn instructions(precision: Precision) -> &'static str {
-        Isa::best().describe(form(precision))
+    /// Name of the instructions that a number format runs on here, for display: `AVX-512 VNNI`.
+    pub fn instructions(dtype: Dtype) -> &'static str {
+        Isa::best().describe(dtype)
     }
 
-    fn encoder(&self, precision: Precision) -> Result<Arc<Encoder>> {
-        let load = || Encoder::load(&Tensors::of(&self.name, &self.bytes)?, &self.config, form(precision));
-        part(&self.encoders, precision, load)
+    fn encoder(&self, dtype: Dtype) -> Result<Arc<Encoder>> {
+        let load = || Encoder::load(&Tensors::of(&self.name, &self.bytes)?, &self.config, dtype);
+        part(&self.encoders, dtype, load)
     }
 
-    fn decoder(&self, precision: Precision) -> Result<Arc<Decoder>> {
-        let load = || Decoder::load(&Tensors::of(&self.name, &self.bytes)?, &self.config, form(precision));
-        part(&self.decoders, precision, load)
+    fn decoder(&self, dtype: Dtype) -> Result<Arc<Decoder>> {
+        let load = || Decoder::load(&Tensors::of(&self.name, &self.bytes)?, &self.config, dtype);
+        part(&self.decoders, dtype, load)
     }
 
-    fn on_device(&self, device: &candle_core::Device, precision: Precision) -> Result<Arc<XTrimoGene>> {
-        let dtype = match precision {
-            Precision::F32 => DType::F32,
-            Precision::Bf16 => DType::BF16,
-            Precision::Int8 => {
+    fn on_device(&self, device: &candle_core::Device, dtype: Dtype) -> Result<Arc<XTrimoGene>> {
+        let candle_dtype = match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+            Dtype::Int8 => {
                 return Err(ModelError::Device("precision int8 is for the CPU; on a GPU use bf16".into()));
             }
         };
-        part(&self.on_device, precision, || {
+        part(&self.on_device, dtype, || {
             let weights = decode(&self.name, &self.bytes)?;
-            let vb = VarBuilder::from_tensors(weights.tensors, dtype, device);
+            let vb = VarBuilder::from_tensors(weights.tensors, candle_dtype, device);
             XTrimoGene::load(vb, &weights.config)
                 .map_err(ModelError::compute(&self.name, "moving weights to the device"))
         })
     }
 
-    fn runner(&self, precision: Precision, decodes: bool) -> Result<Box<dyn Runner + '_>> {
+    fn runner(&self, dtype: Dtype, decodes: bool) -> Result<Box<dyn Runner + '_>> {
         if let Some(device) = &self.device {
-            return Ok(Box::new(self.on_device(device, precision)?));
+            return Ok(Box::new(self.on_device(device, dtype)?));
         }
         Ok(Box::new(OnCpu {
             embedding: &self.embedding,
-            encoder: self.encoder(precision)?,
-            decoder: if decodes { Some(self.decoder(precision)?) } else { None },
+            encoder: self.encoder(dtype)?,
+            decoder: if decodes { Some(self.decoder(dtype)?) } else { None },
         }))
     }
 

@@ -1,7 +1,7 @@
 //! The part of Python's pickle (protocol 2) that torch writes: plain values, dicts that may be shared, and tensors.
 //!
-//! candle's unpickler copies a dict into its memo while the dict is still empty, so the second use of a shared one – the
-//! authors' checkpoints share configuration between their three models – comes out empty. Here shared is shared.
+//! candle's unpickler copies a dict into its memo while the dict is still empty, so the second use of a shared one –
+//! the authors' checkpoints share configuration between their three models – comes out empty. Here shared is shared.
 //! Nothing is ever executed: a call of anything but the few constructors below stays an opaque value.
 
 use std::cell::RefCell;

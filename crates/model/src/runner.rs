@@ -16,7 +16,8 @@ pub(crate) trait Runner {
     /// Encodes a batch: `[tokens, dim]`.
     fn encode(&self, packed: &Packed) -> candle_core::Result<Rows>;
 
-    /// Context embeddings of `wanted` positions, `[wanted, width]`, of a cell whose encoded tokens begin at row `first`.
+    /// Context embeddings of `wanted` positions, `[wanted, width]`, of a cell whose encoded tokens begin at row
+    /// `first`.
     fn contexts(&self, tokens: &Tokens, encoded: &Rows, first: usize, wanted: &[u32]) -> candle_core::Result<Vec<f32>>;
 
     /// Predicted log-normalised expression of every gene, `[genes]`, of such a cell.
@@ -43,11 +44,11 @@ impl Runner for OnCpu<'_> {
     }
 
     fn contexts(&self, tokens: &Tokens, encoded: &Rows, first: usize, wanted: &[u32]) -> candle_core::Result<Vec<f32>> {
-        Ok(self.decoder()?.contexts(self.embedding, tokens, encoded.from(first), encoded.stride(), wanted))
+        Ok(self.decoder()?.contexts(self.embedding, tokens, encoded.view(first), wanted))
     }
 
     fn enhance(&self, tokens: &Tokens, encoded: &Rows, first: usize) -> candle_core::Result<Vec<f32>> {
-        Ok(self.decoder()?.enhance(self.embedding, tokens, encoded.from(first), encoded.stride()))
+        Ok(self.decoder()?.enhance(self.embedding, tokens, encoded.view(first)))
     }
 }
 

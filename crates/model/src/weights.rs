@@ -1,14 +1,14 @@
-//! Named weights by shape, read where they lie.
+//! Weights of a model's file by name and shape. f32 weights are borrowed from the file's bytes.
 
 use std::borrow::Cow;
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 
 use crate::error::{ModelError, Result};
 use crate::file::damaged;
-use cellql_kernels::{Form, Isa, LayerNorm, Linear};
+use cellql_kernels::{Dtype, Isa, LayerNorm, Linear};
 
 /// The tensors of a model's file.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl<'a> Tensors<'a> {
         if view.shape() != shape {
             return Err(wrong(format!("has the shape {:?}, its configuration asks for {shape:?}", view.shape())));
         }
-        if view.dtype() == Dtype::F32
+        if view.dtype() == safetensors::Dtype::F32
             && let Ok(floats) = bytemuck::try_cast_slice(view.data())
         {
             return Ok(Cow::Borrowed(floats));
@@ -40,20 +40,20 @@ impl<'a> Tensors<'a> {
         Ok(Cow::Owned(read.map_err(ModelError::compute(self.model, "reading weights"))?))
     }
 
-    pub(crate) fn linear(&self, form: Form, name: &str, inputs: usize, outputs: usize) -> Result<Linear> {
-        self.linear_named(form, &format!("{name}.weight"), &format!("{name}.bias"), inputs, outputs)
+    pub(crate) fn linear(&self, dtype: Dtype, name: &str, inputs: usize, outputs: usize) -> Result<Linear> {
+        self.linear_named(dtype, &format!("{name}.weight"), &format!("{name}.bias"), inputs, outputs)
     }
 
     pub(crate) fn linear_named(
         &self,
-        form: Form,
+        dtype: Dtype,
         weight: &str,
         bias: &str,
         inputs: usize,
         outputs: usize,
     ) -> Result<Linear> {
         let (weight, bias) = (self.get(weight, &[outputs, inputs])?, self.get(bias, &[outputs])?);
-        Ok(Linear::pack(Isa::best(), form, &weight, &bias, inputs, outputs))
+        Ok(Linear::pack(Isa::best(), dtype, &weight, &bias, inputs, outputs))
     }
 
     pub(crate) fn norm(&self, name: &str, dim: usize) -> Result<LayerNorm> {

@@ -1,4 +1,4 @@
-//! A run as it stands after a step, in one file that is there whole or as it was before.
+//! Checkpoints: the state of a run after a step, in one file that is replaced atomically.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -10,17 +10,17 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainingError};
+use crate::loader_position::LoaderPosition;
 use crate::optimiser::Moments;
-use crate::order::Place;
 use crate::settings::Settings;
 use cellql_model::FileBytes;
 
-/// Its name in the folder of a run.
+/// Name of the checkpoint in the folder of a run.
 pub const FILE: &str = "checkpoint.safetensors";
 /// Key of the header entry that holds [`Progress`] as JSON.
 const HEADER: &str = "cellql";
 
-/// Where a run is, and what it is bound to.
+/// How far a run has come, and what it depends on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// The run's settings.
@@ -29,26 +29,27 @@ pub struct Progress {
     pub start: String,
     /// Version of the store it reads.
     pub store_version: u64,
-    /// Digest of which cells those are. Empty in runs of before it was kept.
+    /// Digest of the cells that are read. Empty in checkpoints of earlier versions.
     #[serde(default)]
     pub cells_read: String,
-    /// Steps done.
+    /// Completed steps.
     pub step: u64,
     /// The next cell.
-    pub place: Place,
+    #[serde(rename = "place")]
+    pub position: LoaderPosition,
     /// Cells learned from.
     pub cells: u64,
-    /// Mean of the losses so far, the last ones counting most.
+    /// Exponential moving average of the loss.
     pub mean_loss: f64,
     /// The last loss on held-out cells.
     pub validation_loss: Option<f64>,
-    /// Mean tokens of the encoder, T and S among them, of the cells learned from.
+    /// Mean number of encoder tokens per cell, T and S included.
     pub mean_tokens: f64,
-    /// Seconds of work.
+    /// Seconds of computation.
     pub seconds: f64,
 }
 
-/// Writes a file whole: under another name, then to the disk, then under its own.
+/// Replaces a file atomically: writes it under another name, syncs it, and renames it.
 ///
 /// # Errors
 /// The folder cannot be written.
@@ -62,7 +63,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(doing())
 }
 
-/// Puts weights, moments and progress in the folder of a run.
+/// Writes weights, moments and progress to the folder of a run.
 ///
 /// # Errors
 /// The folder cannot be written.
@@ -83,7 +84,7 @@ fn view<'a>(values: &'a [f32], doing: &str) -> Result<TensorView<'a>> {
     TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values)).map_err(TrainingError::file(doing))
 }
 
-/// Where a run is, without its weights.
+/// Reads the progress of a run without its weights; `None` if there is no checkpoint.
 ///
 /// # Errors
 /// As [`load`].
@@ -94,7 +95,7 @@ pub fn progress(folder: &Path) -> Result<Option<Progress>> {
     }
 }
 
-/// What [`save`] wrote last, if anything.
+/// Reads the checkpoint that [`save`] wrote; `None` if there is none.
 ///
 /// # Errors
 /// [`TrainingError::Checkpoint`] where the file is no checkpoint.
@@ -113,7 +114,7 @@ pub fn load(folder: &Path) -> Result<Option<(Progress, Vec<f32>, Moments)>> {
     Ok(Some((progress, weights, moments)))
 }
 
-/// The file, mapped, so that who asks for the header reads no more.
+/// The file, mapped, so that reading the header reads nothing else.
 fn bytes(folder: &Path) -> Result<Option<FileBytes>> {
     let path = folder.join(FILE);
     let is_there = path.try_exists().map_err(TrainingError::file(format!("reading {}", path.display())))?;

@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 
 use crate::error::{Result, TrainingError};
-use crate::metrics::Measured;
+use crate::metrics::StepMetrics;
 
 const SIZE: (u32, u32) = (900, 520);
 const LEARNED: RGBColor = RGBColor(31, 119, 180);
@@ -13,7 +13,7 @@ const HELD_OUT: RGBColor = RGBColor(214, 39, 40);
 ///
 /// # Errors
 /// Nothing was measured yet.
-pub fn curves(title: &str, measured: &[Measured]) -> Result<String> {
+pub fn curves(title: &str, measured: &[StepMetrics]) -> Result<String> {
     let learned: Vec<(f64, f64)> = smoothed(measured);
     let held: Vec<(f64, f64)> = measured.iter().filter_map(|m| Some((m.cells as f64, m.validation_loss?))).collect();
     let all = || learned.iter().chain(&held).map(|(_, loss)| *loss);
@@ -28,16 +28,17 @@ pub fn curves(title: &str, measured: &[Measured]) -> Result<String> {
 }
 
 /// Means over a two-hundredth of the run each: single batches jump more than a run changes.
-fn smoothed(measured: &[Measured]) -> Vec<(f64, f64)> {
+fn smoothed(measured: &[StepMetrics]) -> Vec<(f64, f64)> {
     let size = measured.len().div_ceil(200).max(1);
-    let mean = |part: &[Measured]| {
+    let mean = |part: &[StepMetrics]| {
         let loss = part.iter().map(|m| m.loss).sum::<f64>() / part.len() as f64;
         (part.last().map_or(0.0, |m| m.cells as f64), loss)
     };
     measured.chunks(size).map(mean).collect()
 }
 
-/// Round numbers from `low` to `high`, some eight: a logarithmic axis of less than a power of ten has no labels of its own.
+/// Round numbers from `low` to `high`, some eight: a logarithmic axis of less than a power of ten has no labels of its
+/// own.
 pub fn ticks(low: f64, high: f64) -> Vec<f64> {
     let rough = ((high - low) / 8.0).max(f64::MIN_POSITIVE);
     let power = 10f64.powf(rough.log10().floor());

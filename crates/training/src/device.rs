@@ -1,7 +1,7 @@
 //! Gradients by tensors and candle's automatic differentiation, some cells at a time, on one device or several.
 //!
-//! Several devices of a machine hold the same weights and take turns at the cells of a batch; their gradients are added on
-//! the devices by NCCL (feature `nccl`), else in memory, in the order of devices.
+//! Several devices of a machine hold the same weights, and the cells of a batch are dealt out to them. Their gradients
+//! are added on the devices by NCCL (feature `nccl`), else in memory, in the order of devices.
 //!
 //! Depends on `model` for the tensors. Knows nothing of stores.
 
@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
+use cellql_kernels::Dtype;
 
 use crate::error::{Result, TrainingError};
 use crate::learner::Learner;
@@ -16,20 +17,20 @@ use crate::learner::Learner;
 use crate::nccl::Communicators;
 use crate::network::Loss;
 use crate::parameters::Parameters;
-use crate::settings::Numbers;
-use crate::task::Example;
+use crate::read_depth::Example;
 use cellql_model::{DecoderInput, FusedOps, Packed, Tokens, XTrimoGene};
 
-/// Numbers in rows of the decoder, over all its layers, of the cells learned from at once: 32 cells of 3M, 16 of 10M, 2 of 100M.
+/// Numbers in rows of the decoder, over all its layers, of the cells learned from at once: 32 cells of 3M, 16 of 10M, 2
+/// of 100M.
 const AT_ONCE: usize = 160_000_000;
-/// Bytes that the way back needs for each of them (26 GB were taken for 32 cells of 3M).
+/// Bytes that the backward pass needs for each of them (26 GB were taken for 32 cells of 3M).
 const BYTES: usize = 170;
 
 /// Learns on devices. In bf16 products are bf16; the weights that gradients are of stay f32.
 #[derive(Debug)]
 pub struct OnDevices {
     devices: Vec<Device>,
-    numbers: Numbers,
+    dtype: Dtype,
     /// Functions of each device, made with its first batch, and how many numbers it has room for.
     functions: Vec<OnceLock<(FusedOps, usize)>>,
     /// Whether they are used: on CUDA devices, in tests also on the CPU.
@@ -39,21 +40,23 @@ pub struct OnDevices {
 }
 
 impl OnDevices {
-    /// Over some devices, at least one. Those of CUDA must have streams of their own: several threads ask of them in turn.
+    /// Over some devices, at least one. Those of CUDA must have streams of their own: several threads ask of them in
+    /// turn.
     ///
     /// # Errors
-    /// There is none, or devices of CUDA cannot reach each other.
-    pub fn new(devices: Vec<Device>, numbers: Numbers) -> Result<Self> {
+    /// [`TrainingError::Setting`] without a device or for int8; devices of CUDA that cannot reach each other.
+    pub fn new(devices: Vec<Device>, dtype: Dtype) -> Result<Self> {
         if devices.is_empty() {
             return Err(TrainingError::setting("devices", 0, "one or more"));
         }
+        TrainingError::check_dtype(dtype)?;
         Ok(Self {
             #[cfg(feature = "nccl")]
             communicators: if devices.len() > 1 { Communicators::of(&devices)? } else { None },
             functions: devices.iter().map(|_| OnceLock::new()).collect(),
             fused: devices.iter().any(Device::is_cuda),
             devices,
-            numbers,
+            dtype,
         })
     }
 
@@ -63,10 +66,11 @@ impl OnDevices {
         Self { fused: true, ..self }
     }
 
+    /// As candle names it.
     fn dtype(&self) -> DType {
-        match self.numbers {
-            Numbers::F32 => DType::F32,
-            Numbers::Bf16 => DType::BF16,
+        match self.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 | Dtype::Int8 => DType::BF16,
         }
     }
 
@@ -133,7 +137,7 @@ impl OnDevices {
                 let of_cells = Tensor::cat(&vars.iter().map(of).collect::<candle_core::Result<Vec<_>>>()?, 0)?;
                 row = Some(row.map_or_else(|| Ok(of_cells.clone()), |row: Tensor| row + &of_cells)?);
             }
-            // Asked for last, so that this thread does not wait for the device before it has sent the way back.
+            // Read last, so that this thread does not wait for the device before it has sent the backward pass.
             let masked = cells.iter().map(|example| example.masked.len() as u64).sum();
             loss = loss.and(Loss { squares: squares.to_scalar::<f32>()?.into(), masked });
         }

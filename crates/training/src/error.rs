@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use cellql_kernels::Dtype;
 use cellql_model::ModelError;
 
 /// Result of everything in this crate.
@@ -64,6 +65,17 @@ pub enum TrainingError {
 }
 
 impl TrainingError {
+    /// Refuses number formats that training does not compute in.
+    ///
+    /// # Errors
+    /// [`TrainingError::Setting`] for int8.
+    pub(crate) fn check_dtype(dtype: Dtype) -> Result<()> {
+        match dtype {
+            Dtype::F32 | Dtype::Bf16 => Ok(()),
+            Dtype::Int8 => Err(Self::setting("precision", dtype.name(), "f32 or bf16")),
+        }
+    }
+
     /// For [`TrainingError::Setting`].
     pub fn setting(name: &str, value: impl ToString, must_be: impl Into<String>) -> Self {
         TrainingError::Setting { name: name.to_owned(), value: value.to_string(), must_be: must_be.into() }

@@ -1,16 +1,14 @@
-//! Who computes gradients, and with whom they are summed. Kernels on the CPU stand here, devices in [`crate::device`].
+//! The border between a training run and the computation of gradients ([`Learner`]), and between the processes of a run
+//! ([`AllReduce`]). The learner on the CPU's kernels is here; [`crate::device`] has that on devices.
 
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use cellql_kernels::Dtype;
 
-use cellql_kernels::Form;
-
-use crate::error::Result;
-use crate::network::{Loss, Memory, Network};
+use crate::error::{Result, TrainingError};
+use crate::network::{BufferPool, Loss, Network};
 use crate::parameters::Parameters;
-use crate::settings::Numbers;
-use crate::task::Example;
+use crate::read_depth::Example;
 
-/// Gives the loss of examples and the gradient of its sum of squares.
+/// Computes the loss of examples and the gradient of its sum of squares.
 pub trait Learner: Send + Sync {
     /// Adds the gradient to `flat`, in the parameters' order.
     ///
@@ -25,58 +23,58 @@ pub trait Learner: Send + Sync {
     fn loss(&self, parameters: &Parameters, examples: &[Example]) -> Result<Loss>;
 }
 
-/// The CPU's kernels.
+/// Learns with the kernels of the CPU.
 #[derive(Debug)]
 pub struct OnKernels {
-    form: Form,
+    dtype: Dtype,
     recomputes: bool,
-    memory: Memory,
+    buffers: BufferPool,
 }
 
 impl OnKernels {
-    /// Products in some numbers. `recomputes` computes activations again on the way back instead of keeping them: less memory,
-    /// more time, the same gradients, so a run may change it as it goes on.
-    pub fn new(numbers: Numbers, recomputes: bool) -> Self {
-        let form = match numbers {
-            Numbers::F32 => Form::F32,
-            Numbers::Bf16 => Form::Bf16,
-        };
-        Self { form, recomputes, memory: Memory::default() }
+    /// Products in f32 or bf16. With `recomputes` the backward pass recomputes activations instead of storing them:
+    /// less memory, more time, the same gradients, so a resumed run may change it.
+    ///
+    /// # Errors
+    /// [`TrainingError::Setting`] for int8.
+    pub fn new(dtype: Dtype, recomputes: bool) -> Result<Self> {
+        TrainingError::check_dtype(dtype)?;
+        Ok(Self { dtype, recomputes, buffers: BufferPool::default() })
     }
 }
 
 impl Learner for OnKernels {
     fn learn(&self, parameters: &Parameters, examples: &[Example], flat: &mut [f32]) -> Result<Loss> {
-        let network = Network::pack(parameters, self.form)?.recomputing(self.recomputes);
-        Ok(network.learn(examples, flat, &self.memory))
+        let network = Network::pack(parameters, self.dtype)?.recomputing(self.recomputes);
+        Ok(network.learn(examples, flat, &self.buffers))
     }
 
     fn loss(&self, parameters: &Parameters, examples: &[Example]) -> Result<Loss> {
-        Ok(Network::pack(parameters, self.form)?.loss(examples))
+        Ok(Network::pack(parameters, self.dtype)?.loss(examples))
     }
 }
 
-/// Sums gradients and losses over the processes of a run, each of which holds the same weights and reads its own
-/// cells.
-pub trait Exchange: Send + Sync {
-    /// This one, from 0.
+/// Sums gradients and losses over the processes of a run. Each process holds the same weights and reads its own cells.
+pub trait AllReduce: Send + Sync {
+    /// Number of this process, from 0.
     fn rank(&self) -> usize;
 
-    /// How many there are.
+    /// Number of processes.
     fn ranks(&self) -> usize;
 
-    /// Replaces gradient and loss by their sums over all, the same numbers everywhere.
+    /// Replaces `gradient` by its sum over all processes and returns the sum of their losses: the same bits in every
+    /// process.
     ///
     /// # Errors
-    /// Another one is gone.
+    /// Another process is gone.
     fn sum(&self, gradient: &mut [f32], loss: Loss) -> Result<Loss>;
 }
 
-/// No others.
+/// A run of one process.
 #[derive(Debug, Clone, Copy)]
-pub struct Alone;
+pub struct SingleProcess;
 
-impl Exchange for Alone {
+impl AllReduce for SingleProcess {
     fn rank(&self) -> usize {
         0
     }
@@ -87,87 +85,5 @@ impl Exchange for Alone {
 
     fn sum(&self, _: &mut [f32], loss: Loss) -> Result<Loss> {
         Ok(loss)
-    }
-}
-
-/// Several runs in one process, each with its own cells.
-#[derive(Debug)]
-pub struct Together {
-    rank: usize,
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    ranks: usize,
-    barrier: Barrier,
-    sums: Mutex<(Vec<f32>, Loss)>,
-}
-
-impl Together {
-    /// One for each of `ranks` learners.
-    pub fn of(ranks: usize) -> Vec<Self> {
-        let shared = Shared { ranks, barrier: Barrier::new(ranks), sums: Mutex::default() };
-        let shared = Arc::new(shared);
-        (0..ranks).map(|rank| Self { rank, shared: Arc::clone(&shared) }).collect()
-    }
-}
-
-impl Exchange for Together {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
-    fn ranks(&self) -> usize {
-        self.shared.ranks
-    }
-
-    fn sum(&self, gradient: &mut [f32], loss: Loss) -> Result<Loss> {
-        let Shared { ranks, barrier, sums } = &*self.shared;
-        // In the order of ranks, so that the sum is the same in every run.
-        for turn in 0..*ranks {
-            if turn == self.rank {
-                let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
-                if turn == 0 {
-                    *sums = (gradient.to_vec(), loss);
-                } else {
-                    cellql_kernels::add_scaled(&mut sums.0, gradient, 1.0);
-                    sums.1 = sums.1.and(loss);
-                }
-            }
-            barrier.wait();
-        }
-        let whole = {
-            let sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
-            gradient.copy_from_slice(&sums.0);
-            sums.1
-        };
-        barrier.wait();
-        Ok(whole)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sums_are_the_same_everywhere_step_after_step() {
-        let one = |exchange: Together| {
-            let rank = exchange.rank() as f32;
-            let mut seen = Vec::new();
-            for step in 0..20 {
-                let mut gradient = vec![rank + 1.0, 10.0 * step as f32 + rank];
-                let loss = Loss { squares: f64::from(rank) + 1.0, masked: 2 };
-                seen.push((exchange.sum(&mut gradient, loss).unwrap(), gradient));
-            }
-            seen
-        };
-        let threads: Vec<_> = Together::of(3).into_iter().map(|e| std::thread::spawn(move || one(e))).collect();
-        let all: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-        assert!(all.iter().all(|seen| *seen == all[0]));
-        let (loss, gradient) = &all[0][7];
-        assert_eq!((loss.squares, loss.masked), (6.0, 6));
-        assert_eq!(*gradient, [6.0, 213.0]);
     }
 }

@@ -1,8 +1,10 @@
-//! Training of xTrimoGene models: cells become examples ([`task`]), examples give gradients of all weights ([`learner`], by
-//! [`network`] on the CPU, by [`device`] elsewhere), and weights follow the gradients ([`optimiser`]).
+//! Training of xTrimoGene models: cells become examples ([`read_depth`]), examples give gradients of all weights
+//! ([`learner`]; by [`network`] on the CPU, by [`device`] elsewhere), and the optimiser updates the weights
+//! ([`optimiser`]).
 //!
-//! A run's settings ([`settings`]) and state ([`checkpoint`]) are plain data here. Depends on `model` and `kernels`. Knows nothing
-//! of stores, SQL or the terminal: who trains gives cells as counts at positions of the vocabulary ([`Cell`]).
+//! A run's settings ([`settings`]) and state ([`checkpoint`]) are plain data. Depends on `model`, `kernels` and
+//! `schemas`. Knows nothing of stores, SQL or the terminal: callers pass cells as counts at positions of the vocabulary
+//! ([`Cell`]).
 
 mod cell;
 pub mod checkpoint;
@@ -10,28 +12,28 @@ pub mod curves;
 pub mod device;
 mod error;
 pub mod learner;
+mod loader_position;
 mod metrics;
 #[cfg(feature = "nccl")]
 mod nccl;
 pub mod network;
 pub mod optimiser;
-mod order;
 pub mod parameters;
+pub mod read_depth;
 pub mod scaling;
 mod seed;
 pub mod settings;
-pub mod task;
 
-pub use cell::{ByPosition, Cell};
+pub use cell::{Cell, counts_by_position};
 pub use curves::curves;
 pub use device::OnDevices;
 pub use error::{Result, TrainingError};
-pub use learner::{Alone, Exchange, Learner, OnKernels, Together};
-pub use metrics::Measured;
+pub use learner::{AllReduce, Learner, OnKernels, SingleProcess};
+pub use loader_position::{LoaderPosition, Mixing};
+pub use metrics::StepMetrics;
 pub use network::{Loss, Network};
 pub use optimiser::{Adam, Schedule};
-pub use order::{Mixing, Place};
 pub use parameters::Parameters;
+pub use read_depth::{Example, ReadDepthAware};
 pub use seed::seeded;
-pub use settings::{HoldOut, Numbers, Settings};
-pub use task::{Example, Task};
+pub use settings::{HoldOut, Settings};

@@ -1,7 +1,7 @@
 //! Sums of rows over the CUDA devices of this process by NCCL.
 //!
-//! NCCL's communicators stay with the thread that made them; rows are sent to it. Depends on candle's CUDA storage. Knows nothing
-//! of what the rows are.
+//! NCCL's communicators stay with the thread that made them; rows are sent to it. Depends on candle's CUDA storage.
+//! Knows nothing of what the rows are.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -98,7 +98,8 @@ fn sum(comms: &[Comm], rows: &[Tensor]) -> candle_core::Result<Vec<f32>> {
 mod tests {
     use super::*;
 
-    /// As many devices as there are: of one alone the sum is its own row, but joining, the thread and the copies are seen.
+    /// As many devices as there are: of one alone the sum is its own row, but joining, the thread and the copies are
+    /// seen.
     #[test]
     fn rows_of_all_devices_are_summed() {
         let devices: Vec<Device> = (0..8).map_while(|number| Device::new_cuda_with_stream(number).ok()).collect();

@@ -167,8 +167,8 @@ mod tests {
         assert_eq!(constant.rate(1000, 110), 1.0);
     }
 
-    /// torch 2.15, float64: three steps of `torch.optim.AdamW([w], lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)`
-    /// from w = [1, -2] with gradients [0.5, -0.1], [0.2, 0.3], [-0.4, 0.25].
+    /// torch 2.15, float64: three steps of `torch.optim.AdamW([w], lr=0.1, betas=(0.9, 0.999), eps=1e-8,
+    /// weight_decay=0.01)` from w = [1, -2] with gradients [0.5, -0.1], [0.2, 0.3], [-0.4, 0.25].
     #[test]
     fn steps_are_torchs() {
         let adam = Adam { learning_rate: 0.1, warm_up: 0, weight_decay: 0.01, ..Adam::default() };

@@ -1,7 +1,7 @@
 //! What a loss costs: floating-point operations of training, and a picture of losses over them.
 //!
-//! Operations are counted by formula, two for each multiplication and addition of a matrix product: a run's are three times
-//! those of its forward passes, as is usual (Kaplan et al. 2020), whatever was computed twice to save memory.
+//! Operations are counted by formula, two for each multiplication and addition of a matrix product: a run's are three
+//! times those of its forward passes, as is usual (Kaplan et al. 2020), whatever was computed twice to save memory.
 
 use plotters::prelude::*;
 
@@ -17,7 +17,8 @@ pub fn forward_flops(config: &Config, tokens: f64) -> f64 {
     let features = (config.nb_features() * decoder.heads) as f64;
     // Four products of width² each in attention and eight in the feed-forward, then scores and their sums.
     let of_encoder = encoder.depth as f64 * (24.0 * dim * dim * tokens + 4.0 * dim * tokens * tokens);
-    // Queries, keys, values and output; features of queries and keys; keys into sums and queries out of them; feed-forward.
+    // Queries, keys, values and output; features of queries and keys; keys into sums and queries out of them;
+    // feed-forward.
     let head = decoder.dim_head as f64;
     let of_layer = 8.0 * width * inner + 4.0 * features * head + 4.0 * features * head + 16.0 * width * width;
     of_encoder + positions * (2.0 * dim * width + decoder.depth as f64 * of_layer + 2.0 * width)
@@ -104,8 +105,8 @@ mod tests {
     use super::*;
     use cellql_model::Size;
 
-    /// Both figures are those of scFoundation's sizes, counted independently of this formula: 170 MFLOP and 37 kFLOP·K a
-    /// token in the encoder, 0.86 TFLOP in the decoder.
+    /// Both figures are those of scFoundation's sizes, counted independently of this formula: 170 MFLOP and 37 kFLOP·K
+    /// a token in the encoder, 0.86 TFLOP in the decoder.
     #[test]
     fn operations_of_the_large_model_are_the_known_ones() {
         let config = Config::of_size(Size::M100, 19_264);

@@ -1,21 +1,12 @@
-//! Everything a run of pretraining depends on beside the store and the weights it begins with.
+//! Settings of a training run: with the store and the initial weights they determine its result.
 
+use cellql_kernels::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainingError};
+use crate::loader_position::Mixing;
 use crate::optimiser::Adam;
-use crate::order::Mixing;
-use crate::task::Task;
-
-/// Numbers that products of training compute with; weights and moments are f32 always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Numbers {
-    /// 32 bits.
-    F32,
-    /// Products of 16-bit numbers, summed in f32.
-    Bf16,
-}
+use crate::read_depth::ReadDepthAware;
 
 /// Cells that are not learned from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,7 +14,7 @@ pub enum Numbers {
 pub struct HoldOut {
     /// Share of all cells, by the hash of their content.
     pub share: f64,
-    /// SQL condition on `cells`: those that satisfy it are held out too.
+    /// SQL condition on `cells`: cells that satisfy it are held out too.
     pub condition: Option<String>,
 }
 
@@ -33,35 +24,35 @@ impl Default for HoldOut {
     }
 }
 
-/// How a model is trained. Files of settings are JSON of this form; what they leave out is as here.
+/// Settings of a training run. A settings file is JSON with these keys; missing keys take the defaults of this type.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Steps.
+    /// Number of optimiser steps.
     pub steps: u64,
-    /// Cells of a batch.
+    /// Cells per batch.
     pub batch: usize,
-    /// Batches of a step: their gradients are added up.
+    /// Batches per step, whose gradients are added (gradient accumulation).
     pub accumulate: usize,
     /// Seed of orders and masks.
     pub seed: u64,
-    /// Numbers of products.
-    pub precision: Numbers,
-    /// SQL condition on `cells`: those to learn from.
+    /// Number format of matrix products: f32 or bf16. Weights and moments are always f32.
+    pub precision: Dtype,
+    /// SQL condition on `cells` that selects the cells to learn from.
     pub condition: Option<String>,
-    /// Those not to.
+    /// Cells that are held out.
     pub hold_out: HoldOut,
-    /// How cells are mixed: cells of a block.
+    /// Cells of a block, which are read together ([`Mixing::block`]).
     pub block: usize,
     /// Blocks shuffled together.
     pub blocks: usize,
-    /// The task.
-    pub task: Task,
-    /// How weights follow gradients.
+    /// The pretraining task.
+    pub task: ReadDepthAware,
+    /// The optimiser.
     pub adam: Adam,
-    /// Steps between two looks at held-out cells.
+    /// Steps between two validations on held-out cells.
     pub validate_every: u64,
-    /// Held-out cells looked at.
+    /// Held-out cells of a validation.
     pub validate_cells: usize,
     /// A loss more than this many times the mean of those before it stops the run.
     pub spike: f64,
@@ -75,12 +66,12 @@ impl Default for Settings {
             batch: 32,
             accumulate: 1,
             seed: 0,
-            precision: Numbers::F32,
+            precision: Dtype::F32,
             condition: None,
             hold_out: HoldOut::default(),
             block: mixing.block,
             blocks: mixing.blocks,
-            task: Task::default(),
+            task: ReadDepthAware::default(),
             adam: Adam::default(),
             validate_every: 100,
             validate_cells: 256,
@@ -90,10 +81,10 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Checks the numbers.
+    /// Checks every setting.
     ///
     /// # Errors
-    /// [`TrainingError::Setting`] naming the one that makes no sense.
+    /// [`TrainingError::Setting`] naming the first invalid one.
     pub fn check(&self) -> Result<()> {
         let sizes = [
             ("steps", self.steps as usize),
@@ -118,6 +109,7 @@ impl Settings {
         if self.spike.is_nan() || self.spike <= 1.0 {
             return Err(TrainingError::setting("spike", self.spike, "above 1"));
         }
+        TrainingError::check_dtype(self.precision)?;
         self.task.check()?;
         self.adam.check()
     }

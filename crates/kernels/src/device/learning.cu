@@ -1,17 +1,17 @@
 // Learning on a CUDA device: what plain tensors would write to memory and read again stays in registers here.
 //
-// Compiled at run time, once for each width of a head: E numbers a head, F random features a head, EPS added to each of them, and
-// R rows a thread: as many as registers hold, since each number from shared memory then serves R products.
-// Exponentials are the device's quick ones, off by some 1e-6 of themselves where they matter. Every array is f32, row after
-// row; a row of heads holds head after head. No kernel depends on the order in which blocks run, none adds atomically: the
-// same inputs give the same bits.
+// Compiled at run time, once for each width of a head. Rust passes every constant that it shares with the kernels: E
+// numbers per head, F random features per head, FEATURE_EPS added to each feature, NORM_EPS added to a norm's variance,
+// ROWS rows per block, WARP lanes per warp, and R rows per thread: as many as registers hold, because each number from
+// shared memory then serves R products. Exponentials are the device's quick ones, off by some 1e-6 of themselves where
+// they matter. Every array is f32, row after row; a row of heads holds head after head. No kernel depends on the order
+// in which blocks run, none adds atomically: the same inputs give the same bits.
 //
-// Two ways to share out work. Where rows are asked for, a thread takes R rows and goes through what is common (features, keys),
-// which its block brings to shared memory tile by tile. Where sums over rows are asked for, a thread takes R features or
-// keys and goes through the rows. Either way sums stay in the thread that makes them.
+// Two ways to share out work. Where rows are asked for, a thread takes R rows and goes through what is common
+// (features, keys), which its block brings to shared memory tile by tile. Where sums over rows are asked for, a thread
+// takes R features or keys and goes through the rows. Either way sums stay in the thread that makes them.
 
 #define E4 ((E + 3) / 4 * 4)
-#define ROWS 128 // rows of a block
 #define THREADS (ROWS / R)
 #define TILE 32  // what is brought to shared memory at once
 #ifndef INFINITY
@@ -76,7 +76,8 @@ __device__ unsigned bring_keys(float *sk, float *sv, const float *query, unsigne
 
 #define EACH _Pragma("unroll") for (int r = 0; r < R; r++)
 
-// Random features of a row x with the largest projection m subtracted: exp(x'w - x'x/2 - m) + EPS, x scaled by E^-1/4.
+// Random features of a row x with the largest projection m subtracted: exp(x'w - x'x/2 - m) + FEATURE_EPS, x scaled by
+// E^-1/4.
 #define SCALE rsqrtf(sqrtf((float)E))
 
 // [rows, heads, E] -> [rows, heads]: the largest projection x'w over the features.
@@ -131,7 +132,7 @@ extern "C" __global__ void gather(const float *xl, const float *w, const float *
     for (unsigned f0 = 0; f0 < F; f0 += TILE) {
         unsigned n = bring_features(sw, st, last, w, of_cell, f0);
         for (unsigned f = 0; f < n; f++) EACH {
-            float feature = __expf(dot(xs[r], sw + f * E4) - shift[r]) + EPS;
+            float feature = __expf(dot(xs[r], sw + f * E4) - shift[r]) + FEATURE_EPS;
             add(sums[r], feature, st + f * E4);
             more[r] += feature * last[f];
         }
@@ -145,7 +146,8 @@ extern "C" __global__ void gather(const float *xl, const float *w, const float *
 }
 
 // xl, r [rows, heads, E + 1], t as above -> [rows, heads, E]: the gradient over x of sum(feature(x) * (r't)).
-extern "C" __global__ void slope(const float *xl, const float *weights, const float *w, const float *t, const Run *runs,
+extern "C" __global__ void derivative(const float *xl, const float *weights, const float *w, const float *t,
+                                      const Run *runs,
                                  float *out, unsigned heads) {
     __shared__ __align__(16) float sw[TILE * E4];
     __shared__ __align__(16) float st[TILE * E4];
@@ -176,7 +178,8 @@ extern "C" __global__ void slope(const float *xl, const float *weights, const fl
     }
 }
 
-// xl, r [rows, heads, E + 1] -> [runs, heads, F, E + 1]: sums over the rows of a run of feature times r. A thread takes features.
+// xl, r [rows, heads, E + 1] -> [runs, heads, F, E + 1]: sums over the rows of a run of feature times r. A thread takes
+// features.
 extern "C" __global__ void scatter(const float *xl, const float *weights, const float *w, const Run *runs, float *out,
                                    unsigned heads) {
     __shared__ __align__(16) float sx[TILE * E4];
@@ -195,10 +198,11 @@ extern "C" __global__ void scatter(const float *xl, const float *weights, const 
         bring(sx, shift, xl + at, n, (size_t)heads * (E + 1));
         bring(sr, last, weights + at, n, (size_t)heads * (E + 1));
         __syncthreads();
-        if (threadIdx.x < n) shift[threadIdx.x] += 0.5f * SCALE * SCALE * dot(sx + threadIdx.x * E4, sx + threadIdx.x * E4);
+        const float *own = sx + threadIdx.x * E4;
+        if (threadIdx.x < n) shift[threadIdx.x] += 0.5f * SCALE * SCALE * dot(own, own);
         __syncthreads();
         for (unsigned row = 0; row < n; row++) EACH {
-            float feature = __expf(dot(ws[r], sx + row * E4) - shift[row]) + EPS;
+            float feature = __expf(dot(ws[r], sx + row * E4) - shift[row]) + FEATURE_EPS;
             add(sums[r], feature, sr + row * E4);
             more[r] += feature * last[row];
         }
@@ -211,8 +215,10 @@ extern "C" __global__ void scatter(const float *xl, const float *weights, const 
     }
 }
 
-// qkv [tokens, 3, heads, E] -> [tokens, heads, E + 1]: attention within a cell, and the logarithm of the sum of exponentials.
-extern "C" __global__ void attend(const float *qkv, const unsigned *starts, const Run *runs, float *out, unsigned heads) {
+// qkv [tokens, 3, heads, E] -> [tokens, heads, E + 1]: attention within a cell, and the logarithm of the sum of
+// exponentials.
+extern "C" __global__ void attend(const float *qkv, const unsigned *starts, const Run *runs, float *out,
+                                  unsigned heads) {
     __shared__ __align__(16) float sk[TILE * E4];
     __shared__ __align__(16) float sv[TILE * E4];
     Run run = runs[blockIdx.x];
@@ -255,8 +261,10 @@ __device__ float along(const float *mixed, const float *g) {
     return sum;
 }
 
-// What `attend` took and gave, and the gradient g [tokens, heads, E] of what it gave -> the queries' part of [tokens, 3, heads, E].
-extern "C" __global__ void queries_back(const float *qkv, const float *given, const float *g, const unsigned *starts,
+// What `attend` took and gave, and the gradient g [tokens, heads, E] of what it gave -> the queries' part of [tokens,
+// 3, heads, E].
+extern "C" __global__ void queries_backward(const float *qkv, const float *given, const float *g,
+                                            const unsigned *starts,
                                         const Run *runs, float *out, unsigned heads) {
     __shared__ __align__(16) float sk[TILE * E4];
     __shared__ __align__(16) float sv[TILE * E4];
@@ -288,7 +296,7 @@ extern "C" __global__ void queries_back(const float *qkv, const float *given, co
 }
 
 // The same for keys and values: a thread takes keys and goes through the queries.
-extern "C" __global__ void keys_back(const float *qkv, const float *given, const float *g, const unsigned *starts,
+extern "C" __global__ void keys_backward(const float *qkv, const float *given, const float *g, const unsigned *starts,
                                      const Run *runs, float *out, unsigned heads) {
     __shared__ __align__(16) float sq[TILE * E4];
     __shared__ __align__(16) float sg[TILE * E4];
@@ -333,47 +341,50 @@ extern "C" __global__ void keys_back(const float *qkv, const float *given, const
 }
 
 // The sum of what the lanes of a warp hold.
-__device__ float whole(float mine) {
+__device__ float warp_sum(float mine) {
 #pragma unroll
-    for (int other = 16; other > 0; other /= 2) mine += __shfl_xor_sync(~0u, mine, other);
+    for (int other = WARP / 2; other > 0; other /= 2) mine += __shfl_xor_sync(~0u, mine, other);
     return mine;
 }
 
-// Mean and inverse deviation of a row, of which a warp's lanes take each 32nd number.
+// Mean and inverse deviation of a row, of which a warp's lanes take each WARPth number.
 __device__ float2 moments(const float *x, unsigned width, unsigned lane) {
     float sum = 0, squares = 0;
-    for (unsigned i = lane; i < width; i += 32) sum += x[i];
-    float mean = whole(sum) / width;
-    for (unsigned i = lane; i < width; i += 32) squares += (x[i] - mean) * (x[i] - mean);
-    return make_float2(mean, rsqrtf(whole(squares) / width + 1e-5f));
+    for (unsigned i = lane; i < width; i += WARP) sum += x[i];
+    float mean = warp_sum(sum) / width;
+    for (unsigned i = lane; i < width; i += WARP) squares += (x[i] - mean) * (x[i] - mean);
+    return make_float2(mean, rsqrtf(warp_sum(squares) / width + NORM_EPS));
 }
 
-// x [rows, width] -> the same: norm of each row, times weight, plus bias. A warp takes a row; of warps past the last, the last.
+// x [rows, width] -> the same: norm of each row, times weight, plus bias. A warp takes a row; of warps past the last,
+// the last.
 extern "C" __global__ void normalise(const float *x, const float *weight, const float *bias, float *out, unsigned width,
                                      unsigned rows) {
-    unsigned row = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    unsigned row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     size_t at = (size_t)(row < rows ? row : rows - 1) * width;
     float2 m = moments(x + at, width, lane);
     if (row < rows)
-        for (unsigned i = lane; i < width; i += 32) out[at + i] = (x[at + i] - m.x) * m.y * weight[i] + bias[i];
+        for (unsigned i = lane; i < width; i += WARP) out[at + i] = (x[at + i] - m.x) * m.y * weight[i] + bias[i];
 }
 
-// Gradient g of what `normalise` gave -> [2, rows, width]: x's, and g times the row's norm, whose sum over rows is the weight's.
-extern "C" __global__ void norm_back(const float *x, const float *weight, const float *g, float *out, unsigned width,
+// Gradient g of what `normalise` gave -> [2, rows, width]: x's, and g times the row's norm, whose sum over rows is the
+// weight's.
+extern "C" __global__ void norm_backward(const float *x, const float *weight, const float *g, float *out,
+                                         unsigned width,
                                      unsigned rows) {
-    unsigned row = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    unsigned row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     size_t at = (size_t)(row < rows ? row : rows - 1) * width;
     float2 m = moments(x + at, width, lane);
     float sum = 0, product = 0;
-    for (unsigned i = lane; i < width; i += 32) {
+    for (unsigned i = lane; i < width; i += WARP) {
         float gw = g[at + i] * weight[i];
         sum += gw;
         product += gw * (x[at + i] - m.x) * m.y;
     }
-    sum = whole(sum) / width;
-    product = whole(product) / width;
+    sum = warp_sum(sum) / width;
+    product = warp_sum(product) / width;
     if (row < rows)
-        for (unsigned i = lane; i < width; i += 32) {
+        for (unsigned i = lane; i < width; i += WARP) {
             float normed = (x[at + i] - m.x) * m.y;
             out[at + i] = (g[at + i] * weight[i] - sum - normed * product) * m.y;
             out[(size_t)rows * width + at + i] = g[at + i] * normed;
@@ -387,7 +398,7 @@ extern "C" __global__ void biased(const float *x, const float *bias, float *out,
 }
 
 // Gradient g of gelu(x) -> x's: g * (Phi(x) + x * phi(x)).
-extern "C" __global__ void gelu_back(const float *x, const float *g, float *out, size_t count) {
+extern "C" __global__ void gelu_backward(const float *x, const float *g, float *out, size_t count) {
     for (size_t i = blockIdx.x * (size_t)THREADS + threadIdx.x; i < count; i += (size_t)gridDim.x * THREADS) {
         float v = x[i];
         out[i] = g[i] * (0.5f + 0.5f * erff(v * 0.70710678f) + v * 0.39894228f * __expf(-0.5f * v * v));

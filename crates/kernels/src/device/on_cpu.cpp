@@ -1,8 +1,8 @@
-// Runs a kernel of learning.cu on a CPU, a block at a time with a thread for each of its threads: for tests on machines without
-// a device. Reads one request from stdin, writes what the kernel filled to stdout.
+// Runs a kernel of learning.cu on a CPU, a block at a time with a thread for each of its threads: for tests on machines
+// without a device. Reads one request from stdin, writes what the kernel filled to stdout.
 //
-// A request, in numbers of 64 bits: kernel, grid (3), numbers to fill, arrays of f32, arrays of u32, counts; then each array with its
-// length before it, then the counts.
+// A request, in numbers of 64 bits: kernel, grid (3), numbers to fill, arrays of f32, arrays of u32, counts; then each
+// array with its length before it, then the counts.
 
 #include <barrier>
 #include <cmath>
@@ -22,10 +22,10 @@ static float rsqrtf(float x) { return 1 / sqrtf(x); }
 #define __expf expf // glibc has a function of this name
 static thread_local Index threadIdx, blockIdx;
 static Index gridDim;
-static std::barrier<> gate(128 / R);
+static std::barrier<> gate(ROWS / R);
 
 // The lanes of a warp meet at the same gate as all others: every warp of a block asks for this equally often.
-static float lanes[128];
+static float lanes[ROWS];
 static float __shfl_xor_sync(unsigned, float mine, int other) {
     lanes[threadIdx.x] = mine;
     gate.arrive_and_wait();
@@ -74,16 +74,16 @@ int main() {
         switch (kernel) {
         case 0: return largest(f(0), f(1), to, c[0], c[1]);
         case 1: return gather(f(0), f(1), f(2), run(0), to, c[0]);
-        case 2: return slope(f(0), f(1), f(2), f(3), run(0), to, c[0]);
+        case 2: return derivative(f(0), f(1), f(2), f(3), run(0), to, c[0]);
         case 3: return scatter(f(0), f(1), f(2), run(0), to, c[0]);
         case 4: return attend(f(0), u(0), run(1), to, c[0]);
         case 5:
-            queries_back(f(0), f(1), f(2), u(0), run(1), to, c[0]);
+            queries_backward(f(0), f(1), f(2), u(0), run(1), to, c[0]);
             __syncthreads();
-            return keys_back(f(0), f(1), f(2), u(0), run(1), to, c[0]);
+            return keys_backward(f(0), f(1), f(2), u(0), run(1), to, c[0]);
         case 6: return normalise(f(0), f(1), f(2), to, c[0], c[1]);
-        case 7: return norm_back(f(0), f(1), f(2), to, c[0], c[1]);
-        case 8: return gelu_back(f(0), f(1), to, c[0]);
+        case 7: return norm_backward(f(0), f(1), f(2), to, c[0], c[1]);
+        case 8: return gelu_backward(f(0), f(1), to, c[0]);
         case 10: return biased(f(0), f(1), to, c[0], c[1]);
         case 9: return sum_rows(f(0), u(0), u(1), to, c[0], c[1]);
         }

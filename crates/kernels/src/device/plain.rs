@@ -1,19 +1,17 @@
-//! The kernels of a device in loops, for tensors on the CPU: tests, mostly. Nothing here is fast.
+//! The kernels of a device as plain loops: the reference that `learning.cu` is tested against, and what tensors on the
+//! CPU use. Nothing here is fast.
 
 use super::Heads;
+use crate::favor::FEATURE_EPS;
+use crate::norm::NORM_EPS;
 use crate::simd::dot;
 
-/// Added to every random feature, as the authors' code does.
-const FEATURE_EPS: f32 = 1e-4;
-/// torch's default for layer norms.
-const NORM_EPS: f32 = 1e-5;
-
-/// What rows are multiplied with before they are projected.
+/// The factor of rows before they are projected: dim^-¼.
 fn scale(dim: usize) -> f32 {
     (dim as f32).sqrt().sqrt().recip()
 }
 
-/// Where rows begin and end in each cell.
+/// Number and rows of each cell.
 fn cells(starts: &[u32]) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
     starts.windows(2).map(|s| s[0] as usize..s[1] as usize).enumerate()
 }
@@ -24,7 +22,7 @@ pub fn largest(x: &[f32], w: &[f32], h: Heads) -> Vec<f32> {
     x.chunks_exact(h.dim).map(of_row).collect()
 }
 
-/// Exponentials of a row with its largest projection, `[dim + 1]`: features without what is added to them.
+/// Exponentials of a row with its largest projection, `[dim + 1]`: features before [`FEATURE_EPS`] is added.
 fn exponentials<'a>(xl: &'a [f32], w: &'a [f32]) -> impl Iterator<Item = f32> + 'a {
     let (x, largest) = xl.split_at(xl.len() - 1);
     let s = scale(x.len());
@@ -32,8 +30,8 @@ fn exponentials<'a>(xl: &'a [f32], w: &'a [f32]) -> impl Iterator<Item = f32> + 
     w.chunks_exact(x.len()).map(move |w| (s * dot(x, w) - shift).exp())
 }
 
-/// `xl` `[rows, heads, dim + 1]`, `t` `[cells, heads, features, dim + 1]` to `[rows, heads, dim + 1]`: for each row the sum over
-/// features of the feature times its row of `t`.
+/// `xl` `[rows, heads, dim + 1]`, `t` `[cells, heads, features, dim + 1]` to `[rows, heads, dim + 1]`: for each row the
+/// sum over features of the feature times its row of `t`.
 pub fn gather(xl: &[f32], w: &[f32], t: &[f32], starts: &[u32], h: Heads) -> Vec<f32> {
     let (wide, of_head) = (h.dim + 1, w.len() / h.dim * (h.dim + 1));
     let mut out = vec![0.0; xl.len()];
@@ -49,8 +47,8 @@ pub fn gather(xl: &[f32], w: &[f32], t: &[f32], starts: &[u32], h: Heads) -> Vec
     out
 }
 
-/// `xl` and `r` `[rows, heads, dim + 1]` to `[cells, heads, features, dim + 1]`: for each feature the sum over a cell's rows of the
-/// feature times the row of `r`.
+/// `xl` and `r` `[rows, heads, dim + 1]` to `[cells, heads, features, dim + 1]`: for each feature the sum over a cell's
+/// rows of the feature times the row of `r`.
 pub fn scatter(xl: &[f32], r: &[f32], w: &[f32], starts: &[u32], h: Heads) -> Vec<f32> {
     let (wide, of_head) = (h.dim + 1, w.len() / h.dim * (h.dim + 1));
     let mut out = vec![0.0; (starts.len() - 1) * h.heads * of_head];
@@ -66,9 +64,9 @@ pub fn scatter(xl: &[f32], r: &[f32], w: &[f32], starts: &[u32], h: Heads) -> Ve
     out
 }
 
-/// The gradient of the sum over rows of what [`gather`] gives times `r` `[rows, heads, dim + 1]`, over the rows themselves, their
-/// largest projections taken for constants: `[rows, heads, dim]`.
-pub fn slope(xl: &[f32], r: &[f32], w: &[f32], t: &[f32], starts: &[u32], h: Heads) -> Vec<f32> {
+/// The derivative by the rows, `[rows, heads, dim]`, of Σ over rows of [`gather`]'s result times `r` `[rows, heads, dim
+/// + 1]`. The largest projections count as constants.
+pub fn derivative(xl: &[f32], r: &[f32], w: &[f32], t: &[f32], starts: &[u32], h: Heads) -> Vec<f32> {
     let (wide, of_head, s) = (h.dim + 1, w.len() / h.dim * (h.dim + 1), scale(h.dim));
     let mut out = vec![0.0; xl.len() / wide * h.dim];
     for (cell, rows) in cells(starts) {
@@ -92,8 +90,8 @@ fn parts(qkv: &[f32], token: usize, head: usize, h: Heads) -> [&[f32]; 3] {
     [0, 1, 2].map(|part| &qkv[(token * 3 + part) * h.width() + head * h.dim..][..h.dim])
 }
 
-/// `qkv` `[tokens, 3, heads, dim]` to `[tokens, heads, dim + 1]`: attention within each cell, and the logarithm of each query's sum
-/// of exponentials.
+/// `qkv` `[tokens, 3, heads, dim]` to `[tokens, heads, dim + 1]`: attention within each cell, and the logarithm of each
+/// query's sum of exponentials.
 pub fn attend(qkv: &[f32], starts: &[u32], h: Heads) -> Vec<f32> {
     let (wide, s) = (h.dim + 1, (h.dim as f32).sqrt().recip());
     let mut out = vec![0.0; qkv.len() / (3 * h.width()) * h.wider()];
@@ -114,8 +112,8 @@ pub fn attend(qkv: &[f32], starts: &[u32], h: Heads) -> Vec<f32> {
     out
 }
 
-/// The gradient of `qkv`, from what [`attend`] gave and the gradient `g` `[tokens, heads, dim]` of it.
-pub fn attend_back(qkv: &[f32], given: &[f32], g: &[f32], starts: &[u32], h: Heads) -> Vec<f32> {
+/// The gradient of `qkv`, from the result `given` of [`attend`] and its gradient `g` `[tokens, heads, dim]`.
+pub fn attend_backward(qkv: &[f32], given: &[f32], g: &[f32], starts: &[u32], h: Heads) -> Vec<f32> {
     let (wide, s) = (h.dim + 1, (h.dim as f32).sqrt().recip());
     let mut out = vec![0.0; qkv.len()];
     for (_, tokens) in cells(starts) {
@@ -141,7 +139,7 @@ pub fn attend_back(qkv: &[f32], given: &[f32], g: &[f32], starts: &[u32], h: Hea
     out
 }
 
-/// A row less its mean, over its deviation, and one over that.
+/// A row minus its mean, divided by its standard deviation, and the inverse of that deviation.
 fn normed(x: &[f32]) -> (Vec<f32>, f32) {
     let mean = x.iter().sum::<f32>() / x.len() as f32;
     let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / x.len() as f32;
@@ -156,9 +154,9 @@ pub fn normalise(x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
     x.chunks_exact(weight.len()).flat_map(|x| -> Vec<f32> { of_row(x) }).collect()
 }
 
-/// From the gradient `g` of what [`normalise`] gave to `[2, rows, width]`: that of `x`, and `g` times the row's norm, whose sum
-/// over rows is the weight's.
-pub fn norm_back(x: &[f32], weight: &[f32], g: &[f32]) -> Vec<f32> {
+/// From the gradient `g` of [`normalise`]'s result to `[2, rows, width]`: the gradient of `x`, and `g` times the
+/// normalised row, whose sum over rows is the gradient of the weight.
+pub fn norm_backward(x: &[f32], weight: &[f32], g: &[f32]) -> Vec<f32> {
     let width = weight.len();
     let (mut of_x, mut along_g) = (Vec::with_capacity(2 * x.len()), Vec::with_capacity(x.len()));
     for (x, g) in x.chunks_exact(width).zip(g.chunks_exact(width)) {
@@ -172,19 +170,19 @@ pub fn norm_back(x: &[f32], weight: &[f32], g: &[f32]) -> Vec<f32> {
     of_x
 }
 
-/// Rows of `bias`' width, plus it.
+/// Adds `bias` to every row of its width.
 pub fn biased(x: &[f32], bias: &[f32]) -> Vec<f32> {
     x.chunks_exact(bias.len()).flat_map(|x| x.iter().zip(bias).map(|(x, b)| x + b)).collect()
 }
 
-/// The gradient of `x`, from that of gelu(`x`).
-pub fn gelu_back(x: &[f32], g: &[f32]) -> Vec<f32> {
+/// The gradient of `x` from the gradient `g` of gelu(`x`).
+pub fn gelu_backward(x: &[f32], g: &[f32]) -> Vec<f32> {
     let (mut x, mut g) = (x.to_vec(), g.to_vec());
-    crate::gelu_back(&mut x, &mut g);
+    crate::gelu_backward(&mut x, &mut g);
     g
 }
 
-/// Sums of lists of rows of `width` numbers: list `i` names the rows `sources[starts[i]..starts[i + 1]]`.
+/// Sums of lists of rows, `[lists, width]`: list `i` holds the row numbers `sources[starts[i]..starts[i + 1]]`.
 pub fn sum_rows(x: &[f32], starts: &[u32], sources: &[u32], width: usize) -> Vec<f32> {
     let mut out = vec![0.0; (starts.len() - 1) * width];
     for (bounds, out) in starts.windows(2).zip(out.chunks_exact_mut(width)) {

@@ -1,5 +1,5 @@
-//! `learning.cu` held against [`plain`], on a CPU: compiled as C++, with a thread for each thread of a block. Skipped where there
-//! is no compiler of C++20. The wiring to a device is another thing; it is seen only on one.
+//! Compares `learning.cu` with [`plain`] on a CPU: compiled as C++, with one thread for each thread of a block. Skipped
+//! where there is no C++20 compiler. The calls of CUDA itself are not tested here.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,13 +8,13 @@ use std::process::{Command, Stdio};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Heads, plain, runs};
+use super::{Heads, ROWS, compile_options, plain, runs};
 
-/// More than threads of a block take.
+/// More than the threads of a block take at once.
 const FEATURES: usize = 150;
 /// Cells of 1, 150 and 9 rows: less than a tile, and more than a block.
 const STARTS: [u32; 4] = [0, 1, 151, 160];
-const ROWS: usize = 160;
+const TOKENS: usize = 160;
 
 /// A program of C++20, from its source or from a file; what the compiler says where it says no.
 fn compiled(source: &Path, program: &Path, defined: &[String]) -> Result<(), String> {
@@ -82,8 +82,7 @@ fn kernels_of_a_device_are_the_plain_ones() {
             return;
         }
         let (source, program) = ("src/device/on_cpu.cpp", folder.path().join("on_cpu"));
-        let defined =
-            [format!("-DE={dim}"), format!("-DF={FEATURES}"), format!("-DR={rows_of_thread}"), "-DEPS=1e-4f".into()];
+        let defined = compile_options(dim, FEATURES, rows_of_thread);
         // Where the test runs, not where it was compiled: checkouts may share what cargo built.
         let folder = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
         compiled(&Path::new(&folder).join(source), &program, &defined).unwrap();
@@ -103,22 +102,22 @@ fn runs_cover_every_row_once() {
 }
 
 fn features(program: &Path, h: Heads, random: &mut impl FnMut(usize) -> Vec<f32>) {
-    let (short, long) = (runs(&STARTS, 128), runs(&STARTS, 100));
+    let (short, long) = (runs(&STARTS, ROWS), runs(&STARTS, 100));
     let (blocks, heads, cells) = (short.len() / 3, h.heads, STARTS.len() - 1);
-    let (x, w) = (random(ROWS * h.width()), random(FEATURES * h.dim));
+    let (x, w) = (random(TOKENS * h.width()), random(FEATURES * h.dim));
     let most = plain::largest(&x, &w, h);
-    let counts = [ROWS, heads];
+    let counts = [TOKENS, heads];
     let request = Request {
         kernel: 0,
         grid: [2, heads, 1],
-        fills: ROWS * heads,
+        fills: TOKENS * heads,
         numbers: &[&x, &w],
         places: &[],
         counts: &counts,
     };
     same("largest", &request.run(program), &most);
     let wide = x.chunks_exact(h.dim).zip(&most).flat_map(|(x, m)| x.iter().copied().chain([*m]));
-    let (xl, r): (Vec<f32>, _) = (wide.collect(), random(ROWS * h.wider()));
+    let (xl, r): (Vec<f32>, _) = (wide.collect(), random(TOKENS * h.wider()));
     let t = random(cells * FEATURES * h.wider());
     let sums = Request {
         kernel: 1,
@@ -129,13 +128,13 @@ fn features(program: &Path, h: Heads, random: &mut impl FnMut(usize) -> Vec<f32>
         counts: &[heads],
     };
     same("gather", &sums.run(program), &plain::gather(&xl, &w, &t, &STARTS, h));
-    let slopes = Request { kernel: 2, fills: x.len(), numbers: &[&xl, &r, &w, &t], ..sums };
-    same("slope", &slopes.run(program), &plain::slope(&xl, &r, &w, &t, &STARTS, h));
+    let derivatives = Request { kernel: 2, fills: x.len(), numbers: &[&xl, &r, &w, &t], ..sums };
+    same("derivative", &derivatives.run(program), &plain::derivative(&xl, &r, &w, &t, &STARTS, h));
     // Runs of 1, 100, 50 and 9 rows: their sums are those of cells of these lengths.
     let (pieces, starts) = (long.len() / 3, [0, 1, 101, 151, 160]);
     let scattered = Request {
         kernel: 3,
-        grid: [pieces, heads, FEATURES.div_ceil(128)],
+        grid: [pieces, heads, FEATURES.div_ceil(ROWS)],
         fills: pieces * FEATURES * h.wider(),
         numbers: &[&xl, &r, &w],
         places: &[&long],
@@ -145,8 +144,8 @@ fn features(program: &Path, h: Heads, random: &mut impl FnMut(usize) -> Vec<f32>
 }
 
 fn attention(program: &Path, h: Heads, random: &mut impl FnMut(usize) -> Vec<f32>) {
-    let short = runs(&STARTS, 128);
-    let (qkv, g) = (random(ROWS * 3 * h.width()), random(ROWS * h.width()));
+    let short = runs(&STARTS, ROWS);
+    let (qkv, g) = (random(TOKENS * 3 * h.width()), random(TOKENS * h.width()));
     let given = plain::attend(&qkv, &STARTS, h);
     let request = Request {
         kernel: 4,
@@ -157,8 +156,8 @@ fn attention(program: &Path, h: Heads, random: &mut impl FnMut(usize) -> Vec<f32
         counts: &[h.heads],
     };
     same("attend", &request.run(program), &given);
-    let back = Request { kernel: 5, fills: qkv.len(), numbers: &[&qkv, &given, &g], ..request };
-    same("attend_back", &back.run(program), &plain::attend_back(&qkv, &given, &g, &STARTS, h));
+    let backward = Request { kernel: 5, fills: qkv.len(), numbers: &[&qkv, &given, &g], ..request };
+    same("attend_backward", &backward.run(program), &plain::attend_backward(&qkv, &given, &g, &STARTS, h));
 }
 
 fn rows(program: &Path, random: &mut impl FnMut(usize) -> Vec<f32>) {
@@ -174,13 +173,13 @@ fn rows(program: &Path, random: &mut impl FnMut(usize) -> Vec<f32>) {
         counts: &[width, count],
     };
     same("normalise", &norm.run(program), &plain::normalise(&x, &weight, &bias));
-    let back = Request { kernel: 7, fills: 2 * x.len(), numbers: &[&x, &weight, &g], ..norm };
-    same("norm_back", &back.run(program), &plain::norm_back(&x, &weight, &g));
+    let backward = Request { kernel: 7, fills: 2 * x.len(), numbers: &[&x, &weight, &g], ..norm };
+    same("norm_backward", &backward.run(program), &plain::norm_backward(&x, &weight, &g));
     let added = Request { kernel: 10, numbers: &[&x, &bias], counts: &[width, x.len()], ..norm };
     same("biased", &added.run(program), &plain::biased(&x, &bias));
     // Two blocks for more numbers than their threads, so that each goes on by strides.
     let gelu = Request { kernel: 8, grid: [2, 1, 1], fills: x.len(), numbers: &[&x, &g], counts: &[x.len()], ..norm };
-    same("gelu_back", &gelu.run(program), &plain::gelu_back(&x, &g));
+    same("gelu_backward", &gelu.run(program), &plain::gelu_backward(&x, &g));
     let (starts, sources) = ([0, 3, 3, 8], [4, 0, 4, 1, 2, 3, 0, 0]);
     let sums = Request {
         kernel: 9,

@@ -118,11 +118,11 @@ impl DeviceKernels {
         #[cfg(feature = "cuda")]
         if let (Some(CudaKernels { device, decoder, .. }), Some(index)) = (&self.cuda, &cells.on_device) {
             return on_cuda(device, &[x, r, w, sums], &[&index.offsets, &index.tiles], shape, |v, i| {
-                decoder.slope(&v[0], &v[1], &v[2], &v[3], Segments { starts: &i[0], runs: &i[1] })
+                decoder.derivative(&v[0], &v[1], &v[2], &v[3], Segments { starts: &i[0], runs: &i[1] })
             });
         }
         let [x, r, w, sums] = [&values(x)?, &values(r)?, &values(w)?, &values(sums)?];
-        on_cpu(plain::slope(x, r, w, sums, &cells.offsets, self.decoder), shape)
+        on_cpu(plain::derivative(x, r, w, sums, &cells.offsets, self.decoder), shape)
     }
 
     /// Per cell, the sum over rows of random features times `r` `[rows, heads, dim + 1]`: `[cells, heads, features,
@@ -167,11 +167,11 @@ impl DeviceKernels {
         #[cfg(feature = "cuda")]
         if let (Some(CudaKernels { device, encoder, .. }), Some(index)) = (&self.cuda, &cells.on_device) {
             return on_cuda(device, &[qkv, output, grad], &[&index.offsets, &index.tiles], qkv.shape(), |v, i| {
-                encoder.attend_back(&v[0], &v[1], &v[2], Segments { starts: &i[0], runs: &i[1] })
+                encoder.attend_backward(&v[0], &v[1], &v[2], Segments { starts: &i[0], runs: &i[1] })
             });
         }
         let [qkv_values, output, grad] = [&values(qkv)?, &values(output)?, &values(grad)?];
-        on_cpu(plain::attend_back(qkv_values, output, grad, &cells.offsets, self.encoder), qkv.shape())
+        on_cpu(plain::attend_backward(qkv_values, output, grad, &cells.offsets, self.encoder), qkv.shape())
     }
 
     /// Layer norm of rows.
@@ -188,9 +188,9 @@ impl DeviceKernels {
         let (grad, shape) = (&grad.contiguous()?, (2, x.dim(0)?, x.dim(1)?));
         #[cfg(feature = "cuda")]
         if let Some(CudaKernels { device, decoder, .. }) = &self.cuda {
-            return on_cuda(device, &[x, weight, grad], &[], shape, |v, _| decoder.norm_back(&v[0], &v[1], &v[2]));
+            return on_cuda(device, &[x, weight, grad], &[], shape, |v, _| decoder.norm_backward(&v[0], &v[1], &v[2]));
         }
-        on_cpu(plain::norm_back(&values(x)?, &values(weight)?, &values(grad)?), shape)
+        on_cpu(plain::norm_backward(&values(x)?, &values(weight)?, &values(grad)?), shape)
     }
 
     /// Adds a bias to every row.
@@ -210,9 +210,9 @@ impl DeviceKernels {
         let grad = &grad.contiguous()?;
         #[cfg(feature = "cuda")]
         if let Some(CudaKernels { device, decoder, .. }) = &self.cuda {
-            return on_cuda(device, &[x, grad], &[], x.shape(), |v, _| decoder.gelu_back(&v[0], &v[1]));
+            return on_cuda(device, &[x, grad], &[], x.shape(), |v, _| decoder.gelu_backward(&v[0], &v[1]));
         }
-        on_cpu(plain::gelu_back(&values(x)?, &values(grad)?), x.shape())
+        on_cpu(plain::gelu_backward(&values(x)?, &values(grad)?), x.shape())
     }
 
     /// Sums the listed rows of `x` `[rows, width]`: `[lists, width]`. Long lists are summed in pieces, so that no

@@ -1,7 +1,7 @@
 //! Kernels beside tensors, and cells alone beside cells in batches.
 
 use crate::batch::Packed;
-use crate::config::{Config, Decoder as DecoderConfig, Encoder as EncoderConfig, Size};
+use crate::config::{Config, DecoderConfig, EncoderConfig, Size};
 use crate::model::Model;
 use crate::xtrimogene::{DecoderInput, XTrimoGene};
 use crate::{NotEmbeddable, Sample, Tokens, Weights, encode, initialise};
@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use cellql_schemas::expr::Profile;
 use cellql_schemas::nomenclature::Nomenclature;
-use cellql_schemas::recipe::{Precision, Recipe};
+use cellql_schemas::recipe::{Dtype, Recipe};
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
 
 /// A small model with weights at random, and two cells as tokens.
@@ -42,11 +42,11 @@ fn kernels_and_plain_tensors_agree() {
     let tensors = XTrimoGene::load(vb, &weights.config).unwrap();
     let packed = Packed::new(cells.iter());
     let plain = tensors.encode(&packed).unwrap();
-    let fast = model.encoder(Precision::F32).unwrap().forward(&model.embedding, &packed);
+    let fast = model.encoder(Dtype::F32).unwrap().forward(&model.embedding, &packed);
     for (i, row) in plain.to_vec2::<f32>().unwrap().iter().enumerate() {
         assert!(worst(fast.row(i), row) < 1e-5);
     }
-    let decoder = model.decoder(Precision::F32).unwrap();
+    let decoder = model.decoder(Dtype::F32).unwrap();
     for (slot, cell) in cells.iter().enumerate() {
         let range = packed.cell(slot);
         let encoded = plain.narrow(0, range.start, range.len()).unwrap();
@@ -54,10 +54,10 @@ fn kernels_and_plain_tensors_agree() {
         cell.positions.iter().zip(&cell.values).for_each(|(p, v)| values[*p as usize] = *v);
         let contexts = tensors.decode(&[DecoderInput { values, tokens: cell.clone() }], &encoded, None).unwrap();
         let predicted = tensors.predict(&contexts).unwrap().to_vec1::<f32>().unwrap();
-        let enhanced = decoder.enhance(&model.embedding, cell, fast.from(range.start), fast.stride());
+        let enhanced = decoder.enhance(&model.embedding, cell, fast.view(range.start));
         assert!(worst(&enhanced, &predicted[..90]) < 1e-5);
         let wanted: Vec<u32> = (0..90).rev().collect();
-        let found = decoder.contexts(&model.embedding, cell, fast.from(range.start), fast.stride(), &wanted);
+        let found = decoder.contexts(&model.embedding, cell, fast.view(range.start), &wanted);
         for (found, p) in found.chunks(36).zip(&wanted) {
             assert!(worst(found, &contexts.get(*p as usize).unwrap().to_vec1::<f32>().unwrap()) < 1e-5);
         }
@@ -80,7 +80,7 @@ fn stored(model: &Model, cells: usize) -> (Vec<Stored>, Placement) {
 }
 
 /// Embeddings, predictions and contexts of cells on a device beside those of the kernels.
-fn beside_kernels(model: Model, device: &Device, precision: Precision) -> f32 {
+fn beside_kernels(model: Model, device: &Device, precision: Dtype) -> f32 {
     let (cells, placement) = stored(&model, 21);
     let samples = || {
         let profile = |(gene_ids, values)| Sample { profile: Profile { gene_ids, values }, total: None };
@@ -100,11 +100,11 @@ fn beside_kernels(model: Model, device: &Device, precision: Precision) -> f32 {
 #[test]
 fn a_device_gives_what_the_kernels_give() {
     let model = || Model::load("small", encode(&small().0).unwrap().0).unwrap();
-    assert!(beside_kernels(model(), &Device::Cpu, Precision::F32) < 1e-5);
+    assert!(beside_kernels(model(), &Device::Cpu, Dtype::F32) < 1e-5);
     match Device::new_cuda_with_stream(0) {
         Ok(gpu) => {
-            assert!(beside_kernels(model(), &gpu, Precision::F32) < 1e-3);
-            assert!(beside_kernels(model(), &gpu, Precision::Bf16) < 0.1);
+            assert!(beside_kernels(model(), &gpu, Dtype::F32) < 1e-3);
+            assert!(beside_kernels(model(), &gpu, Dtype::Bf16) < 0.1);
         }
         Err(_) => eprintln!("no device: the model was not run on a GPU"),
     }

@@ -1,11 +1,12 @@
-//! The encoder, there and back, for one cell: post-norm transformer layers over its tokens.
+//! The encoder, forward and backward, for one cell: post-norm transformer layers over its tokens.
 //!
-//! A thread keeps what the way back reads: of each layer what entered, queries, keys and values, what attention gave, and the
-//! feed-forward's numbers, some `11·depth + 1` times `[tokens, dim]`. Where memory is short, only what entered and what
-//! attention gave, `2·depth + 1`, and a layer computes the rest again on its way back.
+//! Each thread stores the activations that the backward pass reads: of each layer its input, queries, keys and values,
+//! the result of attention, and the feed-forward, some `11·depth + 1` times `[tokens, dim]`. With activation
+//! checkpointing it stores only the input and the result of attention, `2·depth + 1`, and recomputes the rest in the
+//! backward pass.
 
 use cellql_kernels::{
-    Activations, AttentionScratch, BLOCK, DenseGradient, DenseScratch, Form, Isa, LearningAttention, Rows, Then,
+    Activations, AttentionScratch, BLOCK, DenseGradient, DenseScratch, Dtype, Isa, LearningAttention, Rows, Then,
 };
 
 use super::layers::{Linear, Norm, NormGradient};
@@ -48,33 +49,33 @@ pub(super) struct EncoderGradient {
     norm: NormGradient,
 }
 
-/// What the way back needs of the way there.
+/// Activations that the backward pass reads.
 #[derive(Debug, Default)]
-struct Kept {
-    /// What entered each layer, and the last norm: `[tokens, dim]` each.
+struct StoredActivations {
+    /// Inputs of each layer and of the last norm, `[tokens, dim]` each.
     entered: Vec<Rows>,
-    /// What attention gave in each layer, and the logarithms of its sums, `[heads, tokens]`.
+    /// Results of attention in each layer, and the logarithms of its sums, `[heads, tokens]`.
     attended: Vec<(Rows, Vec<f32>)>,
     /// Queries, keys and values, `[tokens, 3·dim]`, of each layer or of the one that was computed last.
     qkv: Vec<Rows>,
     /// What stands between attention and the next layer, of each layer or of the block that was computed last.
-    fed: Vec<Fed>,
+    layer_activations: Vec<LayerActivations>,
 }
 
-/// What a layer computes of what attention gave: the sums before each norm, `[…, dim]`, and hidden numbers, `[…, 4·dim]`.
+/// Activations of a layer after attention: the sums before each norm, `[…, dim]`, and the hidden layer, `[…, 4·dim]`.
 #[derive(Debug, Default)]
-struct Fed {
+struct LayerActivations {
     before1: Rows,
     hidden: Rows,
     before2: Rows,
 }
 
-/// Memory of one thread.
+/// Buffers of one thread.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    /// Whether what could be computed again is kept.
+    /// Whether what could be computed again is stored.
     pub(super) keeps: bool,
-    kept: Kept,
+    stored: StoredActivations,
     d_qkv: Rows,
     d_attended: Rows,
     y: Rows,
@@ -101,7 +102,7 @@ impl Scratch {
     fn make_room(&mut self, (layers, tokens, dim, heads): (usize, usize, usize, usize)) {
         let rows = if self.keeps { tokens } else { BLOCK };
         let slots = self.slot(layers - 1) + 1;
-        let Kept { entered, attended, qkv, fed } = &mut self.kept;
+        let StoredActivations { entered, attended, qkv, layer_activations } = &mut self.stored;
         entered.resize_with(layers + 1, Rows::default);
         entered.iter_mut().skip(1).for_each(|entered| entered.resize(tokens, dim));
         attended.resize_with(layers, Default::default);
@@ -111,8 +112,8 @@ impl Scratch {
         }
         qkv.resize_with(slots, Rows::default);
         qkv.iter_mut().for_each(|qkv| qkv.resize(tokens, 3 * dim));
-        fed.resize_with(slots, Fed::default);
-        for Fed { before1, hidden, before2 } in fed {
+        layer_activations.resize_with(slots, LayerActivations::default);
+        for LayerActivations { before1, hidden, before2 } in layer_activations {
             before1.resize(rows, dim);
             hidden.resize(rows, 4 * dim);
             before2.resize(rows, dim);
@@ -126,14 +127,14 @@ pub(super) fn blocks(rows: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 impl Encoder {
-    pub(super) fn pack(parameters: &Parameters, form: Form) -> Result<Self> {
+    pub(super) fn pack(parameters: &Parameters, dtype: Dtype) -> Result<Self> {
         let (dim, heads) = (parameters.config().encoder.hidden_dim, parameters.config().encoder.heads);
         let layer = |n: usize| -> Result<Layer> {
             let at = format!("encoder.transformer_encoder.{n}");
             let (weight, bias) = (format!("{at}.self_attn.in_proj_weight"), format!("{at}.self_attn.in_proj_bias"));
-            let linear = |name: &str, from, to| Linear::pack(parameters, form, &format!("{at}.{name}"), from, to);
+            let linear = |name: &str, from, to| Linear::pack(parameters, dtype, &format!("{at}.{name}"), from, to);
             Ok(Layer {
-                in_proj: Linear::pack_named(parameters, form, &weight, &bias, dim, 3 * dim)?,
+                in_proj: Linear::pack_named(parameters, dtype, &weight, &bias, dim, 3 * dim)?,
                 out_proj: linear("self_attn.out_proj", dim, dim)?,
                 linear1: linear("linear1", dim, 4 * dim)?,
                 linear2: linear("linear2", 4 * dim, dim)?,
@@ -144,7 +145,7 @@ impl Encoder {
         Ok(Self {
             layers: (0..parameters.config().encoder.depth).map(layer).collect::<Result<_>>()?,
             norm: Norm::pack(parameters, "encoder.norm", dim)?,
-            attention: LearningAttention { isa: Isa::best(), form, heads, dim: dim / heads },
+            attention: LearningAttention { isa: Isa::best(), dtype, heads, dim: dim / heads },
             dim,
         })
     }
@@ -161,27 +162,27 @@ impl Encoder {
         EncoderGradient { layers: self.layers.iter().map(layer).collect(), norm: self.norm.gradient() }
     }
 
-    /// Encodes the tokens of a cell, `[tokens, dim]`; what the way back needs stays in `scratch`.
+    /// Encodes the tokens of a cell, `[tokens, dim]`. `scratch` keeps the activations for the backward pass.
     pub(super) fn forward(&self, x: Rows, tokens: usize, scratch: &mut Scratch) -> Rows {
         scratch.make_room((self.layers.len(), tokens, self.dim, self.attention.heads));
-        scratch.kept.entered[0] = x;
+        scratch.stored.entered[0] = x;
         for (n, layer) in self.layers.iter().enumerate() {
             self.queries(n, tokens, scratch);
             let slot = scratch.slot(n);
-            let Scratch { kept, attention, .. } = &mut *scratch;
-            let (attended, log_sums) = &mut kept.attended[n];
-            self.attention.forward(kept.qkv[slot].part(0), tokens, attended.part_mut(0), log_sums, attention);
+            let Scratch { stored, attention, .. } = &mut *scratch;
+            let (attended, log_sums) = &mut stored.attended[n];
+            self.attention.forward(stored.qkv[slot].view(0), tokens, attended.view_mut(0), log_sums, attention);
             for (first, rows) in blocks(tokens) {
-                self.feed(n, first, rows, scratch);
+                self.feed_forward(n, first, rows, scratch);
                 let place = scratch.place(first);
-                let Scratch { kept, d_y: out, .. } = &mut *scratch;
-                layer.norm2.forward(kept.fed[slot].before2.part(place), rows, out);
-                kept.entered[n + 1].scatter(out, first..first + rows);
+                let Scratch { stored, d_y: out, .. } = &mut *scratch;
+                layer.norm2.forward(stored.layer_activations[slot].before2.view(place), rows, out);
+                stored.entered[n + 1].scatter(out, first..first + rows);
             }
         }
         let mut encoded = Rows::new(tokens, self.dim);
         for (first, rows) in blocks(tokens) {
-            self.norm.forward(scratch.kept.entered[self.layers.len()].part(first), rows, &mut scratch.y);
+            self.norm.forward(scratch.stored.entered[self.layers.len()].view(first), rows, &mut scratch.y);
             encoded.scatter(&scratch.y, first..first + rows);
         }
         encoded
@@ -190,34 +191,37 @@ impl Encoder {
     /// Queries, keys and values of every token.
     fn queries(&self, n: usize, tokens: usize, scratch: &mut Scratch) {
         let slot = scratch.slot(n);
-        let Scratch { kept: Kept { entered, qkv, .. }, activations, .. } = scratch;
+        let Scratch { stored: StoredActivations { entered, qkv, .. }, activations, .. } = scratch;
         for (first, rows) in blocks(tokens) {
-            let (x, out) = (entered[n].part(first), qkv[slot].part_mut(first));
+            let (x, out) = (entered[n].view(first), qkv[slot].view_mut(first));
             self.layers[n].in_proj.dense.forward(x, rows, Then::Bias, out, activations);
         }
     }
 
-    /// A block after attention: sums before each norm, and what stands between; what left the first norm into `scratch.y`.
-    fn feed(&self, n: usize, first: usize, rows: usize, scratch: &mut Scratch) {
+    /// A block after attention: sums before each norm, and what stands between; what left the first norm into
+    /// `scratch.y`.
+    fn feed_forward(&self, n: usize, first: usize, rows: usize, scratch: &mut Scratch) {
         let (layer, slot, place) = (&self.layers[n], scratch.slot(n), scratch.place(first));
-        let Scratch { kept: Kept { entered, attended, fed, .. }, y, activations, .. } = scratch;
-        let Fed { before1, hidden, before2 } = &mut fed[slot];
-        let residual = entered[n].part(first);
-        let add = Then::Add { data: residual.0, row: residual.1 };
-        let attended = attended[n].0.part(first);
-        layer.out_proj.dense.forward(attended, rows, add, before1.part_mut(place), activations);
-        layer.norm1.forward(before1.part(place), rows, y);
-        layer.linear1.dense.forward(y.part(0), rows, Then::Relu, hidden.part_mut(place), activations);
-        let add = Then::Add { data: y.from(0), row: y.stride() };
-        layer.linear2.dense.forward(hidden.part(place), rows, add, before2.part_mut(place), activations);
+        let Scratch { stored: StoredActivations { entered, attended, layer_activations, .. }, y, activations, .. } =
+            scratch;
+        let LayerActivations { before1, hidden, before2 } = &mut layer_activations[slot];
+        let residual = entered[n].view(first);
+        let add = Then::Add(residual);
+        let attended = attended[n].0.view(first);
+        layer.out_proj.dense.forward(attended, rows, add, before1.view_mut(place), activations);
+        layer.norm1.forward(before1.view(place), rows, y);
+        layer.linear1.dense.forward(y.view(0), rows, Then::Relu, hidden.view_mut(place), activations);
+        let add = Then::Add(y.view(0));
+        layer.linear2.dense.forward(hidden.view(place), rows, add, before2.view_mut(place), activations);
     }
 
-    /// From the gradient of the encoded tokens to that of the tokens, in place. `scratch` is as [`Encoder::forward`] left it.
-    pub(super) fn back(&self, tokens: usize, d: &mut Rows, gradient: &mut EncoderGradient, scratch: &mut Scratch) {
+    /// From the gradient of the encoded tokens to that of the tokens, in place. `scratch` is as [`Encoder::forward`]
+    /// left it.
+    pub(super) fn backward(&self, tokens: usize, d: &mut Rows, gradient: &mut EncoderGradient, scratch: &mut Scratch) {
         let before = Rows::clone(d);
         d.clear();
-        let last = &scratch.kept.entered[self.layers.len()];
-        self.norm.back(last.part(0), before.part(0), tokens, d.part_mut(0), &mut gradient.norm);
+        let last = &scratch.stored.entered[self.layers.len()];
+        self.norm.backward(last.view(0), before.view(0), tokens, d.view_mut(0), &mut gradient.norm);
         for (n, layer) in self.layers.iter().enumerate().rev() {
             if !scratch.keeps {
                 self.queries(n, tokens, scratch);
@@ -226,24 +230,25 @@ impl Encoder {
             scratch.d_attended.resize(tokens, self.dim);
             scratch.d_qkv.resize(tokens, 3 * self.dim);
             for (first, rows) in blocks(tokens) {
-                self.feed_back(n, first, rows, d, gradient, scratch);
+                self.feed_forward_backward(n, first, rows, d, gradient, scratch);
             }
             let slot = scratch.slot(n);
-            let Scratch { kept, d_qkv, d_attended, y: around, attention, activations, dense, .. } = scratch;
-            let (qkv, (attended, log_sums)) = (kept.qkv[slot].part(0), &kept.attended[n]);
-            let (out, d_out) = (attended.part(0), d_attended.part(0));
-            self.attention.back(qkv, tokens, out, log_sums, d_out, d_qkv.part_mut(0), attention);
+            let Scratch { stored, d_qkv, d_attended, y: around, attention, activations, dense, .. } = scratch;
+            let (qkv, (attended, log_sums)) = (stored.qkv[slot].view(0), &stored.attended[n]);
+            let (out, d_out) = (attended.view(0), d_attended.view(0));
+            self.attention.backward(qkv, tokens, out, log_sums, d_out, d_qkv.view_mut(0), attention);
             for (first, rows) in blocks(tokens) {
-                gradient.in_proj.add(d_qkv.part(first), kept.entered[n].part(first), rows, dense);
+                gradient.in_proj.add(d_qkv.view(first), stored.entered[n].view(first), rows, dense);
                 around.gather(d, first..first + rows);
-                let add = Then::Add { data: around.from(0), row: around.stride() };
-                layer.in_proj.dense.back(d_qkv.part(first), rows, add, d.part_mut(first), activations);
+                let add = Then::Add(around.view(0));
+                layer.in_proj.dense.backward(d_qkv.view(first), rows, add, d.view_mut(first), activations);
             }
         }
     }
 
-    /// The way back of [`Encoder::feed`] and the norm after it: `d` becomes the gradient that goes around attention.
-    fn feed_back(
+    /// Backward pass of [`Encoder::feed_forward`] and of the norm after it: `d` becomes the gradient of the residual
+    /// connection.
+    fn feed_forward_backward(
         &self,
         n: usize,
         first: usize,
@@ -254,33 +259,35 @@ impl Encoder {
     ) {
         let (layer, slot, place) = (&self.layers[n], scratch.slot(n), scratch.place(first));
         match scratch.keeps {
-            true => layer.norm1.forward(scratch.kept.fed[slot].before1.part(place), rows, &mut scratch.y),
-            false => self.feed(n, first, rows, scratch),
+            true => {
+                layer.norm1.forward(scratch.stored.layer_activations[slot].before1.view(place), rows, &mut scratch.y)
+            }
+            false => self.feed_forward(n, first, rows, scratch),
         }
-        let Scratch { kept, d_attended, y, d_before2, d_hidden, d_y, activations, dense, .. } = scratch;
-        let Fed { before1, hidden, before2 } = &kept.fed[slot];
+        let Scratch { stored, d_attended, y, d_before2, d_hidden, d_y, activations, dense, .. } = scratch;
+        let LayerActivations { before1, hidden, before2 } = &stored.layer_activations[slot];
         for (rows, width) in [(&mut *d_before2, self.dim), (&mut *d_hidden, 4 * self.dim), (&mut *d_y, self.dim)] {
             rows.resize(BLOCK, width);
         }
         d_before2.clear();
-        layer.norm2.back(before2.part(place), d.part(first), rows, d_before2.part_mut(0), &mut gradient.norm2);
-        gradient.linear2.add(d_before2.part(0), hidden.part(place), rows, dense);
-        layer.linear2.dense.back(d_before2.part(0), rows, Then::Bias, d_hidden.part_mut(0), activations);
+        layer.norm2.backward(before2.view(place), d.view(first), rows, d_before2.view_mut(0), &mut gradient.norm2);
+        gradient.linear2.add(d_before2.view(0), hidden.view(place), rows, dense);
+        layer.linear2.dense.backward(d_before2.view(0), rows, Then::Bias, d_hidden.view_mut(0), activations);
         for i in 0..rows {
             let through = d_hidden.row_mut(i).iter_mut().zip(hidden.row(place + i));
             through.for_each(|(d, h)| *d = if *h > 0.0 { *d } else { 0.0 });
         }
-        gradient.linear1.add(d_hidden.part(0), y.part(0), rows, dense);
-        let add = Then::Add { data: d_before2.from(0), row: d_before2.stride() };
-        layer.linear1.dense.back(d_hidden.part(0), rows, add, d_y.part_mut(0), activations);
+        gradient.linear1.add(d_hidden.view(0), y.view(0), rows, dense);
+        let add = Then::Add(d_before2.view(0));
+        layer.linear1.dense.backward(d_hidden.view(0), rows, add, d_y.view_mut(0), activations);
         (first..first + rows).for_each(|i| d.row_mut(i).fill(0.0));
-        layer.norm1.back(before1.part(place), d_y.part(0), rows, d.part_mut(first), &mut gradient.norm1);
-        let attended = kept.attended[n].0.part(first);
-        gradient.out_proj.add(d.part(first), attended, rows, dense);
-        layer.out_proj.dense.back(d.part(first), rows, Then::Bias, d_attended.part_mut(first), activations);
+        layer.norm1.backward(before1.view(place), d_y.view(0), rows, d.view_mut(first), &mut gradient.norm1);
+        let attended = stored.attended[n].0.view(first);
+        gradient.out_proj.add(d.view(first), attended, rows, dense);
+        layer.out_proj.dense.backward(d.view(first), rows, Then::Bias, d_attended.view_mut(first), activations);
     }
 
-    /// Adds a gradient to the row of all gradients.
+    /// Adds a gradient to the flat vector of all gradients.
     pub(super) fn add_to(&self, gradient: &EncoderGradient, flat: &mut [f32]) {
         for (layer, gradient) in self.layers.iter().zip(&gradient.layers) {
             layer.in_proj.add_to(&gradient.in_proj, flat);

@@ -1,8 +1,8 @@
-//! The two layers everything is made of, each with its gradient and its place among the parameters.
+//! Linear layers and layer norms with their gradients and their ranges in the flat vector of all parameters.
 
 use std::ops::Range;
 
-use cellql_kernels::{BLOCK, Dense, DenseGradient, Form, Isa, LayerNorm, Rows, norm_back};
+use cellql_kernels::{BLOCK, Dense, DenseGradient, Dtype, Isa, LayerNorm, Rows, RowsView, RowsViewMut, norm_backward};
 
 use crate::error::Result;
 use crate::parameters::Parameters;
@@ -11,7 +11,7 @@ use crate::parameters::Parameters;
 #[derive(Debug)]
 pub(super) struct Linear {
     pub(super) dense: Dense,
-    form: Form,
+    dtype: Dtype,
     inputs: usize,
     outputs: usize,
     weight: Range<usize>,
@@ -19,13 +19,19 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    pub(super) fn pack(parameters: &Parameters, form: Form, name: &str, inputs: usize, outputs: usize) -> Result<Self> {
-        Self::pack_named(parameters, form, &format!("{name}.weight"), &format!("{name}.bias"), inputs, outputs)
+    pub(super) fn pack(
+        parameters: &Parameters,
+        dtype: Dtype,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Self> {
+        Self::pack_named(parameters, dtype, &format!("{name}.weight"), &format!("{name}.bias"), inputs, outputs)
     }
 
     pub(super) fn pack_named(
         parameters: &Parameters,
-        form: Form,
+        dtype: Dtype,
         weight: &str,
         bias: &str,
         inputs: usize,
@@ -33,16 +39,16 @@ impl Linear {
     ) -> Result<Self> {
         let (weight, bias) = (parameters.at(weight, &[outputs, inputs])?, parameters.at(bias, &[outputs])?);
         let values = &parameters.values;
-        let dense = Dense::pack(Isa::best(), form, &values[weight.clone()], &values[bias.clone()], inputs, outputs);
-        Ok(Self { dense, form, inputs, outputs, weight, bias })
+        let dense = Dense::pack(Isa::best(), dtype, &values[weight.clone()], &values[bias.clone()], inputs, outputs);
+        Ok(Self { dense, dtype, inputs, outputs, weight, bias })
     }
 
-    /// Zero.
+    /// A gradient of zero.
     pub(super) fn gradient(&self) -> DenseGradient {
-        DenseGradient::new(Isa::best(), self.form, self.inputs, self.outputs)
+        DenseGradient::new(Isa::best(), self.dtype, self.inputs, self.outputs)
     }
 
-    /// Adds a gradient to the row of all gradients.
+    /// Adds a gradient to the flat vector of all gradients.
     pub(super) fn add_to(&self, gradient: &DenseGradient, flat: &mut [f32]) {
         // Two tensors never share numbers.
         if let Ok([weight, bias]) = flat.get_disjoint_mut([self.weight.clone(), self.bias.clone()]) {
@@ -75,45 +81,38 @@ impl Norm {
         Ok(Self { norm: LayerNorm::new(scale.clone(), shift), scale, weight, bias })
     }
 
-    /// Zero.
+    /// A gradient of zero.
     pub(super) fn gradient(&self) -> NormGradient {
         NormGradient { weight: vec![0.0; self.scale.len()], bias: vec![0.0; self.scale.len()] }
     }
 
     /// Normalised copies of a block of rows.
-    pub(super) fn forward(&self, x: (&[f32], usize), rows: usize, out: &mut Rows) {
+    pub(super) fn forward(&self, x: RowsView, rows: usize, out: &mut Rows) {
         let dim = self.scale.len();
         out.resize(BLOCK, dim);
         for i in 0..rows {
             let to = out.row_mut(i);
-            to.copy_from_slice(&x.0[i * x.1..][..dim]);
+            to.copy_from_slice(x.row(i));
             self.norm.apply(to);
         }
     }
 
-    /// Adds to `dx` what `dy` asks of the rows `x`.
-    pub(super) fn back(
+    /// Adds the gradient of the rows `x` to `dx`, from the gradient `dy` of the normalised rows; all `[rows, dim]`.
+    pub(super) fn backward(
         &self,
-        x: (&[f32], usize),
-        dy: (&[f32], usize),
+        x: RowsView,
+        dy: RowsView,
         rows: usize,
-        dx: (&mut [f32], usize),
+        mut dx: RowsViewMut,
         gradient: &mut NormGradient,
     ) {
-        let dim = self.scale.len();
+        let NormGradient { weight, bias } = gradient;
         for i in 0..rows {
-            norm_back(
-                &x.0[i * x.1..][..dim],
-                &self.scale,
-                &dy.0[i * dy.1..][..dim],
-                &mut dx.0[i * dx.1..][..dim],
-                &mut gradient.weight,
-                &mut gradient.bias,
-            );
+            norm_backward(x.row(i), &self.scale, dy.row(i), dx.row_mut(i), weight, bias);
         }
     }
 
-    /// Adds a gradient to the row of all gradients.
+    /// Adds a gradient to the flat vector of all gradients.
     pub(super) fn add_to(&self, gradient: &NormGradient, flat: &mut [f32]) {
         flat[self.weight.clone()].iter_mut().zip(&gradient.weight).for_each(|(to, d)| *to += d);
         flat[self.bias.clone()].iter_mut().zip(&gradient.bias).for_each(|(to, d)| *to += d);

@@ -1,35 +1,37 @@
-//! The model as it learns on the CPU: the loss of a batch and the gradient of every weight, written out by hand.
+//! Training on the CPU: the loss of a batch and the gradient of every weight, with hand-written backward passes.
 //!
-//! A cell goes through alone, and cells are shared out over threads; inside a cell, blocks of positions go through a layer
-//! while they are in the cache. What the way back reads is kept, or computed again where memory is short
-//! ([`Network::recomputing`]); gradients are the same to the bit. Weights are packed once for a
-//! step, in f32 or bf16, from weights in f32. `model::graph` is the same model in plain tensors, and tests hold the gradients
-//! of the two to each other, and both to finite differences.
+//! Each cell is computed alone, and cells are distributed over threads. Inside a cell, blocks of positions go through a
+//! layer while they are in the cache. Activations that the backward pass reads are stored, or recomputed where memory
+//! is short ([`Network::recomputing`]); the gradients are the same to the bit. Weights are packed once per step, in f32
+//! or bf16, from weights in f32. `cellql_model::Graph` is the same model in tensors; tests compare the gradients of the
+//! two with each other and with finite differences.
 //!
-//! Depends on `kernels` and on this module's task and parameters. Knows nothing of stores, optimisers or files.
+//! Depends on `kernels` and on this crate's examples and parameters. Knows nothing of stores, optimisers or files.
 
 mod cell;
 mod decoder;
 mod encoder;
 mod layers;
-mod shared;
+mod shared_rows;
 #[cfg(test)]
 mod tests;
+mod thread_state;
 mod values;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use cellql_kernels::{Form, Rows};
+use cellql_kernels::{Dtype, Rows, RowsView};
 use rayon::prelude::*;
 
-use crate::error::Result;
+use crate::error::{Result, TrainingError};
 use crate::parameters::Parameters;
-use crate::task::Example;
-use cell::{Left, Part, Scratch};
+use crate::read_depth::Example;
 use decoder::Layer;
 use encoder::Encoder;
 use layers::{Linear, Norm};
+use shared_rows::SharedRows;
+use thread_state::{Buffers, Scratch, ThreadState};
 use values::Values;
 
 /// Squared errors at masked positions.
@@ -37,7 +39,7 @@ use values::Values;
 pub struct Loss {
     /// Their sum, of ln(1 + x) values.
     pub squares: f64,
-    /// How many.
+    /// Number of masked positions.
     pub masked: u64,
 }
 
@@ -47,25 +49,24 @@ impl Loss {
         self.squares / self.masked.max(1) as f64
     }
 
-    /// Both together.
+    /// The loss over the positions of both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { squares: self.squares + other.squares, masked: self.masked + other.masked }
     }
 }
 
-/// Memory of threads, for one step after another: taken from the system and given back each time, it would cost a tenth of a
-/// step.
+/// Buffers of threads that are used again in the next step. To allocate them in every step would cost a tenth of it.
 #[derive(Debug, Default)]
-pub struct Memory(Mutex<Vec<Left>>);
+pub struct BufferPool(Mutex<Vec<Buffers>>);
 
-impl Memory {
-    fn take(&self) -> Option<Left> {
+impl BufferPool {
+    fn take(&self) -> Option<Buffers> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
-    fn leave(&self, left: Left) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(left);
+    fn put(&self, buffers: Buffers) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffers);
     }
 }
 
@@ -77,15 +78,15 @@ pub struct Network<'a> {
     embed: Linear,
     layers: Vec<Layer>,
     norms: [Norm; 2],
-    /// `[width]`, then its bias: context to expression.
+    /// `to_final`, from context to expression: weight, `[width]`, and bias.
     last: (&'a [f32], f32),
     last_at: [Range<usize>; 2],
-    /// `[seq_len + 1, dim]`.
+    /// Gene embeddings, `[seq_len + 1, dim]`.
     positions: &'a [f32],
     positions_at: Range<usize>,
-    /// The vector of what is hidden, `[dim]`.
+    /// The vector of the mask token, `[dim]`.
     mask: &'a [f32],
-    /// That of a value of zero.
+    /// The vector of the value zero, `[dim]`.
     zero: Vec<f32>,
     dim: usize,
     width: usize,
@@ -99,19 +100,20 @@ impl<'a> Network<'a> {
     /// Packs weights for a step, products in f32 or bf16.
     ///
     /// # Errors
-    /// [`crate::TrainingError::Weight`] where a weight is missing or misshapen.
-    pub fn pack(parameters: &'a Parameters, form: Form) -> Result<Self> {
+    /// [`TrainingError::Weight`] where a weight is missing or misshapen, [`TrainingError::Setting`] for int8.
+    pub fn pack(parameters: &'a Parameters, dtype: Dtype) -> Result<Self> {
+        TrainingError::check_dtype(dtype)?;
         let config = parameters.config();
         let (dim, width) = (config.encoder.hidden_dim, config.decoder.hidden_dim);
         let values = Values::pack(parameters)?;
         let last_at = [parameters.at("to_final.weight", &[1, width])?, parameters.at("to_final.bias", &[1])?];
         let positions_at = parameters.at("pos_emb.weight", &[config.seq_len + 1, dim])?;
         let mut zero = Rows::new(1, dim);
-        values.forward(&[0.0], zero.part_mut(0), &mut values::Scratch::default());
-        let layer = |n| Layer::pack(parameters, form, n);
+        values.forward(&[0.0], zero.view_mut(0), &mut values::Scratch::default());
+        let layer = |n| Layer::pack(parameters, dtype, n);
         Ok(Self {
-            encoder: Encoder::pack(parameters, form)?,
-            embed: Linear::pack(parameters, form, "decoder_embed", dim, width)?,
+            encoder: Encoder::pack(parameters, dtype)?,
+            embed: Linear::pack(parameters, dtype, "decoder_embed", dim, width)?,
             layers: (0..config.decoder.depth).map(layer).collect::<Result<_>>()?,
             norms: [Norm::pack(parameters, "decoder.norm", width)?, Norm::pack(parameters, "norm", width)?],
             last: (&parameters.values[last_at[0].clone()], parameters.values[last_at[1].start]),
@@ -129,7 +131,7 @@ impl<'a> Network<'a> {
         })
     }
 
-    /// Computes again on the way back what would be kept of the way there.
+    /// Whether the backward pass recomputes activations instead of storing them (activation checkpointing).
     #[must_use]
     pub fn recomputing(self, recomputes: bool) -> Self {
         Self { recomputes, ..self }
@@ -141,40 +143,41 @@ impl<'a> Network<'a> {
 
     /// The loss of some cells.
     pub fn loss(&self, examples: &[Example]) -> Loss {
-        let shared = self.share();
-        let each = examples.par_iter().map_init(Scratch::default, |scratch, e| self.ask(e, &shared, scratch));
+        let shared = self.shared_rows();
+        let each = examples.par_iter().map_init(Scratch::default, |scratch, e| self.loss_of_cell(e, &shared, scratch));
         each.collect::<Vec<_>>().into_iter().fold(Loss::default(), Loss::and)
     }
 
-    /// The loss of some cells, and the gradient of its sum of squares, added to `flat` in the parameters' order. With one
-    /// number of threads the sums have one order.
-    pub fn learn(&self, examples: &[Example], flat: &mut [f32], memory: &Memory) -> Loss {
-        let shared = self.share();
-        // By tokens, dealt out so that threads end together.
+    /// The loss of some cells, and the gradient of its sum of squares, added to `flat` in the parameters' order. With
+    /// one number of threads the sums have one order.
+    pub fn learn(&self, examples: &[Example], flat: &mut [f32], buffers: &BufferPool) -> Loss {
+        let shared = self.shared_rows();
+        // By length, dealt out so that threads finish together.
         let mut order: Vec<&Example> = examples.iter().collect();
         order.sort_by_cached_key(|example| std::cmp::Reverse(example.seen().count()));
         let threads = rayon::current_num_threads().min(examples.len()).max(1);
-        let mut parts: Vec<Part> = (0..threads).into_par_iter().map(|_| self.part(&shared, memory.take())).collect();
-        parts.par_iter_mut().enumerate().for_each(|(n, part)| {
-            order.iter().skip(n).step_by(threads).for_each(|example| self.learn_one(example, &shared, part));
+        let state = |_| self.thread_state(&shared, buffers.take());
+        let mut states: Vec<ThreadState> = (0..threads).into_par_iter().map(state).collect();
+        states.par_iter_mut().enumerate().for_each(|(n, state)| {
+            order.iter().skip(n).step_by(threads).for_each(|example| self.learn_one(example, &shared, state));
         });
-        self.share_back(&shared, &mut parts);
-        let loss = parts.iter_mut().map(|part| self.add_to(part, flat)).fold(Loss::default(), Loss::and);
-        parts.into_iter().for_each(|part| memory.leave((part.scratch, part.shared)));
+        self.shared_rows_backward(&shared, &mut states);
+        let loss = states.iter_mut().map(|state| self.add_to(state, flat)).fold(Loss::default(), Loss::and);
+        states.into_iter().for_each(|state| buffers.put((state.scratch, state.shared)));
         loss
     }
 
-    fn learn_one(&self, example: &Example, shared: &shared::Shared, part: &mut Part) {
-        // A cell of which nothing was masked teaches nothing.
+    fn learn_one(&self, example: &Example, shared: &SharedRows, state: &mut ThreadState) {
+        // Without masked positions there is no loss.
         if !example.masked.is_empty() {
-            self.learn_cell(example, shared, part);
+            self.learn_cell(example, shared, state);
         }
     }
 
-    /// Adds a part's gradient to the row of all gradients; gives its loss.
-    fn add_to(&self, part: &mut Part, flat: &mut [f32]) -> Loss {
-        let Part { gradient, scratch, loss, .. } = part;
-        self.values.back(&[0.0], (&gradient.zero, self.dim), &mut gradient.values, &mut scratch.values);
+    /// Adds a thread's gradient to the flat vector of all gradients; returns its loss.
+    fn add_to(&self, state: &mut ThreadState, flat: &mut [f32]) -> Loss {
+        let ThreadState { gradient, scratch, loss, .. } = state;
+        self.values.backward(&[0.0], RowsView::of_row(&gradient.zero), &mut gradient.values, &mut scratch.values);
         self.values.add_to(&gradient.values, flat);
         self.encoder.add_to(&gradient.encoder, flat);
         self.embed.add_to(&gradient.embed, flat);

@@ -1,22 +1,22 @@
-//! Gradients held to those of the plain tensors, and both to finite differences.
+//! Compares the gradients with those of tensors, and both with finite differences.
 
 use candle_core::{Device, Tensor};
-use cellql_kernels::Form;
+use cellql_kernels::Dtype;
 use cellql_schemas::vocabulary::Vocabulary;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Loss, Memory, Network};
+use super::{BufferPool, Loss, Network};
 use crate::device::OnDevices;
 use crate::learner::Learner;
 use crate::parameters::Parameters;
-use crate::settings::Numbers;
-use crate::task::{Example, Task};
+use crate::read_depth::{Example, ReadDepthAware};
 use cellql_model::{Config, DecoderConfig, EncoderConfig, Size, Weights, initialise};
 
 const GENES: usize = 300;
 
-/// Two decoder layers, no size a multiple of what kernels like, and weights as training would leave them: none is 0 or 1.
+/// Two decoder layers, no size a multiple of what kernels like, and weights as training would leave them: none is 0 or
+/// 1.
 fn small(depth: usize) -> Weights {
     let vocabulary = Vocabulary::new((0..GENES).map(|i| format!("gene{i}")).collect()).unwrap();
     let mut config = Config::of_size(Size::M3, GENES);
@@ -41,7 +41,7 @@ fn small(depth: usize) -> Weights {
 
 fn examples(cells: usize) -> Vec<Example> {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
-    let task = Task { masked_zeros: 0.1, thinned_from: 10.0, ..Task::default() };
+    let task = ReadDepthAware { masked_zeros: 0.1, downsampled_from: 10.0, ..ReadDepthAware::default() };
     let cell = |c: usize| -> Vec<(u32, f32)> {
         let expressed = (0..GENES as u32).filter(|g| (g * 31 + 7 * c as u32).is_multiple_of(2 + c as u32 % 5));
         expressed.map(|g| (g, (1 + (g + c as u32) % 9) as f32)).collect()
@@ -58,19 +58,19 @@ fn by_graph(parameters: &Parameters, examples: &[Example], learner: &OnDevices) 
 /// Plain tensors, and the functions of a device: on the CPU, and on a GPU where there is one.
 fn learners() -> Vec<(&'static str, OnDevices)> {
     // Two devices, so that shares of a batch are added too.
-    let plain = || OnDevices::new(vec![Device::Cpu; 2], Numbers::F32).unwrap();
+    let plain = || OnDevices::new(vec![Device::Cpu; 2], Dtype::F32).unwrap();
     let mut all = vec![("plain", plain()), ("fused", plain().with_fused())];
     match Device::new_cuda_with_stream(0) {
-        Ok(gpu) => all.push(("on a GPU", OnDevices::new(vec![gpu], Numbers::F32).unwrap())),
+        Ok(gpu) => all.push(("on a GPU", OnDevices::new(vec![gpu], Dtype::F32).unwrap())),
         Err(_) => println!("skipped on a GPU: there is none"),
     }
     all
 }
 
-fn by_hand(weights: &Weights, form: Form, examples: &[Example]) -> (Loss, Parameters, Vec<f32>) {
+fn by_hand(weights: &Weights, dtype: Dtype, examples: &[Example]) -> (Loss, Parameters, Vec<f32>) {
     let parameters = Parameters::of(weights).unwrap();
     let mut flat = vec![0.0; parameters.values.len()];
-    let loss = Network::pack(&parameters, form).unwrap().learn(examples, &mut flat, &Memory::default());
+    let loss = Network::pack(&parameters, dtype).unwrap().learn(examples, &mut flat, &BufferPool::default());
     (loss, parameters, flat)
 }
 
@@ -89,7 +89,7 @@ fn gradients_are_those_of_tensors_plain_and_fused() {
 
 fn gradients_are_those_of(what: &str, learner: &OnDevices, depth: usize) {
     let (weights, cells) = (small(depth), examples(5));
-    let (loss, parameters, flat) = by_hand(&weights, Form::F32, &cells);
+    let (loss, parameters, flat) = by_hand(&weights, Dtype::F32, &cells);
     let (exact_loss, exact) = by_graph(&parameters, &cells, learner);
     assert!((loss.squares - exact_loss.squares).abs() < 1e-4 * loss.squares, "{loss:?} {exact_loss:?}");
     assert_eq!(loss.masked, cells.iter().map(|e| e.masked.len() as u64).sum::<u64>());
@@ -112,7 +112,7 @@ fn gradients_are_those_of(what: &str, learner: &OnDevices, depth: usize) {
 #[test]
 fn gradients_agree_with_finite_differences() {
     let (weights, cells) = (small(2), examples(3));
-    let (_, parameters, flat) = by_hand(&weights, Form::F32, &cells);
+    let (_, parameters, flat) = by_hand(&weights, Dtype::F32, &cells);
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     for slot in parameters.slots().iter().filter(|slot| slot.name != "token_emb.emb_pad.weight") {
         let gradient = &flat[slot.at.clone()];
@@ -126,12 +126,12 @@ fn gradients_agree_with_finite_differences() {
         let at = |step: f32| {
             let mut moved = parameters.clone();
             moved.values[slot.at.clone()].iter_mut().zip(&direction).for_each(|(v, d)| *v += step * d);
-            Network::pack(&moved, Form::F32).unwrap().loss(&cells).squares
+            Network::pack(&moved, Dtype::F32).unwrap().loss(&cells).squares
         };
         let step = 2e-3f32;
         let difference = (at(step) - at(-step)) / (2.0 * f64::from(step));
-        // Gradients take the largest key of a cell for a constant, as the authors' do; a difference feels it move, by 1e-4 of
-        // every feature.
+        // Gradients take the largest key of a cell for a constant, as the authors' do; a difference feels it move, by
+        // 1e-4 of every feature.
         let tolerance = if slot.name.contains("to_k") { 0.06 } else { 0.02 };
         let allowed = tolerance * along.abs() + 0.05;
         assert!((difference - along).abs() < allowed, "{}: {difference} against {along}", slot.name);
@@ -141,8 +141,8 @@ fn gradients_agree_with_finite_differences() {
 #[test]
 fn bf16_gives_nearly_the_same_gradient() {
     let (weights, cells) = (small(2), examples(4));
-    let (exact_loss, _, exact) = by_hand(&weights, Form::F32, &cells);
-    let (loss, _, flat) = by_hand(&weights, Form::Bf16, &cells);
+    let (exact_loss, _, exact) = by_hand(&weights, Dtype::F32, &cells);
+    let (loss, _, flat) = by_hand(&weights, Dtype::Bf16, &cells);
     assert!((loss.mean() / exact_loss.mean() - 1.0).abs() < 0.02);
     let apart: Vec<f32> = flat.iter().zip(&exact).map(|(a, b)| a - b).collect();
     assert!(length(&apart) < 0.05 * length(&exact), "{}", length(&apart) / length(&exact));
@@ -152,11 +152,11 @@ fn bf16_gives_nearly_the_same_gradient() {
 #[test]
 fn a_batch_is_the_sum_of_its_cells_and_of_any_number_of_threads() {
     let (weights, cells) = (small(2), examples(5));
-    let (whole_loss, _, whole) = by_hand(&weights, Form::F32, &cells);
+    let (whole_loss, _, whole) = by_hand(&weights, Dtype::F32, &cells);
     let mut sum = vec![0.0; whole.len()];
     let mut loss = Loss::default();
     for cell in cells.chunks(2) {
-        let (of_some, _, flat) = by_hand(&weights, Form::F32, cell);
+        let (of_some, _, flat) = by_hand(&weights, Dtype::F32, cell);
         loss = loss.and(of_some);
         sum.iter_mut().zip(&flat).for_each(|(s, f)| *s += f);
     }
@@ -165,20 +165,20 @@ fn a_batch_is_the_sum_of_its_cells_and_of_any_number_of_threads() {
     assert!(length(&apart) < 1e-4 * length(&whole));
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let (first, second) =
-        one.install(|| (by_hand(&weights, Form::F32, &cells).2, by_hand(&weights, Form::F32, &cells).2));
+        one.install(|| (by_hand(&weights, Dtype::F32, &cells).2, by_hand(&weights, Dtype::F32, &cells).2));
     assert_eq!(first, second, "bitwise on one thread");
 }
 
 #[test]
 fn what_is_computed_again_is_what_was_kept() {
-    for (depth, form) in [(1, Form::F32), (3, Form::F32), (3, Form::Bf16)] {
+    for (depth, dtype) in [(1, Dtype::F32), (3, Dtype::F32), (3, Dtype::Bf16)] {
         let (weights, cells) = (small(depth), examples(3));
-        let (parameters, memory) = (Parameters::of(&weights).unwrap(), Memory::default());
+        let (parameters, buffers) = (Parameters::of(&weights).unwrap(), BufferPool::default());
         let learn = |recomputes: bool| {
             let mut flat = vec![0.0; parameters.values.len()];
             let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-            let network = Network::pack(&parameters, form).unwrap().recomputing(recomputes);
-            (one.install(|| network.learn(&cells, &mut flat, &memory)), flat)
+            let network = Network::pack(&parameters, dtype).unwrap().recomputing(recomputes);
+            (one.install(|| network.learn(&cells, &mut flat, &buffers)), flat)
         };
         let first = learn(true);
         assert_eq!(learn(false), first);
@@ -189,7 +189,7 @@ fn what_is_computed_again_is_what_was_kept() {
 #[test]
 fn the_loss_alone_is_the_loss_beside_gradients() {
     let (weights, cells) = (small(2), examples(4));
-    let (beside, parameters, _) = by_hand(&weights, Form::F32, &cells);
-    let alone = Network::pack(&parameters, Form::F32).unwrap().loss(&cells);
+    let (beside, parameters, _) = by_hand(&weights, Dtype::F32, &cells);
+    let alone = Network::pack(&parameters, Dtype::F32).unwrap().loss(&cells);
     assert!((alone.squares - beside.squares).abs() < 1e-6 * alone.squares && alone.masked == beside.masked);
 }

@@ -1,6 +1,8 @@
-//! Buffers laid out for the kernels: aligned to cache lines, rows an odd number of lines apart.
+//! Buffers laid out for the kernels: they begin at a cache line, and their rows are an odd number of lines apart.
 
 use std::ops::{Deref, DerefMut};
+
+use super::view::{RowsView, RowsViewMut};
 
 /// Bytes of a cache line, and of the widest vector.
 const LINE: usize = 64;
@@ -61,7 +63,7 @@ impl<T: Copy + Default> Clone for Aligned<T> {
     }
 }
 
-/// Rows of f32, `[rows, width]` with [`stride`] between rows.
+/// A matrix of f32, `[rows, width]`, whose rows begin at cache lines.
 #[derive(Debug, Default, Clone)]
 pub struct Rows {
     data: Aligned<f32>,
@@ -74,60 +76,55 @@ impl Rows {
         Self { data: Aligned::new(rows * stride(width)), width }
     }
 
-    /// Makes room for rows of a width; what they hold is unspecified.
+    /// Makes room for `rows` rows of `width` numbers. What they hold is unspecified.
     pub fn resize(&mut self, rows: usize, width: usize) {
         self.width = width;
         self.data.at_least(rows * stride(width));
     }
 
-    /// Copies rows of the same width, one to each place from the first on.
+    /// Copies the rows of `from` at the indices `at` to rows 0, 1, … of this matrix. Both have one width.
     pub fn gather(&mut self, from: &Self, at: impl IntoIterator<Item = usize>) {
         at.into_iter().enumerate().for_each(|(i, p)| self.row_mut(i).copy_from_slice(from.row(p)));
     }
 
-    /// Copies the first rows of another of the same width, one to each place.
+    /// Copies rows 0, 1, … of `from` to the rows of this matrix at the indices `to`. Both have one width.
     pub fn scatter(&mut self, from: &Self, to: impl IntoIterator<Item = usize>) {
         to.into_iter().enumerate().for_each(|(i, p)| self.row_mut(p).copy_from_slice(from.row(i)));
     }
 
-    /// Distance between rows.
+    /// Distance between the beginnings of two rows.
     pub fn stride(&self) -> usize {
         stride(self.width)
     }
 
-    /// The row at `index`.
+    /// The row at `index`, `[width]`.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.data[index * self.stride()..][..self.width]
     }
 
-    /// The row at `index`, to write.
+    /// The row at `index`, `[width]`, to write.
     pub fn row_mut(&mut self, index: usize) -> &mut [f32] {
         let (stride, width) = (self.stride(), self.width);
         &mut self.data[index * stride..][..width]
     }
 
-    /// Everything from row `first` on, strides included.
-    pub fn from(&self, first: usize) -> &[f32] {
-        &self.data[first * self.stride()..]
+    /// Rows from `first` on.
+    pub fn view(&self, first: usize) -> RowsView<'_> {
+        RowsView::new(&self.data[first * self.stride()..], self.stride(), self.width)
     }
 
-    /// Everything from row `first` on, and the distance between rows.
-    pub fn part(&self, first: usize) -> (&[f32], usize) {
-        (self.from(first), self.stride())
+    /// Rows from `first` on, to write.
+    pub fn view_mut(&mut self, first: usize) -> RowsViewMut<'_> {
+        let (stride, width) = (self.stride(), self.width);
+        RowsViewMut::new(&mut self.data[first * stride..], stride, width)
     }
 
-    /// The same, to write.
-    pub fn part_mut(&mut self, first: usize) -> (&mut [f32], usize) {
-        let apart = self.stride();
-        (&mut self.data[first * apart..], apart)
-    }
-
-    /// Zeros.
+    /// Fills every row with zeros.
     pub fn clear(&mut self) {
         self.data.fill(0.0);
     }
 
-    /// Everything, strides included.
+    /// All numbers, those between rows among them: `[rows, stride]`.
     pub fn all_mut(&mut self) -> &mut [f32] {
         &mut self.data
     }

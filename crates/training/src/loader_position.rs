@@ -1,19 +1,19 @@
-//! The order in which cells are learned from, and a place in it, as plain numbers.
+//! How cells are shuffled, and a position in the shuffled order, as plain numbers.
 
 use serde::{Deserialize, Serialize};
 
-/// How cells are mixed, and which part of them this loader gives.
+/// How cells are shuffled, and which part of them a loader reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mixing {
-    /// Cells read together, as they lie on disk.
+    /// Cells of a block: neighbours on disk, which are read together.
     pub block: usize,
     /// Blocks shuffled together.
     pub blocks: usize,
-    /// Seed of every order.
+    /// Seed of the order.
     pub seed: u64,
     /// This loader's rank, from 0.
     pub rank: usize,
-    /// Loaders there are.
+    /// Number of loaders.
     pub ranks: usize,
 }
 
@@ -23,13 +23,13 @@ impl Default for Mixing {
     }
 }
 
-/// The next cell: where a loader is, and where another can go on.
+/// Position of a loader in the shuffled order: the next cell. Another loader can continue from it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Place {
-    /// Times the cells were gone through.
+pub struct LoaderPosition {
+    /// Completed passes over the cells.
     pub epoch: u64,
-    /// Chunk of the epoch.
+    /// Chunk within the epoch.
     pub chunk: u64,
-    /// Cell of the chunk.
+    /// Cell within the chunk.
     pub cell: u64,
 }

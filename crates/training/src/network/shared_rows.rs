@@ -1,8 +1,8 @@
-//! What a gene seen as zero is to every cell of a batch: its row before the first decoder layer, its key there, and the
-//! features of its query.
+//! Rows that the cells of a batch share: a gene without expression has the same row before the first decoder layer, the
+//! same key and the same query features in every cell.
 //!
-//! Keys are summed once for a batch, and a cell takes off what stands at its own positions and adds those instead. On the way
-//! back what cells ask of the shared rows is summed first, and the rows go through once.
+//! Keys are summed once for a batch; a cell subtracts the keys at its own positions and adds its own instead. In the
+//! backward pass the cells' gradients of the shared rows are summed first, and the rows go through once.
 
 use std::ops::Range;
 
@@ -10,19 +10,20 @@ use cellql_kernels::{Activations, BLOCK, LearningSums, Rows, Then, add_scaled};
 use rayon::prelude::*;
 
 use super::Network;
-use super::cell::Part;
 use super::decoder;
 use super::encoder::blocks;
+use super::thread_state::ThreadState;
 
-/// Rows, summed keys and largest x'·Pᵀ of every position as zero.
+/// Rows, summed keys and largest x'·Pᵀ of every position, its value being zero.
 #[derive(Debug)]
-pub(super) struct Shared {
-    /// `[positions, width]`: what enters the first layer.
+pub(super) struct SharedRows {
+    /// Input of the first layer, `[positions, width]`.
     pub(super) rows: Rows,
     pub(super) sums: LearningSums,
     /// Per position, over all heads.
     pub(super) largest: Vec<f32>,
-    /// Features of queries, `[positions, features]`; none where the first layer is the last, which asks few.
+    /// Features of queries, `[positions, features]`; `None` where the first layer is the last, which has few query
+    /// rows.
     pub(super) features: Option<Rows>,
 }
 
@@ -40,7 +41,7 @@ pub(super) fn gather(from: &Rows, at: impl ExactSizeIterator<Item = usize>, widt
 }
 
 impl Network<'_> {
-    /// Tokens of some positions as zero, `[positions, dim]`.
+    /// Tokens of some positions, their values being zero: `[positions, dim]`.
     fn zero_tokens(&self, at: Range<usize>) -> Rows {
         let mut tokens = Rows::new(at.len(), self.dim);
         for (i, p) in at.enumerate() {
@@ -50,15 +51,15 @@ impl Network<'_> {
         tokens
     }
 
-    /// Every position as zero, up to the keys of the first layer. The parts of it and their order depend on the number of
-    /// positions alone.
-    pub(super) fn share(&self) -> Shared {
+    /// Computes every position with a value of zero, up to the keys of the first layer. Parts and their order depend on
+    /// the number of positions alone, so results do not depend on threads.
+    pub(super) fn shared_rows(&self) -> SharedRows {
         const PARTS: usize = 16;
         let part = |at: Range<usize>| {
             let (tokens, mut rows) = (self.zero_tokens(at.clone()), Rows::new(at.len(), self.width));
             let mut activations = Activations::default();
             for (first, count) in blocks(at.len()) {
-                self.embed.dense.forward(tokens.part(first), count, Then::Bias, rows.part_mut(first), &mut activations);
+                self.embed.dense.forward(tokens.view(first), count, Then::Bias, rows.view_mut(first), &mut activations);
             }
             let (layer, mut largest) = (&self.layers[0], Vec::new());
             let mut sums = layer.favor().no_keys();
@@ -73,7 +74,7 @@ impl Network<'_> {
         };
         let runs = runs(self.seq_len, PARTS);
         let parts: Vec<_> = runs.clone().into_par_iter().map(part).collect();
-        let mut shared = Shared {
+        let mut shared = SharedRows {
             rows: Rows::new(self.seq_len, self.width),
             sums: self.layers[0].favor().no_keys(),
             largest: Vec::with_capacity(self.seq_len),
@@ -90,10 +91,10 @@ impl Network<'_> {
         shared
     }
 
-    /// The way back of [`Network::share`], once for a batch: the cells' gradients of the shared rows and keys are summed, and
-    /// each part takes a run of positions.
-    pub(super) fn share_back(&self, shared: &Shared, parts: &mut [Part]) {
-        let Some((first, others)) = parts.split_first_mut() else { return };
+    /// Backward pass of [`Network::shared_rows`], once for a batch: the cells' gradients of the shared rows and keys
+    /// are summed, and each thread takes a run of positions.
+    pub(super) fn shared_rows_backward(&self, shared: &SharedRows, threads: &mut [ThreadState]) {
+        let Some((first, others)) = threads.split_first_mut() else { return };
         for other in others.iter() {
             first.shared_keys.add(&other.shared_keys);
             for p in 0..self.seq_len {
@@ -103,31 +104,31 @@ impl Network<'_> {
                 }
             }
         }
-        let (keys, asked) = (first.shared_keys.clone(), std::mem::take(&mut first.shared));
-        let runs = runs(self.seq_len, parts.len());
-        parts.par_iter_mut().zip(runs).for_each(|(part, at)| {
+        let (keys, d_shared) = (first.shared_keys.clone(), std::mem::take(&mut first.shared));
+        let runs = runs(self.seq_len, threads.len());
+        threads.par_iter_mut().zip(runs).for_each(|(thread, at)| {
             let rows = gather(&shared.rows, at.clone(), self.width);
-            let mut d = gather(&asked.rows, at.clone(), self.width);
-            let gradient = &mut part.gradient;
-            self.layers[0].keys_back(
+            let mut d = gather(&d_shared.rows, at.clone(), self.width);
+            let gradient = &mut thread.gradient;
+            self.layers[0].keys_backward(
                 &rows,
                 at.len(),
                 1.0,
                 &keys,
                 &mut d,
                 &mut gradient.layers[0],
-                &mut part.scratch.decoder,
+                &mut thread.scratch.decoder,
             );
             if shared.features.is_some() {
-                let (layer, decoder) = (&mut gradient.layers[0], &mut part.scratch.decoder);
-                self.layers[0].shared_queries_back(&rows, &asked.features, at.clone(), &mut d, layer, decoder);
+                let (layer, decoder) = (&mut gradient.layers[0], &mut thread.scratch.decoder);
+                self.layers[0].shared_queries_backward(&rows, &d_shared.features, at.clone(), &mut d, layer, decoder);
             }
             let tokens = self.zero_tokens(at.clone());
             let mut d_tokens = Rows::new(BLOCK, self.dim);
             for (first, rows) in blocks(at.len()) {
-                gradient.embed.add(d.part(first), tokens.part(first), rows, &mut part.scratch.dense);
-                let activations = &mut part.scratch.activations;
-                self.embed.dense.back(d.part(first), rows, Then::Bias, d_tokens.part_mut(0), activations);
+                gradient.embed.add(d.view(first), tokens.view(first), rows, &mut thread.scratch.dense);
+                let activations = &mut thread.scratch.activations;
+                self.embed.dense.backward(d.view(first), rows, Then::Bias, d_tokens.view_mut(0), activations);
                 for i in 0..rows {
                     let d = d_tokens.row(i);
                     gradient.add_position(at.start + first + i, d);
@@ -135,6 +136,6 @@ impl Network<'_> {
                 }
             }
         });
-        parts[0].shared = asked;
+        threads[0].shared = d_shared;
     }
 }

@@ -1,8 +1,20 @@
 //! The pretraining task of scFoundation: read-depth-aware masked regression (RDA).
 //!
-//! A cell's counts are thinned with some probability, log-normalised, and part of them hidden; the model is asked for what
-//! the full cell has there. Where the paper's supplement would be needed, constants are our reading and stand in [`Task`]:
-//! the Beta distribution, the probability of thinning, and what a random value is (one of the cell's own inputs).
+//! A cell's counts are downsampled with some probability and log-normalised, and some genes are masked; the model
+//! predicts the values of the full cell at the masked genes. Where the paper refers to its supplement, the constants in
+//! [`ReadDepthAware`] are our reading: the Beta distribution, the probability of downsampling, and the random value
+//! (one of the cell's own inputs).
+//!
+//! ```
+//! use cellql_training::{ReadDepthAware, seeded};
+//!
+//! let task = ReadDepthAware { masked: 1.0, hidden: 1.0, random: 0.0, ..ReadDepthAware::default() };
+//! // Counts at positions 0 and 3 of a vocabulary of five genes.
+//! let example = task.example(&[(0, 6.0), (3, 4.0)], 5, None, &mut seeded(&[b"example"]))?.unwrap();
+//! assert!(example.hidden.contains(&0) && example.hidden.contains(&3), "every expressed gene is masked");
+//! assert_eq!(example.target_depth, 1.0, "log10 of ten counts");
+//! # Ok::<(), cellql_training::TrainingError>(())
+//! ```
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -11,38 +23,42 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainingError};
 
-/// A count above this is none; sums of them stay whole in 64 bits.
+/// The largest count. Sums of counts up to it are exact in 64 bits.
 const MOST: f32 = 1e9;
 
-/// Constants of the task.
+/// Read-depth-aware masked regression (RDA): constants of the task. The JSON keys of settings files say `thinned_from`,
+/// `thinned` and `kept`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Task {
-    /// Cells with a smaller total are not thinned.
-    pub thinned_from: f64,
-    /// How often others are.
-    pub thinned: f64,
-    /// α and β of the Beta distribution that the kept part of the counts is drawn from.
-    pub kept: (f64, f64),
+pub struct ReadDepthAware {
+    /// Cells with a smaller total count are not downsampled.
+    #[serde(rename = "thinned_from")]
+    pub downsampled_from: f64,
+    /// Probability that another cell is downsampled.
+    #[serde(rename = "thinned")]
+    pub downsampled: f64,
+    /// α and β of the Beta distribution of the fraction of counts that downsampling keeps.
+    #[serde(rename = "kept")]
+    pub kept_fraction: (f64, f64),
     /// Counts per cell after normalisation.
     pub scale: f64,
-    /// Part of the expressed genes that is masked.
+    /// Fraction of the expressed genes that is masked.
     pub masked: f64,
-    /// Part of the other genes that is masked.
+    /// Fraction of the other genes that is masked.
     pub masked_zeros: f64,
-    /// Part of the masked genes that the model sees as the mask token.
+    /// Fraction of the masked genes that the model sees as the mask token.
     pub hidden: f64,
-    /// Part of the masked genes that the model sees with a random value; the rest keeps its own.
+    /// Fraction of the masked genes that the model sees with a random value. The rest keeps its own value.
     pub random: f64,
 }
 
-impl Default for Task {
+impl Default for ReadDepthAware {
     /// As the authors' published configuration and the paper have it.
     fn default() -> Self {
         Self {
-            thinned_from: 1000.0,
-            thinned: 0.5,
-            kept: (2.0, 2.0),
+            downsampled_from: 1000.0,
+            downsampled: 0.5,
+            kept_fraction: (2.0, 2.0),
             scale: 1e4,
             masked: 0.3,
             masked_zeros: 0.03,
@@ -52,20 +68,20 @@ impl Default for Task {
     }
 }
 
-/// A cell as a model learns from it. Positions are those of the vocabulary.
+/// A training example made of one cell. Positions are those of the vocabulary.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
-    /// `[genes]`: ln(1 + x) of what the model sees; of hidden positions, what they would be.
+    /// `[genes]`: ln(1 + x) of the input. At hidden positions, the value that the mask token replaces.
     pub input: Vec<f32>,
     /// `[genes]`: ln(1 + x) of the full cell.
     pub target: Vec<f32>,
-    /// Positions that the loss is about, ascending.
+    /// Positions of the loss, ascending.
     pub masked: Vec<u32>,
-    /// Of these, positions that the model sees as the mask token: the encoder not at all, the decoder as such. Ascending.
+    /// Those masked positions that the encoder does not read and the decoder reads as the mask token. Ascending.
     pub hidden: Vec<u32>,
     /// log10 of the total of the full cell: T, the depth to be predicted.
     pub target_depth: f32,
-    /// log10 of the total that was left: S, the depth of the input.
+    /// log10 of the total after downsampling: S, the depth of the input.
     pub source_depth: f32,
 }
 
@@ -77,7 +93,7 @@ impl Example {
         all.filter(|at| hidden.binary_search(at).is_err())
     }
 
-    /// What the encoder reads: positions and values of what is seen, then T and S.
+    /// Tokens of the encoder, positions and values: the seen genes, then T and S.
     pub fn tokens(&self) -> (Vec<u32>, Vec<f32>) {
         let genes = self.input.len() as u32;
         let mut positions: Vec<u32> = self.seen().collect();
@@ -88,14 +104,14 @@ impl Example {
     }
 }
 
-impl Task {
+impl ReadDepthAware {
     /// Checks the constants.
     ///
     /// # Errors
-    /// [`TrainingError::Setting`] naming the one that makes no sense.
+    /// [`TrainingError::Setting`] naming the first invalid one.
     pub fn check(&self) -> Result<()> {
         let parts = [
-            ("thinned", self.thinned),
+            ("thinned", self.downsampled),
             ("masked", self.masked),
             ("masked_zeros", self.masked_zeros),
             ("hidden", self.hidden),
@@ -106,19 +122,19 @@ impl Task {
         if let Some((name, value)) = parts.into_iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
             return Err(wrong(name, value, "a part, 0 to 1"));
         }
-        let above = [("kept (α)", self.kept.0), ("kept (β)", self.kept.1), ("scale", self.scale)];
+        let above = [("kept (α)", self.kept_fraction.0), ("kept (β)", self.kept_fraction.1), ("scale", self.scale)];
         if let Some((name, value)) = above.into_iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
             return Err(wrong(name, value, "above 0"));
         }
         Ok(())
     }
 
-    /// An example of a cell, from counts at ascending positions of a vocabulary of `genes`. `None` for a cell of fewer than
-    /// two counts, whose depth would not be above zero. Zeros are masked only at positions that were `measured` (all where
-    /// that is `None`): nobody knows what stands at the others.
+    /// Makes an example of a cell, from counts at ascending positions of a vocabulary of `genes` genes. `None` for a
+    /// cell of fewer than two counts, whose depth would not be above zero. Zeros are masked only at `measured`
+    /// positions (`None`: all), because the values at the others are unknown.
     ///
     /// # Errors
-    /// Values that are no counts, or constants that [`Task::check`] refuses.
+    /// Values that are no counts, or constants that [`ReadDepthAware::check`] refuses.
     pub fn example(
         &self,
         counts: &[(u32, f32)],
@@ -136,7 +152,7 @@ impl Task {
         if total < 2 {
             return Ok(None);
         }
-        let input = self.thinned(&full, total, rng)?;
+        let input = self.downsample(&full, total, rng)?;
         let left: u64 = input.iter().sum();
         let target = self.log_normalised(&full, total);
         let input = self.log_normalised(&input, left);
@@ -145,28 +161,28 @@ impl Task {
     }
 
     /// x → Binomial(x, b) gene by gene, b ~ Beta, or x as it is.
-    fn thinned(&self, full: &[u64], total: u64, rng: &mut impl Rng) -> Result<Vec<u64>> {
-        if (total as f64) < self.thinned_from || !rng.random_bool(self.thinned) {
+    fn downsample(&self, full: &[u64], total: u64, rng: &mut impl Rng) -> Result<Vec<u64>> {
+        if (total as f64) < self.downsampled_from || !rng.random_bool(self.downsampled) {
             return Ok(full.to_vec());
         }
         let wrong = |e: &dyn std::fmt::Display| {
             TrainingError::setting(
                 "task: kept =",
-                format!("{:?}", self.kept),
+                format!("{:?}", self.kept_fraction),
                 format!("parameters of a beta distribution: {e}"),
             )
         };
-        let part = Beta::new(self.kept.0, self.kept.1).map_err(|e| wrong(&e))?;
+        let part = Beta::new(self.kept_fraction.0, self.kept_fraction.1).map_err(|e| wrong(&e))?;
         loop {
             let part = part.sample(rng);
-            let thin = |&count: &u64| match count {
+            let downsample = |&count: &u64| match count {
                 0 => Ok(0),
                 count => Binomial::new(count, part).map(|counts| counts.sample(rng)),
             };
-            let thinned = full.iter().map(thin).collect::<Result<Vec<u64>, _>>().map_err(|e| wrong(&e))?;
-            // Less has no depth above zero. It happens about once in a million times.
-            if thinned.iter().sum::<u64>() >= 2 {
-                return Ok(thinned);
+            let downsampled = full.iter().map(downsample).collect::<Result<Vec<u64>, _>>().map_err(|e| wrong(&e))?;
+            // Fewer counts have no depth above zero. That happens about once in a million draws.
+            if downsampled.iter().sum::<u64>() >= 2 {
+                return Ok(downsampled);
             }
         }
     }
@@ -216,7 +232,7 @@ mod tests {
         (0..400).map(|i| (5 * i, if i == 0 { 40.0 } else { (i % 5 + 1) as f32 })).collect()
     }
 
-    fn examples(task: &Task, counts: &[(u32, f32)], n: usize) -> Vec<Example> {
+    fn examples(task: &ReadDepthAware, counts: &[(u32, f32)], n: usize) -> Vec<Example> {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         (0..n).map(|_| task.example(counts, GENES, None, &mut rng).unwrap().unwrap()).collect()
     }
@@ -227,32 +243,34 @@ mod tests {
     }
 
     #[test]
-    fn counts_are_thinned_by_a_binomial_whose_part_is_a_beta() {
+    fn counts_are_downsampled_by_a_binomial_whose_fraction_is_a_beta() {
         // No mask, so that the input can be turned back into counts.
-        let task = Task { masked: 0.0, masked_zeros: 0.0, ..Task::default() };
+        let task = ReadDepthAware { masked: 0.0, masked_zeros: 0.0, ..ReadDepthAware::default() };
         let total: f64 = cell().iter().map(|(_, v)| f64::from(*v)).sum();
         let all = examples(&task, &cell(), 8000);
-        let (thinned, whole): (Vec<_>, Vec<_>) = all.iter().partition(|e| e.source_depth < e.target_depth);
-        let share = thinned.len() as f64 / all.len() as f64;
-        assert!((share - 0.5).abs() < 0.02, "half are thinned: {share}");
+        let (downsampled, whole): (Vec<_>, Vec<_>) = all.iter().partition(|e| e.source_depth < e.target_depth);
+        let share = downsampled.len() as f64 / all.len() as f64;
+        assert!((share - 0.5).abs() < 0.02, "half are downsampled: {share}");
         assert!(whole.iter().all(|e| e.input == e.target), "the others are as they were");
         let left = |e: &Example| 10f64.powf(f64::from(e.source_depth));
         // E b = 1/2, Var b = 1/20: of a total n, mean n/2 and variance n·E b(1 − b) + n²·Var b = n/5 + n²/20.
-        let parts = mean(thinned.iter().map(|e| left(e) / total));
-        let spread = mean(thinned.iter().map(|e| (left(e) / total - 0.5).powi(2)));
+        let parts = mean(downsampled.iter().map(|e| left(e) / total));
+        let spread = mean(downsampled.iter().map(|e| (left(e) / total - 0.5).powi(2)));
         assert!((parts - 0.5).abs() < 0.012, "{parts}");
         assert!((spread - (0.2 / total + 0.05)).abs() < 0.004, "{spread}");
         // Gene 0, with 40 counts: mean 20, variance 40/5 + 1600/20 = 88.
         let of_gene = |e: &Example| (f64::from(e.input[0]).exp_m1() * left(e) / 1e4).round();
-        let (m, v) =
-            (mean(thinned.iter().map(|e| of_gene(e))), mean(thinned.iter().map(|e| (of_gene(e) - 20.0).powi(2))));
+        let (m, v) = (
+            mean(downsampled.iter().map(|e| of_gene(e))),
+            mean(downsampled.iter().map(|e| (of_gene(e) - 20.0).powi(2))),
+        );
         assert!((m - 20.0).abs() < 0.6 && (v - 88.0).abs() < 6.0, "{m} {v}");
     }
 
     #[test]
     fn depths_and_targets_are_those_of_the_full_cell() {
         let total: f64 = cell().iter().map(|(_, v)| f64::from(*v)).sum();
-        for example in examples(&Task::default(), &cell(), 50) {
+        for example in examples(&ReadDepthAware::default(), &cell(), 50) {
             assert!((f64::from(example.target_depth) - total.log10()).abs() < 1e-6);
             for (at, count) in cell() {
                 let exact = (f64::from(count) / total * 1e4).ln_1p();
@@ -263,14 +281,14 @@ mod tests {
     }
 
     #[test]
-    fn cells_of_little_depth_are_not_thinned() {
+    fn cells_of_little_depth_are_not_downsampled() {
         let shallow: Vec<(u32, f32)> = (0..333).map(|i| (i, 3.0)).collect();
-        assert!(examples(&Task::default(), &shallow, 200).iter().all(|e| e.source_depth == e.target_depth));
+        assert!(examples(&ReadDepthAware::default(), &shallow, 200).iter().all(|e| e.source_depth == e.target_depth));
     }
 
     #[test]
     fn a_part_is_masked_and_most_of_it_hidden() {
-        let task = Task { thinned: 0.0, ..Task::default() };
+        let task = ReadDepthAware { downsampled: 0.0, ..ReadDepthAware::default() };
         let all = examples(&task, &cell(), 500);
         let (mut nonzero, mut zero, mut hidden, mut changed, mut same) = (0, 0, 0, 0, 0);
         for example in &all {
@@ -307,7 +325,7 @@ mod tests {
     fn genes_that_were_not_measured_are_never_masked() {
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         let measured: Vec<bool> = (0..GENES).map(|at| at % 5 == 0 || at % 2 == 0).collect();
-        let task = Task { masked_zeros: 0.5, ..Task::default() };
+        let task = ReadDepthAware { masked_zeros: 0.5, ..ReadDepthAware::default() };
         let example = task.example(&cell(), GENES, Some(&measured), &mut rng).unwrap().unwrap();
         assert!(example.masked.iter().all(|at| measured[*at as usize]));
         let zeros = example.masked.iter().filter(|at| **at % 5 != 0).count();
@@ -317,19 +335,32 @@ mod tests {
     #[test]
     fn what_is_no_cell_is_refused() {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let task = Task::default();
+        let task = ReadDepthAware::default();
         assert_eq!(task.example(&[(3, 1.0)], 10, None, &mut rng).unwrap(), None);
         for wrong in [(3, 1.5), (10, 1.0), (3, -1.0), (3, f32::NAN), (3, f32::INFINITY), (3, 1e30)] {
             assert!(task.example(&[wrong], 10, None, &mut rng).is_err(), "{wrong:?}");
         }
-        assert!(Task { masked: 1.2, ..Task::default() }.check().is_err());
-        assert!(Task { hidden: 0.8, random: 0.3, ..Task::default() }.check().is_err());
-        assert!(Task { kept: (0.0, 2.0), ..Task::default() }.check().is_err());
-        Task::default().check().unwrap();
+        assert!(ReadDepthAware { masked: 1.2, ..ReadDepthAware::default() }.check().is_err());
+        assert!(ReadDepthAware { hidden: 0.8, random: 0.3, ..ReadDepthAware::default() }.check().is_err());
+        assert!(ReadDepthAware { kept_fraction: (0.0, 2.0), ..ReadDepthAware::default() }.check().is_err());
+        ReadDepthAware::default().check().unwrap();
+    }
+
+    #[test]
+    fn keys_of_settings_files_are_those_of_earlier_runs() {
+        let task = ReadDepthAware {
+            downsampled_from: 7.0,
+            downsampled: 0.25,
+            kept_fraction: (3.0, 4.0),
+            ..Default::default()
+        };
+        let json = serde_json::to_value(&task).unwrap();
+        assert_eq!((&json["thinned_from"], &json["thinned"]), (&7.0.into(), &0.25.into()));
+        assert_eq!(serde_json::from_value::<ReadDepthAware>(json).unwrap(), task);
     }
 
     #[test]
     fn a_seed_gives_the_same_examples() {
-        assert_eq!(examples(&Task::default(), &cell(), 3), examples(&Task::default(), &cell(), 3));
+        assert_eq!(examples(&ReadDepthAware::default(), &cell(), 3), examples(&ReadDepthAware::default(), &cell(), 3));
     }
 }

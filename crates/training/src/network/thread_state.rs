@@ -1,0 +1,67 @@
+//! What a thread holds while it goes through its cells of a batch: gradients, loss and buffers.
+
+use cellql_kernels::{Activations, DenseGradient, DenseScratch, KeyGradient, Rows, add_scaled};
+
+use super::Loss;
+use super::decoder::{self, LayerGradient};
+use super::encoder::{self, EncoderGradient};
+use super::layers::NormGradient;
+use super::values::{self, ValuesGradient};
+
+/// Gradients of every weight, in the layouts in which products sum them.
+#[derive(Debug)]
+pub(super) struct Gradient {
+    pub(super) values: ValuesGradient,
+    pub(super) encoder: EncoderGradient,
+    pub(super) embed: DenseGradient,
+    pub(super) layers: Vec<LayerGradient>,
+    pub(super) norms: [NormGradient; 2],
+    /// Of `to_final`: weight, `[width]`, and bias.
+    pub(super) last: (Vec<f32>, f32),
+    /// Of the vector that embeds the value zero, `[dim]`.
+    pub(super) zero: Vec<f32>,
+    /// Of the gene embeddings, `[seq_len + 1, dim]`.
+    pub(super) positions: Vec<f32>,
+}
+
+impl Gradient {
+    pub(super) fn add_position(&mut self, position: usize, d: &[f32]) {
+        add_scaled(&mut self.positions[position * d.len()..][..d.len()], d, 1.0);
+    }
+}
+
+/// Buffers of one thread.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    pub(super) values: values::Scratch,
+    pub(super) encoder: encoder::Scratch,
+    pub(super) decoder: decoder::Scratch,
+    pub(super) activations: Activations,
+    pub(super) dense: DenseScratch,
+    /// Input of each decoder layer, and the gradient of one of them, `[positions, width]`.
+    pub(super) entered: Vec<Rows>,
+    pub(super) d: Rows,
+}
+
+/// What one thread accumulates over its cells of a batch.
+#[derive(Debug)]
+pub(super) struct ThreadState {
+    pub(super) gradient: Gradient,
+    pub(super) shared: SharedGradient,
+    pub(super) shared_keys: KeyGradient,
+    pub(super) loss: Loss,
+    pub(super) scratch: Scratch,
+}
+
+/// Gradient of the rows that cells share ([`super::shared_rows`]).
+#[derive(Debug, Default)]
+pub(super) struct SharedGradient {
+    /// `[positions, width]`.
+    pub(super) rows: Rows,
+    /// t of shared queries, `[positions, features]`; unused where the first layer is the last.
+    pub(super) features: Rows,
+}
+
+/// The buffers that a thread keeps for its next step. Memory returned to the system would be faulted in again page by
+/// page.
+pub(super) type Buffers = (Scratch, SharedGradient);
