@@ -36,8 +36,8 @@ pub struct Entry {
     pub parameters: u64,
     /// False for weights that were only drawn at random.
     pub trained: bool,
-    /// Where it comes from, as JSON.
-    pub provenance: String,
+    /// Where it comes from, as the JSON that the table holds; [`Entry::provenance`] parses it.
+    pub provenance_json: String,
 }
 
 impl Entry {
@@ -47,6 +47,20 @@ impl Entry {
             Pool::All => self.dim as usize,
             Pool::Max => self.dim as usize / 4,
         }
+    }
+
+    /// Where the model comes from: imported, trained here, or initialised at random.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if the row's JSON is not a provenance that this version of the program can read.
+    pub fn provenance(&self) -> Result<Provenance> {
+        serde_json::from_str(&self.provenance_json).map_err(|e| {
+            let problem = format!(
+                "its provenance cannot be parsed: {e}; import the model again under another name, or open the store \
+                 with the version of cellql that wrote it"
+            );
+            Error::damaged(format!("the row of model '{}' in the table models", self.name), problem)
+        })
     }
 
     /// Whether it is the one that comes with a program of this version.
@@ -111,7 +125,7 @@ async fn put(
         dim: weights.config.embedding_dim(Pool::All) as u32,
         parameters: weights.parameters() as u64,
         trained: !matches!(provenance, Provenance::Untrained { .. }),
-        provenance: serde_json::to_string(provenance).map_err(Error::internal("recording the model"))?,
+        provenance_json: serde_json::to_string(provenance).map_err(Error::internal("recording the model"))?,
     };
     transaction.put_file(&entry.path(), &bytes).await?;
     let row = to_row(&entry)?;
@@ -130,7 +144,7 @@ fn to_row(entry: &Entry) -> Result<RecordBatch> {
         Arc::new(UInt32Array::from(vec![entry.dim])),
         Arc::new(UInt64Array::from(vec![entry.parameters])),
         Arc::new(BooleanArray::from(vec![entry.trained])),
-        text(&entry.provenance),
+        text(&entry.provenance_json),
         text(&Utc::now().to_rfc3339()),
     ];
     RecordBatch::try_new(Arc::new(table::schema()), columns).map_err(Error::internal("recording the model"))
@@ -165,7 +179,7 @@ fn read_rows(batch: &RecordBatch, entries: &mut Vec<Entry>) -> Option<()> {
         dim: dim.value(i),
         parameters: parameters.value(i),
         trained: trained.value(i),
-        provenance: provenance.value(i).to_owned(),
+        provenance_json: provenance.value(i).to_owned(),
     }));
     Some(())
 }

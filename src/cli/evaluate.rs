@@ -146,7 +146,7 @@ async fn scale(store: &Store, runs: &[PathBuf], out: Option<&Path>, format: Form
         let model = registry::load(store, entry).await?;
         let progress =
             checkpoint::progress(run)?.ok_or_else(|| Error::input(run, "folder", "it holds no run of pretrain"))?;
-        let of_model = match serde_json::from_str(&entry.provenance) {
+        let of_model = match entry.provenance() {
             Ok(Provenance::Trained { start, steps, .. }) => start == progress.start && steps == progress.step,
             _ => false,
         };

@@ -84,7 +84,7 @@ async fn show(uri: &str, name: Option<&str>) -> Result<()> {
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
         row(&format!("{} here", precision.name()), Model::instructions(precision).to_owned());
     }
-    if let Ok(Provenance::Imported { note, .. }) = serde_json::from_str(&entry.provenance) {
+    if let Ok(Provenance::Imported { note, .. }) = entry.provenance() {
         row("licence", note);
     }
     output::text(&table.to_string())
@@ -92,7 +92,7 @@ async fn show(uri: &str, name: Option<&str>) -> Result<()> {
 
 /// Where a model's weights come from, in words.
 fn trained_on(entry: &Entry) -> String {
-    match serde_json::from_str(&entry.provenance) {
+    match entry.provenance() {
         Ok(Provenance::Untrained { seed }) => format!("nothing: weights were drawn at random from seed {seed}"),
         Ok(Provenance::Trained { cells, steps, settings, loss, program, seconds, .. }) => {
             let batch = |name: &str| settings.get(name).and_then(serde_json::Value::as_u64).unwrap_or(1);

@@ -72,12 +72,18 @@ fn settings(args: &PretrainArgs) -> Result<Settings> {
     Ok(settings)
 }
 
-/// The weights to begin with.
-async fn start(args: &PretrainArgs, settings: &Settings, store: &Store) -> Result<Weights> {
-    if let Some(name) = &args.from {
-        let entries = registry::list(store).await?;
-        let entry = registry::find(&entries, Some(name))?;
-        return Ok(decode(name, &registry::bytes(store, entry).await?)?);
+/// The model of `--from`.
+async fn from_model(args: &PretrainArgs, store: &Store) -> Result<Option<Entry>> {
+    match &args.from {
+        None => Ok(None),
+        Some(name) => Ok(Some(registry::find(&registry::list(store).await?, Some(name))?.clone())),
+    }
+}
+
+/// The initial weights: those of the model of `--from`, or random ones.
+async fn start(args: &PretrainArgs, settings: &Settings, store: &Store, from: Option<&Entry>) -> Result<Weights> {
+    if let Some(entry) = from {
+        return Ok(decode(&entry.name, &registry::bytes(store, entry).await?)?);
     }
     let vocabulary = match &args.genes {
         None => Vocabulary::default_human(),
@@ -109,15 +115,11 @@ fn learner(args: &PretrainArgs, settings: &Settings) -> Result<Box<dyn Learner>>
 async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Store, talk: &Talk) -> Result<()> {
     registry::check_name(name)?;
     let folder = folder(args, name, &store)?;
-    let from = match &args.from {
-        None => None,
-        Some(from) => {
-            let entry = registry::find(&registry::list(&store).await?, Some(from))?.clone();
-            warn_of_other_cells(&entry, settings, talk);
-            Some(entry.sha256)
-        }
-    };
-    let weights = start(args, settings, &store).await?;
+    let from = from_model(args, &store).await?;
+    if let Some(entry) = &from {
+        warn_of_other_cells(entry, settings, talk);
+    }
+    let weights = start(args, settings, &store, from.as_ref()).await?;
     let (_, sha256) = encode(&weights)?;
     // A run that goes on reads the cells it was begun with.
     let begun = checkpoint::progress(&folder)?;
@@ -162,14 +164,14 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
         talk.say(&format!("stopped after step {}; the same command goes on", ended.progress.step));
         return Ok(());
     }
-    let provenance = provenance(&ended, &measured, from, numbering(&read).await?)?;
+    let provenance = provenance(&ended, &measured, from.map(|entry| entry.sha256), numbering(&read).await?)?;
     let (_, entry) = registry::add(&store, name, &ended.weights, &provenance).await?;
     report(&ended, &measured, &entry, &folder)
 }
 
 /// Held-out losses say nothing of cells that the model a run begins with has seen.
 fn warn_of_other_cells(from: &Entry, settings: &Settings, talk: &Talk) {
-    let why = match serde_json::from_str(&from.provenance) {
+    let why = match from.provenance() {
         Ok(Provenance::Untrained { .. }) => return,
         Ok(Provenance::Trained { settings: its, .. }) => match serde_json::from_value::<Settings>(its) {
             Ok(its) if its.hold_out == settings.hold_out => return,
@@ -253,7 +255,8 @@ fn report(ended: &Ended, measured: &[Measured], entry: &Entry, folder: &Path) ->
 
 /// Reads cells as training would, and says how fast and how well mixed.
 async fn read_only(args: &PretrainArgs, settings: &Settings, store: &Store) -> Result<()> {
-    let weights = start(args, settings, store).await?;
+    let from = from_model(args, store).await?;
+    let weights = start(args, settings, store, from.as_ref()).await?;
     let placement = store.genes().await?.place(&weights.vocabulary);
     let began = Instant::now();
     let cells = split(store, settings.condition.as_deref(), &settings.hold_out, 0).await?;

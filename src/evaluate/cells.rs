@@ -112,7 +112,7 @@ async fn held_out(store: &Store, entries: &[Entry], entry: &Entry) -> Result<Opt
             entry.name
         )))
     };
-    let (settings, from, numbering) = match serde_json::from_str(&entry.provenance) {
+    let (settings, from, numbering) = match entry.provenance() {
         Ok(Provenance::Trained { settings, from, numbering, .. }) => (settings, from, numbering),
         Ok(Provenance::Untrained { .. }) => return Ok(Some(HoldOut { share: 1.0, condition: None })),
         _ => return Ok(None),
