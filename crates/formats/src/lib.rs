@@ -8,9 +8,11 @@
 //! models or SQL, so that readers can be fuzzed without building any of these.
 
 mod block;
+pub mod counts;
 mod dense;
 mod error;
 mod features;
+mod gene_order;
 mod gzip;
 mod h5;
 mod h5ad;
@@ -26,6 +28,7 @@ pub mod write;
 
 pub use block::{Block, CellSource, ObsColumn};
 pub use error::FormatError;
+pub use gene_order::{GeneSorter, ValueError};
 pub use open::{Kind, OpenOptions, inputs, open, parts, recognise};
 pub use table::{Batches, TableReader, TableSource};
 
