@@ -5,7 +5,7 @@ use super::output::{self, Format, text as say};
 use super::talk::Talk;
 use super::{index, ingest, model};
 use crate::error::{Error, Result};
-use crate::ingest::{IngestOptions, Input, ingest as take_in};
+use crate::ingest::{IngestOptions, InputFile, ingest as take_in};
 use crate::jobs::Shard;
 use crate::query::Session;
 use cellql_store::Store;
@@ -50,7 +50,7 @@ pub(super) async fn run(uri: &str, talk: &Talk) -> Result<()> {
     let file = folder.path().join(FILE);
     std::fs::write(&file, CELLS).map_err(Error::internal("unpacking the demo's cells"))?;
     let progress = talk.progress("reading cells", "cells");
-    let input = Input::local(&file).from_elsewhere(format!("demo/{FILE}"));
+    let input = InputFile::local(&file).from_elsewhere(format!("demo/{FILE}"));
     let (store, report) = take_in(&store, &input, &IngestOptions::default(), progress).await?;
     ingest::tell(&report, talk);
 

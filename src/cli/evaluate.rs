@@ -11,12 +11,12 @@ use super::output::{self, Format};
 use super::talk::Talk;
 use super::training_args::{EvaluateArgs, JudgedArgs, Judgement};
 use crate::error::{Error, Result};
-use crate::evaluate::cells::{Cell, Choice, Known, choose};
-use crate::evaluate::clustering::{self, Clustered, components, counts, embeddings, judge};
-use crate::evaluate::enhancement::{AtRate, Recovery, enhancement};
+use crate::evaluate::cells::{CellQuery, HeldOutStatus, LabelledCell, select_cells};
+use crate::evaluate::clustering::{self, ClusteringScores, dense_counts, embeddings, evaluate, pca_scores};
+use crate::evaluate::enhancement::{RateScores, RecoveryScores, enhancement};
 use crate::pretrain::run::{METRICS, read_metrics};
 use crate::query::Session;
-use crate::registry::{self, Entry};
+use crate::registry::{self, ModelEntry};
 use cellql_model::{Model, Provenance, encode, initialise};
 use cellql_store::Store;
 use cellql_training::checkpoint;
@@ -36,10 +36,10 @@ pub(super) async fn run(args: EvaluateArgs, talk: &Talk) -> Result<()> {
 
 /// A model, where its genes stand in the store, and the cells to judge it by.
 struct Judged {
-    entry: Entry,
+    entry: ModelEntry,
     model: Model,
     placement: Placement,
-    cells: Vec<Cell>,
+    cells: Vec<LabelledCell>,
 }
 
 async fn judged(store: &Store, args: &JudgedArgs, label: Option<String>, talk: &Talk) -> Result<Judged> {
@@ -47,12 +47,13 @@ async fn judged(store: &Store, args: &JudgedArgs, label: Option<String>, talk: &
     let entry = registry::find(&entries, args.model.as_deref())?.clone();
     let model = registry::load(store, &entry).await?;
     let placement = store.genes().await?.place(model.vocabulary());
-    let choice = Choice { condition: args.condition.clone(), with_learned: args.all_cells, label, at_most: args.cells };
-    let (cells, known) = choose(store, &entries, &entry, &choice).await?;
+    let query =
+        CellQuery { condition: args.condition.clone(), with_trained: args.all_cells, label, at_most: args.cells };
+    let (cells, known) = select_cells(store, &entries, &entry, &query).await?;
     let which = match known {
-        Known::HeldOut => " that it did not learn from",
-        Known::AsAsked => ", whether it learned from them or not",
-        Known::NotRecorded => "; which cells it learned from is not recorded",
+        HeldOutStatus::HeldOut => " that it did not learn from",
+        HeldOutStatus::AllCells => ", whether it learned from them or not",
+        HeldOutStatus::NotRecorded => "; which cells it learned from is not recorded",
     };
     talk.say(&format!("model '{}', {} cells{which}", entry.name, cells.len()));
     Ok(Judged { entry, model, placement, cells })
@@ -73,9 +74,9 @@ async fn deepen(store: &Store, args: &JudgedArgs, rates: &[f64], talk: &Talk) ->
     let Judged { model, placement, cells, .. } = judged(store, args, None, talk).await?;
     let progress = talk.progress("enhancing cells", "cells");
     let found = tokio::task::block_in_place(|| enhancement(&model, &placement, &cells, rates, args.seed, &progress))?;
-    let both = || found.iter().flat_map(|at| [(at, "model", at.model), (at, "thinned cells", at.thinned)]);
-    let of = |get: fn(&Recovery) -> f64| numbers(both().map(|(_, _, recovery)| get(&recovery)));
-    let of_rate = |get: fn(&AtRate) -> f64| numbers(both().map(|(at, ..)| get(at)));
+    let both = || found.iter().flat_map(|at| [(at, "model", at.model), (at, "thinned cells", at.downsampled)]);
+    let of = |get: fn(&RecoveryScores) -> f64| numbers(both().map(|(_, _, recovery)| get(&recovery)));
+    let of_rate = |get: fn(&RateScores) -> f64| numbers(both().map(|(at, ..)| get(at)));
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("kept", of_rate(|at| at.rate)),
         ("cells", Arc::new(both().map(|(at, ..)| at.cells as u64).collect::<UInt64Array>())),
@@ -96,10 +97,10 @@ async fn cluster(store: &Store, args: &JudgedArgs, label: String, folds: &[f64],
     let labels = clustering::labels(&cells)?;
     let progress = talk.progress("representations", "representations");
     let total = folds.len() as u64 + 3;
-    let mut found: Vec<Clustered> = Vec::new();
+    let mut found: Vec<ClusteringScores> = Vec::new();
     tokio::task::block_in_place(|| -> Result<()> {
         let mut add = |name: &str, vectors: &[f32], dim: usize| -> Result<()> {
-            found.push(judge(name, vectors, dim, &labels, args.seed)?);
+            found.push(evaluate(name, vectors, dim, &labels, args.seed)?);
             progress(found.len() as u64, Some(total));
             Ok(())
         };
@@ -115,15 +116,15 @@ async fn cluster(store: &Store, args: &JudgedArgs, label: String, folds: &[f64],
         let drawn = initialise(model.config(), model.vocabulary().clone(), args.seed)?;
         let (vectors, dim) = by(&Model::load("untrained", encode(&drawn)?.0)?, 1.0)?;
         add("the same sizes untrained, depth × 1", &vectors, dim)?;
-        let (scores, dim) = components(&cells, args.seed);
+        let (scores, dim) = pca_scores(&cells, args.seed);
         add("principal components of log-normalised counts", &scores, dim)?;
-        let (dense, dim) = counts(&cells);
+        let (dense, dim) = dense_counts(&cells);
         add("counts", &dense, dim)
     })?;
-    let whole = |get: fn(&Clustered) -> usize| -> ArrayRef {
+    let whole = |get: fn(&ClusteringScores) -> usize| -> ArrayRef {
         Arc::new(found.iter().map(|c| get(c) as u64).collect::<UInt64Array>())
     };
-    let of = |get: fn(&Clustered) -> f64| numbers(found.iter().map(get));
+    let of = |get: fn(&ClusteringScores) -> f64| numbers(found.iter().map(get));
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("representation", Arc::new(StringArray::from_iter_values(found.iter().map(|c| &c.representation)))),
         ("numbers", whole(|c| c.dim)),
@@ -161,7 +162,8 @@ async fn scale(store: &Store, runs: &[PathBuf], out: Option<&Path>, format: Form
         lines.push(Line { name, points: points.collect() });
     }
     if let Some(out) = out {
-        std::fs::write(out, picture(&lines)?).map_err(Error::internal(format!("writing {}", out.display())))?;
+        let failed = |e| Error::input(out, "picture", format!("cannot be written: {e}; give another --picture"));
+        std::fs::write(out, picture(&lines)?).map_err(failed)?;
     }
     let all = || lines.iter().flat_map(|line| line.points.iter().map(move |point| (&line.name, point)));
     let columns: Vec<(&str, ArrayRef)> = vec![

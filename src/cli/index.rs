@@ -10,7 +10,7 @@ use super::output;
 use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::index::{Kind, build};
-use crate::jobs::{EmbedOptions, EmbedReport, Groups, Memory, embed_cells, embed_genes};
+use crate::jobs::{EmbedOptions, EmbedReport, Groups, MemoryBudget, embed_cells, embed_genes};
 use crate::query::{Session, StoreEngine};
 use cellql_model::{Device, Model};
 use cellql_store::Store;
@@ -38,7 +38,7 @@ pub(super) async fn embed(args: EmbedArgs, talk: &Talk) -> Result<()> {
     let engine = Arc::new(StoreEngine::open(store).await?.on(args.recipe.device)?);
     let recipe = recipe(&engine, &args.recipe, talk)?;
     let groups = Groups { by: args.group_by, at_most: args.cells_per_group };
-    let (total, memory) = (args.recipe.total.as_deref(), Memory { bytes: args.recipe.memory });
+    let (total, memory) = (args.recipe.total.as_deref(), MemoryBudget { bytes: args.recipe.memory });
     let progress = talk.progress("embedding genes", "cells");
     let start = Instant::now();
     let (_, report) = embed_genes(&engine, &recipe, total, &groups, memory, progress).await?;
@@ -91,7 +91,7 @@ async fn fill(store: &Store, args: &RecipeArgs, talk: &Talk) -> Result<(Store, E
         total: args.total.clone(),
         condition: args.condition.clone(),
         shard: args.shard,
-        memory: Memory { bytes: args.memory },
+        memory: MemoryBudget { bytes: args.memory },
         publish_every,
     };
     let progress = talk.progress("embedding cells", "cells");

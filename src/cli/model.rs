@@ -15,7 +15,7 @@ use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::ingest::file_sha256;
 use crate::query::Session;
-use crate::registry::{self, Entry};
+use crate::registry::{self, ModelEntry};
 use cellql_model::{CheckpointKey, Model, ModelError, Provenance, Weights, decode, encode, initialise};
 use cellql_model::{read_checkpoint, read_safetensors, write_checkpoint};
 use cellql_store::Store;
@@ -45,7 +45,7 @@ pub(super) async fn run(verb: ModelVerb, talk: &Talk) -> Result<()> {
 }
 
 /// A store, and its model of a name.
-async fn find(uri: &str, name: Option<&str>) -> Result<(Store, Entry)> {
+async fn find(uri: &str, name: Option<&str>) -> Result<(Store, ModelEntry)> {
     let store = Store::open(uri).await?;
     let entry = registry::find(&registry::list(&store).await?, name)?.clone();
     Ok((store, entry))
@@ -91,7 +91,7 @@ async fn show(uri: &str, name: Option<&str>) -> Result<()> {
 }
 
 /// Where a model's weights come from, in words.
-fn trained_on(entry: &Entry) -> String {
+fn trained_on(entry: &ModelEntry) -> String {
     match entry.provenance() {
         Ok(Provenance::Untrained { seed }) => format!("nothing: weights were drawn at random from seed {seed}"),
         Ok(Provenance::Trained { cells, steps, settings, loss, program, seconds, .. }) => {
@@ -171,7 +171,7 @@ async fn init(store: &Store, size: &Sizes, seed: u64, name: &str, talk: &Talk) -
     Ok(store)
 }
 
-fn tell(entry: &Entry, talk: &Talk) {
+fn tell(entry: &ModelEntry, talk: &Talk) {
     let state = if entry.trained { "" } else { ", UNTRAINED weights" };
     talk.say(&format!(
         "model '{}': {:.2} million weights{state}, {} genes, embeddings of {} numbers, sha256 {}",

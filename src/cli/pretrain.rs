@@ -14,8 +14,8 @@ use super::training_args::PretrainArgs;
 use crate::error::{Error, Result};
 use crate::pretrain::run::{METRICS, read_metrics};
 use crate::pretrain::split::numbering;
-use crate::pretrain::{Ended, Loader, Run, split};
-use crate::registry::{self, Entry};
+use crate::pretrain::{Loader, Run, RunResult, SplitCounts, split};
+use crate::registry::{self, ModelEntry};
 use cellql_model::{Provenance, Weights, decode, encode, initialise};
 use cellql_store::Store;
 use cellql_training::checkpoint;
@@ -73,7 +73,7 @@ fn settings(args: &PretrainArgs) -> Result<Settings> {
 }
 
 /// The model of `--from`.
-async fn from_model(args: &PretrainArgs, store: &Store) -> Result<Option<Entry>> {
+async fn from_model(args: &PretrainArgs, store: &Store) -> Result<Option<ModelEntry>> {
     match &args.from {
         None => Ok(None),
         Some(name) => Ok(Some(registry::find(&registry::list(store).await?, Some(name))?.clone())),
@@ -81,7 +81,7 @@ async fn from_model(args: &PretrainArgs, store: &Store) -> Result<Option<Entry>>
 }
 
 /// The initial weights: those of the model of `--from`, or random ones.
-async fn start(args: &PretrainArgs, settings: &Settings, store: &Store, from: Option<&Entry>) -> Result<Weights> {
+async fn start(args: &PretrainArgs, settings: &Settings, store: &Store, from: Option<&ModelEntry>) -> Result<Weights> {
     if let Some(entry) = from {
         return Ok(decode(&entry.name, &registry::bytes(store, entry).await?)?);
     }
@@ -97,7 +97,8 @@ fn folder(args: &PretrainArgs, name: &str, store: &Store) -> Result<PathBuf> {
     let folder = args.run.clone().or_else(inside).ok_or_else(|| {
         Error::Request("the store is not on this machine; say with --run FOLDER where the run's files are kept".into())
     })?;
-    std::fs::create_dir_all(&folder).map_err(Error::internal(format!("making {}", folder.display())))?;
+    let failed = |e| Error::input(&folder, "folder of the run", format!("cannot be created: {e}; give another --run"));
+    std::fs::create_dir_all(&folder).map_err(failed)?;
     Ok(folder)
 }
 
@@ -149,9 +150,9 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
         checkpoint_every: Duration::try_from_secs_f64(args.checkpoint_every)
             .map_err(|e| Error::Request(format!("--checkpoint-every {}: {e}", args.checkpoint_every)))?,
         stop: &stop,
-        tell: &*tell,
+        on_step: &*tell,
     };
-    let ended = run.go(&weights).await?;
+    let ended = run.train(&weights).await?;
     let measured = read_metrics(&folder.join(METRICS))?;
     if !measured.is_empty() {
         let path = folder.join(CURVES);
@@ -170,7 +171,7 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
 }
 
 /// Held-out losses say nothing of cells that the model a run begins with has seen.
-fn warn_of_other_cells(from: &Entry, settings: &Settings, talk: &Talk) {
+fn warn_of_other_cells(from: &ModelEntry, settings: &Settings, talk: &Talk) {
     let why = match from.provenance() {
         Ok(Provenance::Untrained { .. }) => return,
         Ok(Provenance::Trained { settings: its, .. }) => match serde_json::from_value::<Settings>(its) {
@@ -207,7 +208,7 @@ fn teller(talk: &Talk, steps: u64) -> Box<dyn Fn(&Measured) + Send + Sync> {
 }
 
 fn provenance(
-    ended: &Ended,
+    ended: &RunResult,
     measured: &[Measured],
     from: Option<String>,
     numbering: Vec<(usize, String)>,
@@ -216,7 +217,7 @@ fn provenance(
     let text = |loss: f64| format!("{loss:.6}");
     Ok(Provenance::Trained {
         store_version: progress.store_version,
-        cells: (ended.cells.0, ended.cells.1),
+        cells: (ended.cells.train, ended.cells.held_out),
         start: progress.start.clone(),
         settings: serde_json::to_value(&progress.settings).map_err(Error::internal("recording the run"))?,
         steps: progress.step,
@@ -228,8 +229,8 @@ fn provenance(
     })
 }
 
-fn report(ended: &Ended, measured: &[Measured], entry: &Entry, folder: &Path) -> Result<()> {
-    let (train, held, twice) = ended.cells;
+fn report(ended: &RunResult, measured: &[Measured], entry: &ModelEntry, folder: &Path) -> Result<()> {
+    let SplitCounts { train, held_out: held, duplicates: twice } = ended.cells;
     let first = measured.iter().find_map(|m| m.validation_loss);
     let held_out = ended.progress.validation_loss;
     let losses = match (first, held_out) {

@@ -7,7 +7,7 @@ use super::output;
 use super::talk::Talk;
 use crate::error::{Error, Result};
 use crate::ingest::{IngestOptions, inputs};
-use crate::jobs::{Annotation, annotate};
+use crate::jobs::{AnnotateOptions, annotate};
 use crate::query::Session;
 
 pub(super) async fn run(args: SearchArgs, talk: &Talk) -> Result<()> {
@@ -66,7 +66,7 @@ async fn near_many(session: &Session, args: &SearchArgs, file: &str, talk: &Talk
         return Err(Error::Request(format!("--query {file}: name one file of cells")));
     };
     let asked =
-        Annotation { recipe: args.recipe.clone(), k: args.k, metric: args.metric, condition: args.filter.clone() };
+        AnnotateOptions { recipe: args.recipe.clone(), k: args.k, metric: args.metric, condition: args.filter.clone() };
     let options = IngestOptions { min_genes: 0, ..IngestOptions::default() };
     let progress = talk.progress("embedding cells", "cells");
     let found = annotate(session.engine(), &input, &options, &asked, progress).await?;

@@ -14,7 +14,7 @@ use cellql_schemas::expr::{Profile, ProfileBuilder};
 
 use super::Dropped;
 use super::duplicates::ContentIndex;
-use super::obs::{Target, fitted};
+use super::obs::{ObsTarget, fitted};
 use super::values::Interpretation;
 use crate::error::{Error, Result};
 use cellql_store::ContentHash;
@@ -66,7 +66,7 @@ pub(super) struct CellBuilder {
     next_cell_id: u64,
     first_cell_id: u64,
     genes: FileGenes,
-    obs: Vec<Target>,
+    obs: Vec<ObsTarget>,
     options: CellOptions,
     stored: ContentIndex,
     schema: SchemaRef,
@@ -105,7 +105,7 @@ impl CellBuilder {
         dataset_id: u32,
         first_cell_id: u64,
         genes: FileGenes,
-        obs: Vec<Target>,
+        obs: Vec<ObsTarget>,
         options: CellOptions,
         stored: ContentIndex,
     ) -> Self {
@@ -145,7 +145,7 @@ impl CellBuilder {
         [few, twice].into_iter().filter(|(_, n)| *n > 0).collect()
     }
 
-    pub(super) fn obs(&self) -> &[Target] {
+    pub(super) fn obs(&self) -> &[ObsTarget] {
         &self.obs
     }
 

@@ -5,6 +5,28 @@
 //! depends on the size of a block, not of the file.
 //!
 //! Depends on the crates of formats and of the store. Knows nothing of models, indexes or SQL.
+//!
+//! ```
+//! use cellql::ingest::{IngestOptions, InputFile, ingest};
+//! use cellql::query::Session;
+//! use cellql_store::{Store, progress};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let uri = folder.path().join("store").to_string_lossy().into_owned();
+//! let store = Store::init(&uri).await?;
+//! let input = InputFile::local("demo/baron_pancreas.h5ad");
+//! let (store, report) = ingest(&store, &input, &IngestOptions::default(), progress::silent()).await?;
+//! assert_eq!((report.cells_read, report.value_kind.as_str()), (320, "counts"));
+//!
+//! let session = Session::open(store).await?;
+//! let query = "SELECT cell_type, avg(expression(expr, 'INS')) FROM cells GROUP BY cell_type";
+//! let batches = session.sql(query).await?.collect().await?;
+//! assert!(batches.iter().any(|batch| batch.num_rows() > 0));
+//! # Ok(())
+//! # }
+//! ```
 
 mod cells;
 mod duplicates;
@@ -15,7 +37,7 @@ mod remove;
 mod report;
 mod values;
 
-pub use input::{Input, inputs};
+pub use input::{InputFile, inputs};
 pub use obs::ObsReport;
 pub use remove::{RemoveReport, remove};
 pub use report::IngestReport;
@@ -91,7 +113,7 @@ impl Default for IngestOptions {
 /// [`Error::Input`] for anything wrong in the file; the store is then unchanged.
 pub async fn ingest(
     store: &Store,
-    input: &Input,
+    input: &InputFile,
     options: &IngestOptions,
     on_progress: OnProgress,
 ) -> Result<(Store, IngestReport)> {
@@ -141,7 +163,7 @@ enum ContradictedBy {
 
 /// The source, rewound, and the interpretation to try next.
 async fn next_interpretation(
-    input: &Input,
+    input: &InputFile,
     mut source: Box<dyn CellSource>,
     tried: Interpretation,
     by: ContradictedBy,
@@ -168,7 +190,7 @@ async fn next_interpretation(
 
 /// One attempt to ingest a file.
 struct Attempt<'a> {
-    input: &'a Input,
+    input: &'a InputFile,
     options: &'a IngestOptions,
     sha256: &'a str,
     interpretation: Interpretation,
@@ -267,7 +289,7 @@ async fn commit(
 }
 
 /// Opens an input off the async threads.
-async fn open(input: &Input, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
+async fn open(input: &InputFile, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
     let (path, options) = (input.path.clone(), options.clone());
     if recognise(&path)? == Some(Kind::Lance) {
         let table = LanceTable::open(&path).await?;
