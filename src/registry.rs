@@ -198,7 +198,8 @@ pub fn find<'a>(entries: &'a [ModelEntry], name: Option<&str>) -> Result<&'a Mod
     let listed = || names().map(|n| format!("'{n}'")).collect::<Vec<_>>().join(", ");
     match (name, entries) {
         (_, []) => Err(Error::Request(
-            "the store has no model; add one with: cellql model add, cellql model import, or cellql model init for untrained weights"
+            "the store has no model; add one with: cellql model add, cellql model import, or \
+             cellql model init for untrained weights"
                 .into(),
         )),
         (Some(name), _) => entries.iter().find(|m| m.name == name).ok_or_else(|| {

@@ -60,12 +60,13 @@ pub enum HeldOutStatus {
     NotRecorded,
 }
 
-/// Selects cells with counts. For a model that `pretrain` trained, these are the cells that its run held out, by content and
-/// condition, unless the query asks for the others too. For other models it is not known which cells they were trained on.
+/// Selects cells with counts. For a model that `pretrain` trained, these are the cells that its run held out, by
+/// content and condition, unless the query asks for the others too. For other models it is not known which cells they
+/// were trained on.
 ///
 /// # Errors
-/// A condition or column that does not fit `cells`, no such cell, a trained model whose held-out cells cannot be determined in
-/// this store, or a store that cannot be read.
+/// A condition or column that does not fit `cells`, no such cell, a trained model whose held-out cells cannot be
+/// determined in this store, or a store that cannot be read.
 pub async fn select_cells(
     store: &Store,
     entries: &[ModelEntry],
@@ -120,7 +121,8 @@ pub async fn select_cells(
 async fn held_out(store: &Store, entries: &[ModelEntry], entry: &ModelEntry) -> Result<Option<HoldOut>> {
     let unknown = |why: &str| {
         Err(Error::Request(format!(
-            "model '{}' {why}, so its held-out cells cannot be determined in this store; use all cells with --all-cells",
+            "model '{}' {why}, so its held-out cells cannot be determined in this store; \
+             use all cells with --all-cells",
             entry.name
         )))
     };

@@ -1,10 +1,10 @@
-//! Whether a representation keeps cells of one label together: nearest neighbours, Leiden clusters, and their agreement with
-//! the labels.
+//! Whether a representation keeps cells of one label together: nearest neighbours, Leiden clusters, and their agreement
+//! with the labels.
 //!
 //! The steps are those of scanpy: the 14 nearest other cells of each cell (scanpy counts the cell itself, 15), UMAP
-//! connectivities, Leiden by modularity. The resolution is searched so that there are about as many clusters as labels; with a
-//! fixed resolution, the score of a representation would depend on how many clusters it happens to yield. Silhouettes are those
-//! of the labels, with Euclidean distances in the representation.
+//! connectivities, Leiden by modularity. The resolution is searched so that there are about as many clusters as labels;
+//! with a fixed resolution, the score of a representation would depend on how many clusters it happens to yield.
+//! Silhouettes are those of the labels, with Euclidean distances in the representation.
 
 use std::collections::HashMap;
 
@@ -64,7 +64,8 @@ pub fn labels(cells: &[LabelledCell]) -> Result<Vec<u32>> {
     }
     match numbers.len() < 2 || numbers.len() == cells.len() {
         true => Err(Error::Request(format!(
-            "{} different labels for {} cells: clusters cannot be compared with them; choose another --label or other cells",
+            "{} different labels for {} cells: clusters cannot be compared with them; \
+             choose another --label or other cells",
             numbers.len(),
             cells.len()
         ))),
@@ -118,7 +119,8 @@ pub fn evaluate(
     })
 }
 
-/// A model's embeddings, `[cells, dim]`, with a target depth of `fold` times that of the cell. Cells without one are zeros.
+/// A model's embeddings, `[cells, dim]`, with a target depth of `fold` times that of the cell. Cells without one are
+/// zeros.
 ///
 /// # Errors
 /// As [`Model::embed`].
@@ -128,8 +130,8 @@ pub fn embeddings(model: &Model, placement: &Placement, cells: &[LabelledCell], 
     Ok(model.embed(&recipe, samples, placement, DEFAULT_TOKEN_BUDGET)?.vectors)
 }
 
-/// Scores of log-normalised counts of all genes on the first principal components, `[cells, components]`, and the number of
-/// components.
+/// Scores of log-normalised counts of all genes on the first principal components, `[cells, components]`, and the
+/// number of components.
 pub fn pca_scores(cells: &[LabelledCell], seed: u64) -> (Vec<f32>, usize) {
     let (mut offsets, mut columns, mut values) = (vec![0], Vec::new(), Vec::new());
     for cell in cells {

@@ -1,11 +1,12 @@
-//! Read-depth enhancement (Hao et al. 2024, Fig. 2): cells are downsampled, and the model predicts their expression at the
-//! original depth.
+//! Read-depth enhancement (Hao et al. 2024, Fig. 2): cells are downsampled, and the model predicts their expression at
+//! the original depth.
 //!
-//! Each cell with more than 1,000 counts over the model's genes is downsampled gene by gene: x → Binomial(x, rate). The model
-//! gets the downsampled counts with S = log10 of their total and T = log10 of the original total, and predicts
-//! ln(1 + x/total·10⁴) of the original cell. The prediction is compared with the original at the genes that the original cell
-//! expresses; the baseline is the downsampled cell, normalised in the same way. The paper defines MRE but does not say whether
-//! the values of all cells are pooled; here every score is computed per cell, and the mean over cells is reported.
+//! Each cell with more than 1,000 counts over the model's genes is downsampled gene by gene: x → Binomial(x, rate). The
+//! model gets the downsampled counts with S = log10 of their total and T = log10 of the original total, and predicts
+//! ln(1 + x/total·10⁴) of the original cell. The prediction is compared with the original at the genes that the
+//! original cell expresses; the baseline is the downsampled cell, normalised in the same way. The paper defines MRE but
+//! does not say whether the values of all cells are pooled; here every score is computed per cell, and the mean over
+//! cells is reported.
 
 use cellql_schemas::expr::Profile;
 use cellql_schemas::recipe::{Depth, Recipe};

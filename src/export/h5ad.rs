@@ -81,8 +81,8 @@ fn append(writer: &mut H5adWriter, batch: &RecordBatch, gene_ids: &[u32], store:
     Ok(writer.append(&starts, &columns, &values)?)
 }
 
-/// Unique names of the cells: their barcodes; if those are not unique, followed by the data set's id; if that is not enough,
-/// followed by the cell's id instead.
+/// Unique names of the cells: their barcodes; if those are not unique, followed by the data set's id; if that is not
+/// enough, followed by the cell's id instead.
 fn unique(barcodes: &StringArray, columns: &[Column], ids: &[u64]) -> Vec<String> {
     let differ = |names: &[String]| names.iter().collect::<HashSet<_>>().len() == names.len();
     let plain: Vec<String> = barcodes.iter().map(|b| b.unwrap_or_default().to_owned()).collect();

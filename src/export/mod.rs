@@ -1,5 +1,5 @@
-//! Exports cells to `.h5ad` as scanpy reads it, to Parquet or to Lance. Every export records its provenance and can be ingested
-//! again.
+//! Exports cells to `.h5ad` as scanpy reads it, to Parquet or to Lance. Every export records its provenance and can be
+//! ingested again.
 //!
 //! Depends on `query` to select cells and on the crate of formats for `.h5ad`. Knows nothing of the terminal.
 

@@ -1,4 +1,5 @@
-//! Obs of exported cells, collected batch by batch. Categorical columns keep the categories of their files and their order.
+//! Obs of exported cells, collected batch by batch. Categorical columns keep the categories of their files and their
+//! order.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use cellql_schemas::cells;
 use crate::error::{Error, Result};
 use crate::ingest::ObsReport;
 
-/// Adds the columns of another data set. Categories are in order of appearance; a column is ordered only if all data sets have
-/// the same ordered categories.
+/// Adds the columns of another data set. Categories are in order of appearance; a column is ordered only if all data
+/// sets have the same ordered categories.
 pub(super) fn merge(all: &mut Vec<ObsReport>, of: Vec<ObsReport>) {
     for column in of {
         match all.iter_mut().find(|c| c.name == column.name) {

@@ -1,5 +1,5 @@
-//! Writes a Parquet file or a Lance table: the rows of `cells` unchanged, with the genes of their ids and the provenance in the
-//! metadata of the schema.
+//! Writes a Parquet file or a Lance table: the rows of `cells` unchanged, with the genes of their ids and the
+//! provenance in the metadata of the schema.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Turns blocks of a file into rows of `cells`: checks values, maps features to genes, leaves out cells and counts them.
+//! Turns blocks of a file into rows of `cells`: checks values, maps features to genes, leaves out cells and counts
+//! them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use arrow::array::{ArrayRef, BooleanArray, Float32Array, Float64Array, StringArr
 use arrow::compute::filter;
 use arrow::datatypes::{Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use cellql_formats::counts::{Evidence, are_whole, recover};
+use cellql_formats::counts::{CountEvidence, are_whole, recover};
 use cellql_formats::{Block, GeneSorter};
 use cellql_schemas::cells::{self as table, ValueKind};
 use cellql_schemas::expr::{Profile, ProfileBuilder};
@@ -186,19 +187,19 @@ impl CellBuilder {
         }
         to.profiles.push_with(count, |genes, values| self.genes.sorter.take(genes, values));
         let evidence = self.interpret(to.profiles.last_values());
-        if evidence == Evidence::Contradicts {
+        if evidence == CountEvidence::Contradicts {
             return Err(BatchError::Contradicted);
         }
         let kept = self.keep(to);
-        self.counts.informative += u64::from(kept && evidence == Evidence::Supports);
+        self.counts.informative += u64::from(kept && evidence == CountEvidence::Supports);
         Ok(kept)
     }
 
     /// Replaces the values of a cell by its counts if counts are recovered.
-    fn interpret(&self, values: &mut [f32]) -> Evidence {
+    fn interpret(&self, values: &mut [f32]) -> CountEvidence {
         match self.options.interpretation {
-            Interpretation::Counts if !are_whole(values) => Evidence::Contradicts,
-            Interpretation::Counts | Interpretation::AsGiven => Evidence::Inconclusive,
+            Interpretation::Counts if !are_whole(values) => CountEvidence::Contradicts,
+            Interpretation::Counts | Interpretation::AsGiven => CountEvidence::Inconclusive,
             Interpretation::Recovered(normalisation, rounding) => recover(values, normalisation, rounding),
         }
     }

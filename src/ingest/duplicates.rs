@@ -39,7 +39,8 @@ impl ContentIndex {
     }
 }
 
-/// The first 64 bits of a hash. Among 50 million cells, two different ones share them with a probability of 1 in 15,000.
+/// The first 64 bits of a hash. Among 50 million cells, two different ones share them with a probability of 1 in
+/// 15,000.
 fn fingerprint(hash: &str) -> u64 {
     u64::from_str_radix(hash.get(..16).unwrap_or_default(), 16).unwrap_or_default()
 }

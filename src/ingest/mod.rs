@@ -371,7 +371,8 @@ fn read_all(
             }
             on_progress(builder.counts().read, total);
         }
-        // The reader ended without a last message: a format's library panicked, which is reported as an error of the file.
+        // The reader ended without a last message: a format's library panicked, which is reported as an error of the
+        // file.
         let _ = reader.join();
         Err(BatchError::Failed(damaged(file)))
     })

@@ -1,8 +1,9 @@
 //! Names and types of a file's obs columns in the table `cells`.
 //!
-//! A column keeps its name, with three exceptions: a common synonym of a CELLxGENE name gets that name (`celltype` becomes
-//! `cell_type`), a reserved name gets a prefix (`n_genes` becomes `obs_n_genes`), and a name that the table has with another
-//! type gets a suffix (`age` as text beside numbers becomes `age_text`). So the columns of every file can be appended.
+//! A column keeps its name, with three exceptions: a common synonym of a CELLxGENE name gets that name (`celltype`
+//! becomes `cell_type`), a reserved name gets a prefix (`n_genes` becomes `obs_n_genes`), and a name that the table has
+//! with another type gets a suffix (`age` as text beside numbers becomes `age_text`). So the columns of every file can
+//! be appended.
 
 use arrow::array::{Array, ArrayRef, StringArray};
 use arrow::compute::cast;
@@ -12,7 +13,8 @@ use cellql_formats::ObsColumn;
 use cellql_schemas::cells as table;
 use serde::{Deserialize, Serialize};
 
-/// Names of CELLxGENE (schema 5) and their synonyms in files, in lower case without punctuation, closest in meaning first.
+/// Names of CELLxGENE (schema 5) and their synonyms in files, in lower case without punctuation, closest in meaning
+/// first.
 const SYNONYMS: &[(&str, &[&str])] = &[
     ("assay", &["technology", "platform", "librarytype", "seqtech", "sequencingtechnology"]),
     ("assay_ontology_term_id", &["assayontologyid"]),

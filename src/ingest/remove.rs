@@ -1,5 +1,5 @@
-//! Removes a data set: its cells, their embeddings, its row, and the gene names that only this data set used. Ids are not
-//! reused.
+//! Removes a data set: its cells, their embeddings, its row, and the gene names that only this data set used. Ids are
+//! not reused.
 
 use std::collections::BTreeMap;
 
@@ -95,8 +95,8 @@ async fn gene_names(store: &Store, filter: &str) -> Result<Vec<(u32, String)>> {
     Ok(all)
 }
 
-/// Unmarks cells that were marked as duplicates of removed cells. Of those with equal content, all but the first are marked as
-/// its duplicates.
+/// Unmarks cells that were marked as duplicates of removed cells. Of those with equal content, all but the first are
+/// marked as its duplicates.
 async fn unmark(transaction: &mut Transaction, pointing: &str, of_dataset: &str) -> Result<()> {
     let filter = format!("{pointing} AND NOT ({of_dataset})");
     let columns = [cells::CELL_ID, cells::CONTENT_HASH];

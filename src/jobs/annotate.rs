@@ -1,7 +1,7 @@
 //! Embeds the cells of a file with a recipe of the store and finds their nearest neighbours in the store.
 //!
-//! The file is ingested into a temporary store that starts with this store's genes. So formats, gene names and recovered
-//! counts are handled as in any ingest, and a gene has the same id in both stores.
+//! The file is ingested into a temporary store that starts with this store's genes. So formats, gene names and
+//! recovered counts are handled as in any ingest, and a gene has the same id in both stores.
 
 use std::sync::Arc;
 
@@ -138,7 +138,8 @@ async fn recipe_of(engine: &StoreEngine, name: &str) -> Result<Recipe> {
     if recipe.input.needs_total() {
         let input = recipe.input.name();
         return Err(Error::Request(format!(
-            "recipe '{name}' has input '{input}', which needs the total count of each cell; ingest the file and search by cell_id"
+            "recipe '{name}' has input '{input}', which needs the total count of each cell; \
+             ingest the file and search by cell_id"
         )));
     }
     Ok(recipe)

@@ -61,7 +61,8 @@ impl EligibleCells {
         let totals = match (input, total) {
             (Input::LogTotal, None) => {
                 return Err(Error::Request(
-                    "input 'log+total' needs the total count of each cell; name the column of cells that holds it, for example: \
+                    "input 'log+total' needs the total count of each cell; name the column of cells that holds it, for \
+                     example: \
                      --total n_counts".into(),
                 ));
             }
@@ -90,7 +91,8 @@ impl EligibleCells {
         columns
     }
 
-    /// The total count of each cell of a batch of [`EligibleCells::columns`]; `None` if the input needs none or it is unknown.
+    /// The total count of each cell of a batch of [`EligibleCells::columns`]; `None` if the input needs none or it is
+    /// unknown.
     pub(super) fn totals(&self, batch: &RecordBatch) -> Result<Vec<Option<f64>>> {
         let Some(column) = batch.columns().get(2) else { return Ok(vec![None; batch.num_rows()]) };
         match &self.totals {

@@ -1,8 +1,8 @@
 //! Adds the embeddings that the table of a recipe lacks.
 //!
-//! Cells are embedded in steps. At intervals the new rows and the job's row are published together as one version of the
-//! store. A run that is killed loses the work after its last version; the next run embeds the cells that have no row. So
-//! each cell gets one row, even if the job is started again, killed, divided into shards or run twice at once.
+//! Cells are embedded in steps. At intervals the new rows and the job's row are published together as one version of
+//! the store. A run that is killed loses the work after its last version; the next run embeds the cells that have no
+//! row. So each cell gets one row, even if the job is started again, killed, divided into shards or run twice at once.
 //!
 //! Other writers may change the store during a run. If they change cells, genes or models, the run continues with the
 //! newest version of the store. If they add rows to the same table, the run leaves out those cells.
@@ -91,8 +91,8 @@ pub struct EmbedReport {
 /// Returns the new version of the store and a report.
 ///
 /// # Errors
-/// An unknown model, a table made with another model of that name, a condition that does not fit `cells`, or a store that
-/// cannot be written.
+/// An unknown model, a table made with another model of that name, a condition that does not fit `cells`, or a store
+/// that cannot be written.
 pub async fn embed_cells(
     engine: &Arc<StoreEngine>,
     recipe: &Recipe,
@@ -233,8 +233,8 @@ impl EmbedRun<'_> {
         Err(Error::Store(StoreError::Conflict { store: engine.store().uri().to_owned(), doing: self.doing() }))
     }
 
-    /// Adds the reasons for `count` cells without a vector to the report. There are more reasons than that if another process
-    /// published some of the cells first.
+    /// Adds the reasons for `count` cells without a vector to the report. There are more reasons than that if another
+    /// process published some of the cells first.
     fn count_reasons(&mut self, reasons: impl IntoIterator<Item = (String, u64)>, count: u64) {
         let mut rest = count;
         for (reason, cells) in reasons {

@@ -47,8 +47,8 @@ pub struct GenesReport {
     pub without_vector: u64,
 }
 
-/// Adds the groups that the recipe's table lacks. Each group is published when it is finished, so that a run that was killed
-/// continues with the next one.
+/// Adds the groups that the recipe's table lacks. Each group is published when it is finished, so that a run that was
+/// killed continues with the next one.
 ///
 /// Returns the new version of the store and a report.
 ///

@@ -1,7 +1,7 @@
 //! Jobs over whole tables: embeddings of cells and of genes, and nearest neighbours of the cells of a file.
 //!
-//! Depends on `query` for models and on the store; for the cells of a file on `ingest` and `index`. Knows nothing of SQL text
-//! or the terminal.
+//! Depends on `query` for models and on the store; for the cells of a file on `ingest` and `index`. Knows nothing of
+//! SQL text or the terminal.
 
 mod annotate;
 mod cells;
@@ -38,7 +38,8 @@ async fn check_model(store: &Store, table: &str, sha256: &str) -> Result<()> {
     let made = Schema::from(store.table(table).await?.schema());
     match made.metadata().get(MODEL_METADATA) {
         Some(by) if by != sha256 => Err(Error::Request(format!(
-            "table {table} was made with another model of that name; add this model under another name and embed with it"
+            "table {table} was made with another model of that name; \
+                 add this model under another name and embed with it"
         ))),
         _ => Ok(()),
     }
@@ -52,8 +53,8 @@ pub struct MemoryBudget {
 }
 
 impl MemoryBudget {
-    /// Maximum number of tokens of a batch. Each token needs five rows of the model's width in f32: its own, query, key, value
-    /// and attention. A longer cell is a batch of its own.
+    /// Maximum number of tokens of a batch. Each token needs five rows of the model's width in f32: its own, query,
+    /// key, value and attention. A longer cell is a batch of its own.
     fn tokens(self, engine: &StoreEngine, recipe: &Recipe) -> Result<usize> {
         let Some(bytes) = self.bytes else { return Ok(DEFAULT_TOKEN_BUDGET) };
         let width = engine.with_model(&recipe.model, |m| m.config().encoder.hidden_dim)?;

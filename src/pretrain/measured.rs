@@ -1,4 +1,5 @@
-//! Which genes of a vocabulary each data set measured. A zero of another gene is no observation and must not be trained on.
+//! Which genes of a vocabulary each data set measured. A zero of another gene is no observation and must not be trained
+//! on.
 
 use std::collections::HashMap;
 

@@ -1,9 +1,9 @@
-//! A run of pretraining: optimiser steps with checkpoints and metrics, until all steps are done, the run is stopped, or the
-//! loss shows that it failed.
+//! A run of pretraining: optimiser steps with checkpoints and metrics, until all steps are done, the run is stopped, or
+//! the loss shows that it failed.
 //!
-//! A checkpoint holds everything that the next step needs: weights, moments of the optimiser, and the place of the next cell.
-//! Masks are drawn from the seed, the step and the number of the cell in the step. So a run that is killed and started again
-//! repeats the same steps; on one thread the weights are bit for bit the same.
+//! A checkpoint holds everything that the next step needs: weights, moments of the optimiser, and the place of the next
+//! cell. Masks are drawn from the seed, the step and the number of the cell in the step. So a run that is killed and
+//! started again repeats the same steps; on one thread the weights are bit for bit the same.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -275,8 +275,8 @@ impl Run<'_> {
         })
     }
 
-    /// Fails on a loss that is NaN, infinite or a spike, and writes the batch to [`BAD_BATCH`]. The weights are those before
-    /// the step.
+    /// Fails on a loss that is NaN, infinite or a spike, and writes the batch to [`BAD_BATCH`]. The weights are those
+    /// before the step.
     fn check(&self, state: &TrainingState, loss: f64, gradient_norm: f64, batches: &[Vec<Cell>]) -> Result<()> {
         let Progress { step, mean_loss, .. } = state.progress;
         let why = if !loss.is_finite() || !gradient_norm.is_finite() {
@@ -326,7 +326,8 @@ impl Run<'_> {
         Ok(cells.par_iter().enumerate().filter_map(example).collect::<Result<_, _>>()?)
     }
 
-    /// The examples of the validation cells. Masks depend only on the content of a cell, so they are the same in every run.
+    /// The examples of the validation cells. Masks depend only on the content of a cell, so they are the same in every
+    /// run.
     fn validation_examples(
         &self,
         cells: &[Cell],
@@ -358,7 +359,8 @@ struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file to append metrics after a step. Lines of later steps, written before a run was killed, are removed.
+    /// Opens the file to append metrics after a step. Lines of later steps, written before a run was killed, are
+    /// removed.
     fn open(path: &Path, step: u64) -> Result<Self> {
         let kept: String = read_metrics(path)?
             .iter()

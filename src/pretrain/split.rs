@@ -1,9 +1,9 @@
 //! Divides the cells of a store into those to train on and those held out.
 //!
-//! A cell is held out if the first 64 bits of its content hash, as a fraction of 2^64, are below the share to hold out. So the
-//! same cells are held out in every run, whatever is ingested later, and cells with equal content are on the same side. This
-//! holds in every store with the same gene ids ([`numbering`]). A condition can hold out more cells, and with them all cells
-//! with the same content. Of cells with equal content that are not held out, one is trained on.
+//! A cell is held out if the first 64 bits of its content hash, as a fraction of 2^64, are below the share to hold out.
+//! So the same cells are held out in every run, whatever is ingested later, and cells with equal content are on the
+//! same side. This holds in every store with the same gene ids ([`numbering`]). A condition can hold out more cells,
+//! and with them all cells with the same content. Of cells with equal content that are not held out, one is trained on.
 //!
 //! Depends on the store. Rows are kept as compressed sets of row addresses, which take a few bits per cell.
 
@@ -60,8 +60,8 @@ fn is_below(hash: ContentHash, share: f64) -> bool {
     (first as f64) < share * 2f64.powi(64)
 }
 
-/// Divides the cells that have counts and satisfy a condition. At most `validation` of the held-out cells are chosen for the
-/// validation loss.
+/// Divides the cells that have counts and satisfy a condition. At most `validation` of the held-out cells are chosen
+/// for the validation loss.
 ///
 /// # Errors
 /// A condition that does not fit `cells`, a share that is not from 0 to 1, or a store that cannot be read.
@@ -124,9 +124,9 @@ pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, v
 }
 
 /// How a store numbers genes: the number of genes after each data set was ingested, ascending, with
-/// [`Catalogue::numbering`] of so many genes. In two stores that agree on it, equal cells have equal content hashes and the
-/// same cells are held out. Genes of the nomenclature have the same id in every store; features that resolve to no gene get
-/// ids in the order in which they are ingested.
+/// [`Catalogue::numbering`] of so many genes. In two stores that agree on it, equal cells have equal content hashes and
+/// the same cells are held out. Genes of the nomenclature have the same id in every store; features that resolve to no
+/// gene get ids in the order in which they are ingested.
 ///
 /// # Errors
 /// A table cannot be read.

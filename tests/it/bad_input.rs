@@ -11,7 +11,8 @@ use rand::{Rng, SeedableRng};
 
 use crate::stores::{any_cell, demo_file, demo_store, empty, fails, take_in};
 
-/// Ingests a file that must be refused with an error about it that names these objects, and checks that the store is unchanged.
+/// Ingests a file that must be refused with an error about it that names these objects, and checks that the store is
+/// unchanged.
 async fn refused(store: &Store, file: &Path, options: IngestOptions, names: &[&str]) {
     let error = take_in(store, file, options).await.expect_err(&file.display().to_string());
     let text = error.to_string();

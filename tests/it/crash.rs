@@ -274,8 +274,8 @@ async fn engine(uri: &str) -> Arc<StoreEngine> {
     Arc::new(StoreEngine::open(store).await.unwrap())
 }
 
-/// Two runs of one recipe at once. Both compute the first 64 cells before either publishes them. The first publishes them; then
-/// the second computes and publishes all others, while the first waits with 64 of the same cells computed.
+/// Two runs of one recipe at once. Both compute the first 64 cells before either publishes them. The first publishes
+/// them; then the second computes and publishes all others, while the first waits with 64 of the same cells computed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_runs_of_one_recipe_at_once_embed_every_cell_once() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Every format and encoding, as anndata, scanpy, scipy and pyarrow write them, against what they read back themselves. The
-//! files are made by `tests/python/make_fixtures.py`, in the Python that `scripts/test-python.sh` installs.
+//! Every format and encoding, as anndata, scanpy, scipy and pyarrow write them, against what they read back themselves.
+//! The files are made by `tests/python/make_fixtures.py`, in the Python that `scripts/test-python.sh` installs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -20,7 +20,8 @@ use tempfile::TempDir;
 
 use crate::stores::{any_cell, empty, python, root, rows, test_data};
 
-/// The folder of fixtures: files of every format, and real files of the test data in other encodings (`real_…`). Made once.
+/// The folder of fixtures: files of every format, and real files of the test data in other encodings (`real_…`). Made
+/// once.
 pub fn made(python: &Path) -> &'static Path {
     static MADE: OnceLock<TempDir> = OnceLock::new();
     let folder = MADE.get_or_init(|| {

@@ -100,7 +100,8 @@ async fn names_a_spreadsheet_has_changed_are_known_and_two_names_of_a_gene_never
     assert_eq!(pairs(&report.genes.second), ["Sep-02 → SEPTIN2"]);
     assert_eq!(pairs(&report.genes.ambiguous), ["1-Mar → MARCHF1, MTARC1"; 2]);
     let session = Session::open(store).await.unwrap();
-    let values = "SELECT expression(expr, 'SEPTIN2') + 10 * expression(expr, 'MARCHF7') + 100 * expression(expr, 'CXCL8') \
+    let values = "SELECT expression(expr, 'SEPTIN2') + 10 * expression(expr, 'MARCHF7') \
+                  + 100 * expression(expr, 'CXCL8') \
                   + 1000 * n_genes + 10000 * total_counts FROM cells";
     assert_eq!(number(&rows(&session, values).await), 2.0 + 30.0 + 600.0 + 7000.0 + 280_000.0);
 }

@@ -1,5 +1,5 @@
-//! Files of every format with random damage from a seed: each is refused with its file and object named, or yields consistent
-//! cells. No reader panics, hangs, or allocates a length that a damaged file claims.
+//! Files of every format with random damage from a seed: each is refused with its file and object named, or yields
+//! consistent cells. No reader panics, hangs, or allocates a length that a damaged file claims.
 //!
 //! The files are read in a process with limited memory, which an oversized allocation would abort.
 

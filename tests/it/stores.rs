@@ -39,8 +39,8 @@ pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// Records that the current test lacks something, in the file `skipped-tests` beside the program, which `make test` prints at
-/// its end.
+/// Records that the current test lacks something, in the file `skipped-tests` beside the program, which `make test`
+/// prints at its end.
 ///
 /// # Panics
 /// In continuous integration (`CI=true`), where every test must run.
@@ -75,7 +75,8 @@ pub fn test_data(file: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-/// The Python with anndata and scanpy that `scripts/test-python.sh` installs. If it is missing, the test is recorded as skipped.
+/// The Python with anndata and scanpy that `scripts/test-python.sh` installs. If it is missing, the test is recorded as
+/// skipped.
 #[track_caller]
 pub fn python() -> Option<PathBuf> {
     let python = test_data_folder().join("python/bin/python");
@@ -158,8 +159,8 @@ pub async fn embed_all(store: &Store, model: &str) -> Store {
     embed_cells(&engine, &Recipe::of_model(model), &EmbedOptions::default(), silent()).await.unwrap().0
 }
 
-/// The demo's 320 cells with the reference model `cell` (300 genes, 192 dimensions) and its embeddings. It is shared: tests
-/// must not write to it.
+/// The demo's 320 cells with the reference model `cell` (300 genes, 192 dimensions) and its embeddings. It is shared:
+/// tests must not write to it.
 pub async fn demo_store() -> Store {
     static STORE: OnceCell<(Store, TempDir)> = OnceCell::const_new();
     let made = STORE.get_or_init(|| async {

@@ -2,8 +2,8 @@
 //!
 //! The method is that of the scFoundation paper: after undoing log(1 + x), the smallest non-zero value of a cell is one
 //! count. The result is accepted only if every value of the cell is then a whole number within [`TOLERANCE`] plus the
-//! rounding of the values, at most 0.25, and if enough values are informative. TPM and other values that were divided by a
-//! length per gene are not recovered.
+//! rounding of the values, at most 0.25, and if enough values are informative. TPM and other values that were divided
+//! by a length per gene are not recovered.
 
 /// Largest distance of a recovered count from a whole number, apart from the rounding of the values themselves.
 pub const TOLERANCE: f64 = 0.01;
@@ -45,7 +45,7 @@ pub struct Rounding {
 
 /// What the values of one cell say about a normalisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Evidence {
+pub enum CountEvidence {
     /// The values contradict it.
     Contradicts,
     /// The values fit, but too few are informative.
@@ -73,15 +73,15 @@ impl LogBase {
     }
 }
 
-/// The normalisation from which the counts of these cells can be recovered, and the rounding of their values. `None` if none
-/// fits every cell or no cell supports it. Each slice holds the non-zero values of one cell.
+/// The normalisation from which the counts of these cells can be recovered, and the rounding of their values. `None` if
+/// none fits every cell or no cell supports it. Each slice holds the non-zero values of one cell.
 pub fn detect<'a>(cells: impl Iterator<Item = &'a [f32]> + Clone) -> Option<(Normalisation, Rounding)> {
     let rounding = Rounding::of(cells.clone().flatten().copied());
     let candidates = [LogBase::E, LogBase::Two, LogBase::Ten].map(Normalisation::Log).into_iter();
     let fits = |normalisation: &Normalisation| {
-        let evidence: Vec<Evidence> =
+        let evidence: Vec<CountEvidence> =
             cells.clone().map(|cell| recover(&mut cell.to_vec(), *normalisation, rounding)).collect();
-        evidence.contains(&Evidence::Supports) && !evidence.contains(&Evidence::Contradicts)
+        evidence.contains(&CountEvidence::Supports) && !evidence.contains(&CountEvidence::Contradicts)
     };
     candidates.chain([Normalisation::Scale]).find(fits).map(|normalisation| (normalisation, rounding))
 }
@@ -125,9 +125,9 @@ impl Rounding {
     }
 }
 
-/// Replaces the non-zero values of a cell by the counts they were computed from, if every value fits a whole count. Otherwise
-/// the values are unchanged.
-pub fn recover(values: &mut [f32], normalisation: Normalisation, rounding: Rounding) -> Evidence {
+/// Replaces the non-zero values of a cell by the counts they were computed from, if every value fits a whole count.
+/// Otherwise the values are unchanged.
+pub fn recover(values: &mut [f32], normalisation: Normalisation, rounding: Rounding) -> CountEvidence {
     let undone: Vec<(f64, f64)> = values
         .iter()
         .map(|&v| {
@@ -146,23 +146,27 @@ pub fn recover(values: &mut [f32], normalisation: Normalisation, rounding: Round
     distinct.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
     distinct.dedup_by(|a, b| a.0 == b.0);
     let Some(&smallest) = distinct.first() else {
-        return Evidence::Inconclusive;
+        return CountEvidence::Inconclusive;
     };
     if !undone.iter().all(|(x, _)| x.is_finite()) || smallest.0 <= 0.0 {
-        return Evidence::Contradicts;
+        return CountEvidence::Contradicts;
     }
     for smallest_count in 1..=MAX_SMALLEST_COUNT {
         let unit = (smallest.0 / f64::from(smallest_count), smallest.1 / f64::from(smallest_count));
         let unit = refine(unit, &distinct);
         if let Some(informative) = to_counts(unit, &undone, values) {
-            return if informative >= INFORMATIVE_VALUES { Evidence::Supports } else { Evidence::Inconclusive };
+            return if informative >= INFORMATIVE_VALUES {
+                CountEvidence::Supports
+            } else {
+                CountEvidence::Inconclusive
+            };
         }
     }
-    Evidence::Contradicts
+    CountEvidence::Contradicts
 }
 
-/// Estimates the value of one count from every value whose number of counts is certain. Takes and returns the value and its
-/// error.
+/// Estimates the value of one count from every value whose number of counts is certain. Takes and returns the value and
+/// its error.
 fn refine((unit, error): (f64, f64), distinct: &[(f64, f64)]) -> (f64, f64) {
     let (mut unit, mut relative) = (unit, error / unit);
     for _ in 0..3 {
@@ -244,7 +248,7 @@ mod tests {
             assert_eq!(normalisation, base.map_or(Normalisation::Scale, Normalisation::Log));
             assert_eq!(rounding.decimals(), decimals.map(|d| d as u32));
             for (cell, mut values) in cells.into_iter().zip(given) {
-                assert_eq!(recover(&mut values, normalisation, rounding), Evidence::Supports);
+                assert_eq!(recover(&mut values, normalisation, rounding), CountEvidence::Supports);
                 assert_eq!(values, cell);
             }
         }
@@ -256,7 +260,7 @@ mod tests {
         let cell: Vec<f32> = counts(&mut rng).into_iter().map(|c| c + 1.0).collect();
         let mut values = normalised(&cell, Some(LogBase::E), None);
         let exact = Rounding { half_step: 0.0 };
-        assert_eq!(recover(&mut values, Normalisation::Log(LogBase::E), exact), Evidence::Supports);
+        assert_eq!(recover(&mut values, Normalisation::Log(LogBase::E), exact), CountEvidence::Supports);
         assert_eq!(values, cell);
     }
 

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// Sorts the values of one cell by gene without comparisons: each value is put at the rank of its gene, and a bitmap marks
-/// the ranks that have one.
+/// Sorts the values of one cell by gene without comparisons: each value is put at the rank of its gene, and a bitmap
+/// marks the ranks that have one.
 #[derive(Debug)]
 pub struct GeneSorter {
     /// Rank of each feature's gene among the file's genes by ascending id.
@@ -135,8 +135,8 @@ impl GeneSorter {
         }
     }
 
-    /// Writes the genes and values of the current cell in the order of gene ids, and removes the cell. Both slices are as
-    /// long as the number that [`GeneSorter::fill`] returned.
+    /// Writes the genes and values of the current cell in the order of gene ids, and removes the cell. Both slices are
+    /// as long as the number that [`GeneSorter::fill`] returned.
     pub fn take(&mut self, genes: &mut [u32], values: &mut [f32]) {
         let mut out = genes.iter_mut().zip(values);
         for (i, word) in self.marked.iter_mut().enumerate() {

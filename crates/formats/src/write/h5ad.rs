@@ -1,5 +1,5 @@
-//! Writes `.h5ad` as anndata 0.8 and later do: encoding 0.2.0 for dataframes, CSR `X`. Values go to disk as they come; obs
-//! and embeddings are held until the end, since their text and their two dimensions cannot be appended.
+//! Writes `.h5ad` as anndata 0.8 and later do: encoding 0.2.0 for dataframes, CSR `X`. Values go to disk as they come;
+//! obs and embeddings are held until the end, since their text and their two dimensions cannot be appended.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -319,8 +319,8 @@ impl Stored {
     }
 }
 
-/// Appends the column of each gene of a cell to `columns`. Both lists of gene ids ascend; the column of a gene is its place in
-/// `column_genes`.
+/// Appends the column of each gene of a cell to `columns`. Both lists of gene ids ascend; the column of a gene is its
+/// place in `column_genes`.
 ///
 /// # Errors
 /// The first gene that has no column.
