@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cellql::ingest::{IngestOptions, Input, ingest};
+use cellql::ingest::{IngestOptions, InputFile, ingest};
 use cellql::query::{Session, StoreEngine};
 use cellql::registry;
 use cellql_model::{Config, DEFAULT_TOKEN_BUDGET, Provenance, Sample, Size, initialise};
@@ -22,7 +22,7 @@ const CELLS: u64 = 48;
 async fn store(folder: &Path) -> Store {
     let store = Store::init(folder.join("store").to_str().unwrap()).await.unwrap();
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/baron_pancreas.h5ad");
-    let (store, _) = ingest(&store, &Input::local(&file), &IngestOptions::default(), silent()).await.unwrap();
+    let (store, _) = ingest(&store, &InputFile::local(&file), &IngestOptions::default(), silent()).await.unwrap();
     let vocabulary = Vocabulary::default_human();
     let weights = initialise(&Config::of_size(Size::M3, vocabulary.len()), vocabulary, 0).unwrap();
     registry::add(&store, "m", &weights, &Provenance::Untrained { seed: 0 }).await.unwrap().0

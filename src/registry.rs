@@ -1,4 +1,4 @@
-//! Models in a store: rows of `models` and their files.
+//! The models of a store: rows of the table `models`, and a file of weights for each.
 
 use std::sync::Arc;
 
@@ -21,27 +21,27 @@ use cellql_store::Store;
 
 /// A row of `models`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct ModelEntry {
     /// Name in the store.
     pub name: String,
-    /// SHA-256 of its file.
+    /// SHA-256 of its file, as hex.
     pub sha256: String,
-    /// SHA-256 of its vocabulary.
+    /// SHA-256 of its vocabulary, as hex.
     pub vocabulary_sha256: String,
     /// Genes in its vocabulary.
     pub n_genes: u32,
-    /// Numbers in an embedding with pool `all`.
+    /// Dimensions of an embedding with pool `all`.
     pub dim: u32,
     /// Number of weights.
     pub parameters: u64,
-    /// False for weights that were only drawn at random.
+    /// False for weights that were initialised at random and not trained.
     pub trained: bool,
-    /// Where it comes from, as JSON.
-    pub provenance: String,
+    /// Where it comes from, as the JSON that the table holds; [`ModelEntry::provenance`] parses it.
+    pub provenance_json: String,
 }
 
-impl Entry {
-    /// Numbers in an embedding.
+impl ModelEntry {
+    /// Dimensions of an embedding with a pool.
     pub fn embedding_dim(&self, pool: Pool) -> usize {
         match pool {
             Pool::All => self.dim as usize,
@@ -49,7 +49,21 @@ impl Entry {
         }
     }
 
-    /// Whether it is the one that comes with a program of this version.
+    /// Where the model comes from: imported, trained here, or initialised at random.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if the row's JSON is not a provenance that this version of the program can read.
+    pub fn provenance(&self) -> Result<Provenance> {
+        serde_json::from_str(&self.provenance_json).map_err(|e| {
+            let problem = format!(
+                "its provenance cannot be parsed: {e}; import the model again under another name, or open the store \
+                 with the version of cellql that wrote it"
+            );
+            Error::damaged(format!("the row of model '{}' in the table models", self.name), problem)
+        })
+    }
+
+    /// Whether it is the model that comes with the program.
     fn is_shipped(&self) -> bool {
         self.name == shipped::NAME
     }
@@ -59,32 +73,34 @@ impl Entry {
     }
 }
 
-/// Puts a model into a store.
+/// Adds a model to a store. Returns the new version of the store and the model's row.
 ///
 /// # Errors
-/// The name is taken or no name, a weight is missing, or the store cannot be written.
-pub async fn add(store: &Store, name: &str, weights: &Weights, provenance: &Provenance) -> Result<(Store, Entry)> {
+/// The name is taken or invalid, a weight is missing, or the store cannot be written.
+pub async fn add(store: &Store, name: &str, weights: &Weights, provenance: &Provenance) -> Result<(Store, ModelEntry)> {
     let (bytes, _) = encode(weights)?;
     put(store, name, FileBytes::from(bytes), weights, provenance).await
 }
 
-/// Puts the model that comes with the program into a store, under its name.
+/// Adds the model that comes with the program to a store, under the name [`shipped::NAME`].
 ///
 /// # Errors
 /// As [`add`].
-pub async fn add_shipped(store: &Store) -> Result<(Store, Entry)> {
+pub async fn add_shipped(store: &Store) -> Result<(Store, ModelEntry)> {
     let bytes = FileBytes::Held(Bytes::from_static(shipped::WEIGHTS));
     let weights = decode(shipped::NAME, &bytes)?;
     put(store, shipped::NAME, bytes, &weights, &shipped::provenance()?).await
 }
 
-/// Refuses what cannot name a model; for those who make one before they add it.
+/// Checks that a name is valid for a model, so that a long training does not fail when its model is added.
 ///
 /// # Errors
 /// [`Error::Request`] for anything but letters, digits, `_` and `-`.
 pub fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
-        return Err(Error::Request(format!("'{name}' cannot name a model: use letters, digits, '_' and '-'")));
+        return Err(Error::Request(format!(
+            "'{name}' is not a valid name of a model; use letters, digits, '_' and '-'"
+        )));
     }
     Ok(())
 }
@@ -95,15 +111,16 @@ async fn put(
     bytes: FileBytes,
     weights: &Weights,
     provenance: &Provenance,
-) -> Result<(Store, Entry)> {
+) -> Result<(Store, ModelEntry)> {
     check_name(name)?;
-    // What cannot be loaded must not come in.
+    // A model that cannot be loaded is not added.
     Model::load(name, bytes.clone())?.check()?;
     let mut transaction = store.begin(&format!("adding model {name}")).await?;
     if list(transaction.store()).await?.iter().any(|m| m.name == name) {
-        return Err(Error::Request(format!("the store already has a model '{name}'; choose another name")));
+        let uri = transaction.store().uri();
+        return Err(Error::Request(format!("{uri} already has a model '{name}'; choose another name")));
     }
-    let entry = Entry {
+    let entry = ModelEntry {
         name: name.to_owned(),
         sha256: sha256(&bytes),
         vocabulary_sha256: weights.vocabulary.sha256(),
@@ -111,7 +128,7 @@ async fn put(
         dim: weights.config.embedding_dim(Pool::All) as u32,
         parameters: weights.parameters() as u64,
         trained: !matches!(provenance, Provenance::Untrained { .. }),
-        provenance: serde_json::to_string(provenance).map_err(Error::internal("recording the model"))?,
+        provenance_json: serde_json::to_string(provenance).map_err(Error::internal("recording the model"))?,
     };
     transaction.put_file(&entry.path(), &bytes).await?;
     let row = to_row(&entry)?;
@@ -120,7 +137,7 @@ async fn put(
     Ok((transaction.publish().await?, entry))
 }
 
-fn to_row(entry: &Entry) -> Result<RecordBatch> {
+fn to_row(entry: &ModelEntry) -> Result<RecordBatch> {
     let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values([value])) };
     let columns: Vec<ArrayRef> = vec![
         text(&entry.name),
@@ -130,7 +147,7 @@ fn to_row(entry: &Entry) -> Result<RecordBatch> {
         Arc::new(UInt32Array::from(vec![entry.dim])),
         Arc::new(UInt64Array::from(vec![entry.parameters])),
         Arc::new(BooleanArray::from(vec![entry.trained])),
-        text(&entry.provenance),
+        text(&entry.provenance_json),
         text(&Utc::now().to_rfc3339()),
     ];
     RecordBatch::try_new(Arc::new(table::schema()), columns).map_err(Error::internal("recording the model"))
@@ -140,16 +157,18 @@ fn to_row(entry: &Entry) -> Result<RecordBatch> {
 ///
 /// # Errors
 /// The table cannot be read.
-pub async fn list(store: &Store) -> Result<Vec<Entry>> {
+pub async fn list(store: &Store) -> Result<Vec<ModelEntry>> {
     let mut entries = Vec::new();
     for batch in store.read(table::TABLE, &[], None).await? {
-        read_rows(&batch, &mut entries)
-            .ok_or_else(|| Error::damaged("the table models of this store", "a column is missing"))?;
+        read_rows(&batch, &mut entries).ok_or_else(|| {
+            let problem = "a column is missing or has another type; open an earlier version with --at-version";
+            Error::damaged(format!("the table models of {}", store.uri()), problem)
+        })?;
     }
     Ok(entries)
 }
 
-fn read_rows(batch: &RecordBatch, entries: &mut Vec<Entry>) -> Option<()> {
+fn read_rows(batch: &RecordBatch, entries: &mut Vec<ModelEntry>) -> Option<()> {
     let text = |name: &str| batch.column_by_name(name)?.as_string_opt::<i32>();
     let (name, sha256, vocabulary) = (text(table::NAME)?, text(table::SHA256)?, text(table::VOCABULARY_SHA256)?);
     let small = |name: &str| batch.column_by_name(name)?.as_primitive_opt::<UInt32Type>();
@@ -157,7 +176,7 @@ fn read_rows(batch: &RecordBatch, entries: &mut Vec<Entry>) -> Option<()> {
     let parameters = batch.column_by_name(table::PARAMETERS)?.as_primitive_opt::<UInt64Type>()?;
     let trained = batch.column_by_name(table::TRAINED)?.as_boolean_opt()?;
     let provenance = text(table::PROVENANCE)?;
-    entries.extend((0..batch.num_rows()).map(|i| Entry {
+    entries.extend((0..batch.num_rows()).map(|i| ModelEntry {
         name: name.value(i).to_owned(),
         sha256: sha256.value(i).to_owned(),
         vocabulary_sha256: vocabulary.value(i).to_owned(),
@@ -165,21 +184,22 @@ fn read_rows(batch: &RecordBatch, entries: &mut Vec<Entry>) -> Option<()> {
         dim: dim.value(i),
         parameters: parameters.value(i),
         trained: trained.value(i),
-        provenance: provenance.value(i).to_owned(),
+        provenance_json: provenance.value(i).to_owned(),
     }));
     Some(())
 }
 
-/// The model of a name; without a name, the store's only one, or the only one beside the shipped one.
+/// The model with a name. Without a name: the only model of the store, or the only one beside the shipped model.
 ///
 /// # Errors
-/// [`Error::Request`] with the names there are.
-pub fn find<'a>(entries: &'a [Entry], name: Option<&str>) -> Result<&'a Entry> {
+/// [`Error::Request`] with the names of the store's models.
+pub fn find<'a>(entries: &'a [ModelEntry], name: Option<&str>) -> Result<&'a ModelEntry> {
     let names = || entries.iter().map(|m| m.name.as_str());
     let listed = || names().map(|n| format!("'{n}'")).collect::<Vec<_>>().join(", ");
     match (name, entries) {
         (_, []) => Err(Error::Request(
-            "the store has no model; add one with: cellql model add, cellql model import, or cellql model init for untrained weights"
+            "the store has no model; add one with: cellql model add, cellql model import, or \
+             cellql model init for untrained weights"
                 .into(),
         )),
         (Some(name), _) => entries.iter().find(|m| m.name == name).ok_or_else(|| {
@@ -190,15 +210,15 @@ pub fn find<'a>(entries: &'a [Entry], name: Option<&str>) -> Result<&'a Entry> {
         (None, [first, second]) if first.is_shipped() != second.is_shipped() => {
             Ok(if first.is_shipped() { second } else { first })
         }
-        (None, _) => Err(Error::Request(format!("the store has several models, name one of {}", listed()))),
+        (None, _) => Err(Error::Request(format!("the store has several models; name one of them: {}", listed()))),
     }
 }
 
-/// The file of a model, after checking that it is what was stored.
+/// The file of a model. Its SHA-256 is checked.
 ///
 /// # Errors
 /// The file is missing or damaged.
-pub async fn bytes(store: &Store, entry: &Entry) -> Result<FileBytes> {
+pub async fn bytes(store: &Store, entry: &ModelEntry) -> Result<FileBytes> {
     let bytes = open(store, entry).await?;
     match sha256(&bytes) == entry.sha256 {
         true => Ok(bytes),
@@ -206,7 +226,7 @@ pub async fn bytes(store: &Store, entry: &Entry) -> Result<FileBytes> {
     }
 }
 
-async fn open(store: &Store, entry: &Entry) -> Result<FileBytes> {
+async fn open(store: &Store, entry: &ModelEntry) -> Result<FileBytes> {
     match store.local_path(&entry.path()) {
         Some(path) => Ok(FileBytes::map(&path)?),
         None => Ok(FileBytes::Held(store.read_file(&entry.path()).await?)),
@@ -217,19 +237,19 @@ fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-fn damaged(entry: &Entry) -> Error {
+fn damaged(entry: &ModelEntry) -> Error {
     let (name, path) = (&entry.name, entry.path());
     Error::damaged(
         format!("model '{name}': its file {path}"),
-        "it is not what was stored; import it again by another name",
+        "its SHA-256 is not the recorded one; add or import the model again under another name",
     )
 }
 
-/// Loads a model, and checks that its file is what was stored while its weights are read.
+/// Loads a model. The SHA-256 of its file is checked while its weights are read.
 ///
 /// # Errors
 /// The file is missing or damaged.
-pub async fn load(store: &Store, entry: &Entry) -> Result<Model> {
+pub async fn load(store: &Store, entry: &ModelEntry) -> Result<Model> {
     let bytes = open(store, entry).await?;
     let to_check = bytes.clone();
     std::thread::scope(|scope| {

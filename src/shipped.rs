@@ -1,24 +1,24 @@
-//! The model that comes with the program: 3M sizes, trained by `cellql pretrain` on public human cells.
+//! The model that comes with the program: size 3M, trained with `cellql pretrain` on public human cells.
 //!
-//! models/README.md says on which, how, and how good it is. Its weights are half-precision numbers.
+//! Its weights are stored as f16. models/README.md describes its training data, its training and its scores.
 
 use crate::error::{Error, Result};
 use cellql_model::Provenance;
 
-/// Its name in a store.
+/// Name of the shipped model in a store.
 pub const NAME: &str = "human_3m";
 
-/// Its file.
+/// The file of the shipped model (safetensors).
 pub(crate) const WEIGHTS: &[u8] = include_bytes!("../models/human_3m.safetensors");
-/// The run that made it.
+/// Provenance of the shipped model, as JSON.
 const PROVENANCE: &str = include_str!("../models/human_3m.json");
 
-/// The run that made it.
+/// Provenance of the shipped model: the run that trained it.
 ///
 /// # Errors
-/// None, unless the program was built from a damaged source.
+/// Only if the program was built with a wrong models/human_3m.json.
 pub fn provenance() -> Result<Provenance> {
-    serde_json::from_str(PROVENANCE).map_err(Error::internal("reading what the shipped model was trained on"))
+    serde_json::from_str(PROVENANCE).map_err(Error::internal("reading the provenance of the shipped model"))
 }
 
 #[cfg(test)]
@@ -27,7 +27,7 @@ mod tests {
     use cellql_model::{Model, decode};
 
     #[test]
-    fn the_shipped_model_is_whole_small_and_says_where_it_comes_from() {
+    fn the_shipped_model_is_valid_small_and_has_its_provenance() {
         assert!(WEIGHTS.len() < 10_000_000, "{} bytes", WEIGHTS.len());
         Model::load(NAME, WEIGHTS.to_vec()).unwrap().check().unwrap();
         let weights = decode(NAME, WEIGHTS).unwrap();

@@ -9,7 +9,7 @@ use super::output::{self, Format, text as say};
 use super::shared_args::DeviceArgs;
 use super::{index, ingest, model};
 use crate::error::{Error, Result};
-use crate::ingest::{IngestOptions, Input, ingest as ingest_file};
+use crate::ingest::{IngestOptions, InputFile, ingest as ingest_file};
 use crate::jobs::Shard;
 use crate::query::Session;
 use cellql_store::Store;
@@ -61,7 +61,7 @@ pub(super) async fn run(args: DemoArgs, console: &Console) -> Result<()> {
     let file = folder.path().join(FILE);
     std::fs::write(&file, CELLS).map_err(Error::internal("unpacking the demo's cells"))?;
     let progress = console.on_progress("reading cells", "cells");
-    let input = Input::local(&file).from_elsewhere(format!("demo/{FILE}"));
+    let input = InputFile::local(&file).from_elsewhere(format!("demo/{FILE}"));
     let (store, report) = ingest_file(&store, &input, &IngestOptions::default(), progress).await?;
     ingest::print_report(&report, console);
 

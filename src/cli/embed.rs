@@ -9,7 +9,7 @@ use clap::Args;
 use super::console::Console;
 use super::shared_args::{CELLS, DeviceArgs, EXECUTION, bytes, one_of, open_to_write};
 use crate::error::{Error, Result};
-use crate::jobs::{EmbedOptions, EmbedReport, Groups, Memory, Shard, embed_cells, embed_genes};
+use crate::jobs::{EmbedOptions, EmbedReport, Groups, MemoryBudget, Shard, embed_cells, embed_genes};
 use crate::query::StoreEngine;
 use cellql_model::{Device, Model};
 use cellql_store::Store;
@@ -85,7 +85,7 @@ pub(super) async fn run(args: EmbedArgs, console: &Console) -> Result<()> {
     let engine = Arc::new(StoreEngine::open(store).await?.on(args.recipe.device.device)?);
     let recipe = recipe(&engine, &args.recipe, console)?;
     let groups = Groups { by: args.group_by, at_most: args.cells_per_group };
-    let (total, memory) = (args.recipe.total.as_deref(), Memory { bytes: args.recipe.memory });
+    let (total, memory) = (args.recipe.total.as_deref(), MemoryBudget { bytes: args.recipe.memory });
     let progress = console.on_progress("embedding genes", "cells");
     let start = Instant::now();
     let (_, report) = embed_genes(&engine, &recipe, total, &groups, memory, progress).await?;
@@ -117,7 +117,7 @@ pub(super) async fn embed_missing(store: &Store, args: &RecipeArgs, console: &Co
         total: args.total.clone(),
         condition: args.condition.clone(),
         shard: args.shard,
-        memory: Memory { bytes: args.memory },
+        memory: MemoryBudget { bytes: args.memory },
         publish_every,
     };
     let progress = console.on_progress("embedding cells", "cells");

@@ -12,12 +12,12 @@ use super::console::Console;
 use super::output::{self, Format};
 use super::shared_args::{CELLS, OUTPUT};
 use crate::error::{Error, Result};
-use crate::evaluate::cells::{Cell, Choice, Known, choose};
-use crate::evaluate::clustering::{self, Clustered, components, counts, embeddings, judge};
-use crate::evaluate::enhancement::{AtRate, Recovery, enhancement};
+use crate::evaluate::cells::{CellQuery, HeldOutStatus, LabelledCell, select_cells};
+use crate::evaluate::clustering::{self, ClusteringScores, dense_counts, embeddings, evaluate, pca_scores};
+use crate::evaluate::enhancement::{RateScores, RecoveryScores, enhancement};
 use crate::pretrain::run::{METRICS, read_metrics};
 use crate::query::Session;
-use crate::registry::{self, Entry};
+use crate::registry::{self, ModelEntry};
 use cellql_model::{Model, Provenance, encode, initialise};
 use cellql_store::Store;
 use cellql_training::checkpoint;
@@ -104,10 +104,10 @@ pub(super) async fn run(args: EvaluateArgs, console: &Console) -> Result<()> {
 
 /// A model, the positions of the store's genes in its vocabulary, and the cells to evaluate it on.
 struct Evaluated {
-    entry: Entry,
+    entry: ModelEntry,
     model: Model,
     placement: Placement,
-    cells: Vec<Cell>,
+    cells: Vec<LabelledCell>,
 }
 
 async fn load(store: &Store, args: &EvaluatedArgs, label: Option<String>, console: &Console) -> Result<Evaluated> {
@@ -115,12 +115,13 @@ async fn load(store: &Store, args: &EvaluatedArgs, label: Option<String>, consol
     let entry = registry::find(&entries, args.model.as_deref())?.clone();
     let model = registry::load(store, &entry).await?;
     let placement = store.genes().await?.place(model.vocabulary());
-    let choice = Choice { condition: args.condition.clone(), with_learned: args.all_cells, label, at_most: args.cells };
-    let (cells, known) = choose(store, &entries, &entry, &choice).await?;
+    let query =
+        CellQuery { condition: args.condition.clone(), with_trained: args.all_cells, label, at_most: args.cells };
+    let (cells, known) = select_cells(store, &entries, &entry, &query).await?;
     let which = match known {
-        Known::HeldOut => " that it was not trained on",
-        Known::AsAsked => ", which may include cells that it was trained on",
-        Known::NotRecorded => "; which cells it was trained on is not recorded",
+        HeldOutStatus::HeldOut => " that it was not trained on",
+        HeldOutStatus::AllCells => ", which may include cells that it was trained on",
+        HeldOutStatus::NotRecorded => "; which cells it was trained on is not recorded",
     };
     console.say(&format!("model '{}', {} cells{which}", entry.name, cells.len()));
     Ok(Evaluated { entry, model, placement, cells })
@@ -142,9 +143,9 @@ async fn evaluate_enhancement(store: &Store, args: &EvaluatedArgs, rates: &[f64]
     let Evaluated { model, placement, cells, .. } = load(store, args, None, console).await?;
     let progress = console.on_progress("enhancing cells", "cells");
     let found = tokio::task::block_in_place(|| enhancement(&model, &placement, &cells, rates, args.seed, &progress))?;
-    let both = || found.iter().flat_map(|at| [(at, "model", at.model), (at, "downsampled cells", at.thinned)]);
-    let of = |get: fn(&Recovery) -> f64| figures(both().map(|(_, _, recovery)| get(&recovery)));
-    let of_rate = |get: fn(&AtRate) -> f64| figures(both().map(|(at, ..)| get(at)));
+    let both = || found.iter().flat_map(|at| [(at, "model", at.model), (at, "downsampled cells", at.downsampled)]);
+    let of = |get: fn(&RecoveryScores) -> f64| figures(both().map(|(_, _, recovery)| get(&recovery)));
+    let of_rate = |get: fn(&RateScores) -> f64| figures(both().map(|(at, ..)| get(at)));
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("kept", of_rate(|at| at.rate)),
         ("cells", Arc::new(both().map(|(at, ..)| at.cells as u64).collect::<UInt64Array>())),
@@ -171,10 +172,10 @@ async fn evaluate_clustering(
     let labels = clustering::labels(&cells)?;
     let progress = console.on_progress("clustering", "representations");
     let total = folds.len() as u64 + 3;
-    let mut found: Vec<Clustered> = Vec::new();
+    let mut found: Vec<ClusteringScores> = Vec::new();
     tokio::task::block_in_place(|| -> Result<()> {
         let mut add = |name: &str, vectors: &[f32], dim: usize| -> Result<()> {
-            found.push(judge(name, vectors, dim, &labels, args.seed)?);
+            found.push(evaluate(name, vectors, dim, &labels, args.seed)?);
             progress(found.len() as u64, Some(total));
             Ok(())
         };
@@ -190,15 +191,15 @@ async fn evaluate_clustering(
         let untrained = initialise(model.config(), model.vocabulary().clone(), args.seed)?;
         let (vectors, dim) = by(&Model::load("untrained", encode(&untrained)?.0)?, 1.0)?;
         add("untrained model of this size, depth × 1", &vectors, dim)?;
-        let (scores, dim) = components(&cells, args.seed);
+        let (scores, dim) = pca_scores(&cells, args.seed);
         add("principal components of log-normalised counts", &scores, dim)?;
-        let (dense, dim) = counts(&cells);
+        let (dense, dim) = dense_counts(&cells);
         add("counts", &dense, dim)
     })?;
-    let whole = |get: fn(&Clustered) -> usize| -> ArrayRef {
+    let whole = |get: fn(&ClusteringScores) -> usize| -> ArrayRef {
         Arc::new(found.iter().map(|c| get(c) as u64).collect::<UInt64Array>())
     };
-    let of = |get: fn(&Clustered) -> f64| figures(found.iter().map(get));
+    let of = |get: fn(&ClusteringScores) -> f64| figures(found.iter().map(get));
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("representation", Arc::new(StringArray::from_iter_values(found.iter().map(|c| &c.representation)))),
         ("numbers", whole(|c| c.dim)),
@@ -221,7 +222,7 @@ async fn report_scaling(store: &Store, runs: &[PathBuf], out: Option<&Path>, for
         let model = registry::load(store, entry).await?;
         let progress = checkpoint::progress(run)?
             .ok_or_else(|| Error::input(run, "folder", "it is not the folder of a run of pretrain"))?;
-        let of_model = match serde_json::from_str(&entry.provenance) {
+        let of_model = match entry.provenance() {
             Ok(Provenance::Trained { start, steps, .. }) => start == progress.start && steps == progress.step,
             _ => false,
         };
@@ -236,7 +237,8 @@ async fn report_scaling(store: &Store, runs: &[PathBuf], out: Option<&Path>, for
         lines.push(Line { name, points: points.collect() });
     }
     if let Some(out) = out {
-        std::fs::write(out, picture(&lines)?).map_err(Error::internal(format!("writing {}", out.display())))?;
+        let failed = |e| Error::input(out, "picture", format!("cannot be written: {e}; give another --picture"));
+        std::fs::write(out, picture(&lines)?).map_err(failed)?;
     }
     let all = || lines.iter().flat_map(|line| line.points.iter().map(move |point| (&line.name, point)));
     let columns: Vec<(&str, ArrayRef)> = vec![

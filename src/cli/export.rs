@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::console::Console;
 use super::shared_args::ReadArgs;
 use crate::error::Result;
-use crate::export::{Target, export};
+use crate::export::{FileFormat, export};
 use crate::query::Session;
 
 #[derive(Debug, Args)]
@@ -38,10 +38,10 @@ enum ExportFormat {
 pub(super) async fn run(args: ExportArgs, console: &Console) -> Result<()> {
     let session = Session::open(args.store.open().await?).await?;
     let target = match args.to {
-        Some(ExportFormat::H5ad) => Target::H5ad,
-        Some(ExportFormat::Parquet) => Target::Parquet,
-        Some(ExportFormat::Lance) => Target::Lance,
-        None => Target::of(&args.out)?,
+        Some(ExportFormat::H5ad) => FileFormat::H5ad,
+        Some(ExportFormat::Parquet) => FileFormat::Parquet,
+        Some(ExportFormat::Lance) => FileFormat::Lance,
+        None => FileFormat::of(&args.out)?,
     };
     let progress = console.on_progress("writing cells", "cells");
     let report = export(&session, &args.out, target, args.condition.as_deref(), progress).await?;

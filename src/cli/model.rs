@@ -20,7 +20,7 @@ use super::shared_args::open_to_write;
 use crate::error::{Error, Result};
 use crate::ingest::file_sha256;
 use crate::query::Session;
-use crate::registry::{self, Entry};
+use crate::registry::{self, ModelEntry};
 use cellql_model::{CheckpointKey, Model, ModelError, Provenance, Weights, decode, encode, initialise};
 use cellql_model::{read_checkpoint, read_safetensors, write_checkpoint};
 use cellql_store::Store;
@@ -149,10 +149,12 @@ pub(super) async fn run(verb: ModelVerb, console: &Console) -> Result<()> {
 }
 
 /// What a person asks about models: a row per model.
-pub(super) async fn summary(session: &Session, models: &[Entry]) -> Result<DataFrame> {
-    let text =
-        |of: &dyn Fn(&Entry) -> String| -> ArrayRef { Arc::new(StringArray::from_iter_values(models.iter().map(of))) };
-    let number = |of: fn(&Entry) -> u32| -> ArrayRef { Arc::new(UInt32Array::from_iter_values(models.iter().map(of))) };
+pub(super) async fn summary(session: &Session, models: &[ModelEntry]) -> Result<DataFrame> {
+    let text = |of: &dyn Fn(&ModelEntry) -> String| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(models.iter().map(of)))
+    };
+    let number =
+        |of: fn(&ModelEntry) -> u32| -> ArrayRef { Arc::new(UInt32Array::from_iter_values(models.iter().map(of))) };
     let trained: ArrayRef = Arc::new(BooleanArray::from_iter(models.iter().map(|m| Some(m.trained))));
     let columns = [
         ("name", text(&|m| m.name.clone())),
@@ -170,8 +172,8 @@ pub(super) async fn summary(session: &Session, models: &[Entry]) -> Result<DataF
 }
 
 /// Where the weights of a model come from, in a few words.
-fn source(entry: &Entry) -> String {
-    match serde_json::from_str(&entry.provenance) {
+fn source(entry: &ModelEntry) -> String {
+    match entry.provenance() {
         Ok(Provenance::Untrained { seed }) => format!("random weights, seed {seed}"),
         Ok(Provenance::Trained { cells, steps, .. }) => format!("{steps} steps on {} cells", cells.0),
         Ok(Provenance::Imported { file, .. }) => format!("imported from {file}"),
@@ -180,7 +182,7 @@ fn source(entry: &Entry) -> String {
 }
 
 /// Opens a store and finds a model in it.
-async fn find(uri: &str, name: Option<&str>) -> Result<(Store, Entry)> {
+async fn find(uri: &str, name: Option<&str>) -> Result<(Store, ModelEntry)> {
     let store = Store::open(uri).await?;
     let entry = registry::find(&registry::list(&store).await?, name)?.clone();
     Ok((store, entry))
@@ -222,15 +224,15 @@ async fn show(uri: &str, name: Option<&str>) -> Result<()> {
     for precision in Dtype::ALL {
         row(&format!("{} here", precision.name()), Model::instructions(precision).to_owned());
     }
-    if let Ok(Provenance::Imported { note, .. }) = serde_json::from_str(&entry.provenance) {
+    if let Ok(Provenance::Imported { note, .. }) = entry.provenance() {
         row("licence", note);
     }
     output::text(&table.to_string())
 }
 
 /// What a model was trained on, in words.
-fn trained_on(entry: &Entry) -> String {
-    match serde_json::from_str(&entry.provenance) {
+fn trained_on(entry: &ModelEntry) -> String {
+    match entry.provenance() {
         Ok(Provenance::Untrained { seed }) => format!("nothing: the weights are random, from seed {seed}"),
         Ok(Provenance::Trained { cells, steps, settings, loss, program, seconds, .. }) => {
             let batch = |name: &str| settings.get(name).and_then(serde_json::Value::as_u64).unwrap_or(1);
@@ -317,7 +319,7 @@ async fn init(store: &Store, size: &ModelSize, seed: u64, name: &str, console: &
 }
 
 /// Prints that a model was added.
-fn print_added(entry: &Entry, console: &Console) {
+fn print_added(entry: &ModelEntry, console: &Console) {
     let state = if entry.trained { "" } else { " (untrained)" };
     console.say(&format!(
         "model '{}': {:.2} million weights{state}, {} genes, embeddings of dimension {}, sha256 {}",

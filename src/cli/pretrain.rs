@@ -16,8 +16,8 @@ use super::shared_args::{CELLS, EXECUTION, one_of, open_to_write};
 use crate::error::{Error, Result};
 use crate::pretrain::run::{METRICS, read_metrics};
 use crate::pretrain::split::numbering;
-use crate::pretrain::{Ended, Loader, Run, split};
-use crate::registry::{self, Entry};
+use crate::pretrain::{Loader, Run, RunResult, SplitCounts, split};
+use crate::registry::{self, ModelEntry};
 use cellql_model::{Device, Provenance, Weights, decode, encode, initialise};
 use cellql_schemas::recipe::Dtype;
 use cellql_store::Store;
@@ -175,12 +175,23 @@ fn settings(args: &PretrainArgs) -> Result<Settings> {
     Ok(settings)
 }
 
-/// The initial weights.
-async fn initial_weights(args: &PretrainArgs, settings: &Settings, store: &Store) -> Result<Weights> {
-    if let Some(name) = &args.from {
-        let entries = registry::list(store).await?;
-        let entry = registry::find(&entries, Some(name))?;
-        return Ok(decode(name, &registry::bytes(store, entry).await?)?);
+/// The model of `--from`.
+async fn from_model(args: &PretrainArgs, store: &Store) -> Result<Option<ModelEntry>> {
+    match &args.from {
+        None => Ok(None),
+        Some(name) => Ok(Some(registry::find(&registry::list(store).await?, Some(name))?.clone())),
+    }
+}
+
+/// The initial weights: those of the model of `--from`, or random ones.
+async fn initial_weights(
+    args: &PretrainArgs,
+    settings: &Settings,
+    store: &Store,
+    from: Option<&ModelEntry>,
+) -> Result<Weights> {
+    if let Some(entry) = from {
+        return Ok(decode(&entry.name, &registry::bytes(store, entry).await?)?);
     }
     let vocabulary = match &args.genes {
         None => Vocabulary::default_human(),
@@ -194,7 +205,8 @@ fn folder(args: &PretrainArgs, name: &str, store: &Store) -> Result<PathBuf> {
     let folder = args.run.clone().or_else(inside).ok_or_else(|| {
         Error::Request("the store is not on this machine; give a folder for the files of the run with --run".into())
     })?;
-    std::fs::create_dir_all(&folder).map_err(Error::internal(format!("making {}", folder.display())))?;
+    let failed = |e| Error::input(&folder, "folder of the run", format!("cannot be created: {e}; give another --run"));
+    std::fs::create_dir_all(&folder).map_err(failed)?;
     Ok(folder)
 }
 
@@ -214,15 +226,11 @@ fn learner(args: &PretrainArgs, settings: &Settings) -> Result<Box<dyn Learner>>
 async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Store, console: &Console) -> Result<()> {
     registry::check_name(name)?;
     let folder = folder(args, name, &store)?;
-    let from = match &args.from {
-        None => None,
-        Some(from) => {
-            let entry = registry::find(&registry::list(&store).await?, Some(from))?.clone();
-            warn_of_other_cells(&entry, settings, console);
-            Some(entry.sha256)
-        }
-    };
-    let weights = initial_weights(args, settings, &store).await?;
+    let from = from_model(args, &store).await?;
+    if let Some(from) = &from {
+        warn_of_other_cells(from, settings, console);
+    }
+    let weights = initial_weights(args, settings, &store, from.as_ref()).await?;
     let (_, sha256) = encode(&weights)?;
     // A resumed run reads the version of the store that it started with.
     let begun = checkpoint::progress(&folder)?;
@@ -252,9 +260,9 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
         checkpoint_every: Duration::try_from_secs_f64(args.checkpoint_every)
             .map_err(|e| Error::Request(format!("--checkpoint-every {}: {e}", args.checkpoint_every)))?,
         stop: &stop,
-        tell: &*tell,
+        on_step: &*tell,
     };
-    let ended = run.go(&weights).await?;
+    let ended = run.train(&weights).await?;
     let measured = read_metrics(&folder.join(METRICS))?;
     if !measured.is_empty() {
         let path = folder.join(CURVES);
@@ -267,14 +275,14 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
         console.say(&format!("stopped after step {}; run the same command to resume", ended.progress.step));
         return Ok(());
     }
-    let provenance = provenance(&ended, &measured, from, numbering(&read).await?)?;
+    let provenance = provenance(&ended, &measured, from.map(|entry| entry.sha256), numbering(&read).await?)?;
     let (_, entry) = registry::add(&store, name, &ended.weights, &provenance).await?;
     report(&ended, &measured, &entry, &folder)
 }
 
 /// Warns if the initial model may have been trained on the cells that this run holds out.
-fn warn_of_other_cells(from: &Entry, settings: &Settings, console: &Console) {
-    let why = match serde_json::from_str(&from.provenance) {
+fn warn_of_other_cells(from: &ModelEntry, settings: &Settings, console: &Console) {
+    let why = match from.provenance() {
         Ok(Provenance::Untrained { .. }) => return,
         Ok(Provenance::Trained { settings: its, .. }) => match serde_json::from_value::<Settings>(its) {
             Ok(its) if its.hold_out == settings.hold_out => return,
@@ -312,7 +320,7 @@ fn show_progress(console: &Console, steps: u64) -> Box<dyn Fn(&StepMetrics) + Se
 }
 
 fn provenance(
-    ended: &Ended,
+    ended: &RunResult,
     measured: &[StepMetrics],
     from: Option<String>,
     numbering: Vec<(usize, String)>,
@@ -321,7 +329,7 @@ fn provenance(
     let text = |loss: f64| format!("{loss:.6}");
     Ok(Provenance::Trained {
         store_version: progress.store_version,
-        cells: (ended.cells.0, ended.cells.1),
+        cells: (ended.cells.train, ended.cells.held_out),
         start: progress.start.clone(),
         settings: serde_json::to_value(&progress.settings).map_err(Error::internal("recording the run"))?,
         steps: progress.step,
@@ -333,8 +341,8 @@ fn provenance(
     })
 }
 
-fn report(ended: &Ended, measured: &[StepMetrics], entry: &Entry, folder: &Path) -> Result<()> {
-    let (train, held, twice) = ended.cells;
+fn report(ended: &RunResult, measured: &[StepMetrics], entry: &ModelEntry, folder: &Path) -> Result<()> {
+    let SplitCounts { train, held_out: held, duplicates: twice } = ended.cells;
     let first = measured.iter().find_map(|m| m.validation_loss);
     let held_out = ended.progress.validation_loss;
     let losses = match (first, held_out) {
@@ -360,7 +368,8 @@ fn report(ended: &Ended, measured: &[StepMetrics], entry: &Entry, folder: &Path)
 
 /// Reads cells as training would, and prints throughput and the mean entropy of data sets in a batch as JSON.
 async fn dry_run(args: &PretrainArgs, settings: &Settings, store: &Store) -> Result<()> {
-    let weights = initial_weights(args, settings, store).await?;
+    let from = from_model(args, store).await?;
+    let weights = initial_weights(args, settings, store, from.as_ref()).await?;
     let placement = store.genes().await?.place(&weights.vocabulary);
     let began = Instant::now();
     let cells = split(store, settings.condition.as_deref(), &settings.hold_out, 0).await?;

@@ -10,7 +10,7 @@ use super::shared_args::{CELLS, DeviceArgs, OUTPUT, ReadArgs, one_of};
 use crate::error::{Error, Result};
 use crate::index::Metric;
 use crate::ingest::{IngestOptions, inputs};
-use crate::jobs::{Annotation, annotate};
+use crate::jobs::{AnnotateOptions, annotate};
 use crate::query::Session;
 
 /// Heading of options that say what neighbours are searched for.
@@ -116,8 +116,12 @@ async fn near_many(session: &Session, args: &SearchArgs, file: &str, console: &C
     let (Some(input), true) = (found.pop(), found.is_empty()) else {
         return Err(Error::Request(format!("--query {file}: expected one file of cells")));
     };
-    let asked =
-        Annotation { recipe: args.recipe.clone(), k: args.k, metric: args.metric, condition: args.condition.clone() };
+    let asked = AnnotateOptions {
+        recipe: args.recipe.clone(),
+        k: args.k,
+        metric: args.metric,
+        condition: args.condition.clone(),
+    };
     let options = IngestOptions { min_genes: 0, ..IngestOptions::default() };
     let progress = console.on_progress("embedding cells", "cells");
     let found = annotate(session.engine(), &input, &options, &asked, progress).await?;

@@ -1,16 +1,17 @@
-//! Whether cells of one label lie together: neighbours, Leiden communities, and their agreement with the labels.
+//! Whether a representation keeps cells of one label together: nearest neighbours, Leiden clusters, and their agreement
+//! with the labels.
 //!
-//! As scanpy's users do it: each cell's 14 nearest others (scanpy counts the cell itself, 15), UMAP's connectivities, Leiden
-//! by modularity. The resolution is searched so that there are as many communities as labels, or nearly: with one fixed, a
-//! representation would be judged by how many it happens to give. Silhouettes are those of the labels, euclidean, in the
-//! representation itself.
+//! The steps are those of scanpy: the 14 nearest other cells of each cell (scanpy counts the cell itself, 15), UMAP
+//! connectivities, Leiden by modularity. The resolution is searched so that there are about as many clusters as labels;
+//! with a fixed resolution, the score of a representation would depend on how many clusters it happens to yield.
+//! Silhouettes are those of the labels, with Euclidean distances in the representation.
 
 use std::collections::HashMap;
 
 use cellql_schemas::recipe::{Depth, Recipe};
 use cellql_schemas::vocabulary::Placement;
 
-use super::cells::{Cell, log_normalised};
+use super::cells::{LabelledCell, log_normalised};
 use crate::error::{Error, Result};
 use cellql_analysis::agreement::{adjusted_rand_index, normalised_mutual_information};
 use cellql_analysis::connectivities::connectivities;
@@ -20,39 +21,39 @@ use cellql_analysis::pca::{SparseRows, principal_components};
 use cellql_analysis::silhouette::silhouette;
 use cellql_model::{DEFAULT_TOKEN_BUDGET, Model, Sample};
 
-/// Other cells a cell is joined to.
+/// Number of nearest neighbours of a cell.
 const NEIGHBOURS: usize = 14;
-/// Principal components.
+/// Maximum number of principal components.
 const COMPONENTS: usize = 50;
-/// Halvings of the interval that resolutions are searched in.
-const SEARCH: usize = 12;
-/// Resolutions between which they are searched.
+/// Number of bisection steps of the search for a resolution.
+const SEARCH_STEPS: usize = 12;
+/// Smallest and largest resolution of the search.
 const RESOLUTIONS: (f64, f64) = (0.01, 8.0);
 
-/// How well a representation keeps labels together.
+/// How well a representation keeps cells of one label together.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Clustered {
-    /// What it is.
+pub struct ClusteringScores {
+    /// Name of the representation.
     pub representation: String,
-    /// Numbers of a cell.
+    /// Dimensions of the representation.
     pub dim: usize,
-    /// Communities found.
+    /// Number of Leiden clusters.
     pub clusters: usize,
-    /// Resolution at which.
+    /// Resolution at which they were found.
     pub resolution: f64,
-    /// Normalised mutual information of communities and labels.
+    /// Normalised mutual information of clusters and labels, 0 to 1.
     pub nmi: f64,
-    /// Adjusted Rand index of both.
+    /// Adjusted Rand index of clusters and labels, at most 1; 0 is chance.
     pub ari: f64,
-    /// Mean silhouette of the labels.
+    /// Mean silhouette of the labels, -1 to 1.
     pub silhouette: f64,
 }
 
-/// Labels as numbers, in the order they come.
+/// Labels as numbers from 0, in order of appearance, `[cells]`.
 ///
 /// # Errors
-/// Fewer than two different labels.
-pub fn labels(cells: &[Cell]) -> Result<Vec<u32>> {
+/// Fewer than two different labels, or as many as cells.
+pub fn labels(cells: &[LabelledCell]) -> Result<Vec<u32>> {
     let mut numbers: HashMap<&str, u32> = HashMap::new();
     let mut of_cells = Vec::with_capacity(cells.len());
     for cell in cells {
@@ -61,7 +62,8 @@ pub fn labels(cells: &[Cell]) -> Result<Vec<u32>> {
     }
     match numbers.len() < 2 || numbers.len() == cells.len() {
         true => Err(Error::Request(format!(
-            "{} labels of {} cells: there is nothing to compare with",
+            "{} different labels for {} cells: clusters cannot be compared with them; \
+             choose another --label or other cells",
             numbers.len(),
             cells.len()
         ))),
@@ -69,17 +71,23 @@ pub fn labels(cells: &[Cell]) -> Result<Vec<u32>> {
     }
 }
 
-/// Judges vectors, `[cells, dim]`.
+/// Clusters vectors, `[cells, dim]`, and compares the clusters with labels, `[cells]`.
 ///
 /// # Errors
-/// Labels that no silhouette can be taken of.
-pub fn judge(representation: &str, vectors: &[f32], dim: usize, labels: &[u32], seed: u64) -> Result<Clustered> {
+/// Labels without a silhouette.
+pub fn evaluate(
+    representation: &str,
+    vectors: &[f32],
+    dim: usize,
+    labels: &[u32],
+    seed: u64,
+) -> Result<ClusteringScores> {
     let graph = connectivities(&nearest_neighbours(vectors, dim, NEIGHBOURS.min(labels.len() - 1)));
     let wanted = labels.iter().max().map_or(0, |most| *most as usize + 1);
     let count = |found: &[u32]| found.iter().max().map_or(0, |most| *most as usize + 1);
     let (mut low, mut high) = RESOLUTIONS;
     let mut best: Option<(usize, f64, Vec<u32>)> = None;
-    for _ in 0..SEARCH {
+    for _ in 0..SEARCH_STEPS {
         let resolution = (low * high).sqrt();
         let found = leiden(&graph, resolution, seed);
         let clusters = count(&found);
@@ -92,9 +100,13 @@ pub fn judge(representation: &str, vectors: &[f32], dim: usize, labels: &[u32], 
             std::cmp::Ordering::Greater => high = resolution,
         }
     }
-    let no_silhouette = || Error::Request(format!("{representation}: no silhouette can be taken of these labels"));
+    let no_silhouette = || {
+        Error::Request(format!(
+            "{representation}: these labels have no silhouette; choose another --label or other cells"
+        ))
+    };
     let (_, resolution, found) = best.ok_or_else(no_silhouette)?;
-    Ok(Clustered {
+    Ok(ClusteringScores {
         representation: representation.to_owned(),
         dim,
         clusters: count(&found),
@@ -105,18 +117,20 @@ pub fn judge(representation: &str, vectors: &[f32], dim: usize, labels: &[u32], 
     })
 }
 
-/// A model's embeddings with the depth asked for `fold` times that of the cell, `[cells, dim]`; cells without one are zeros.
+/// A model's embeddings, `[cells, dim]`, with a target depth of `fold` times that of the cell. Cells without one are
+/// zeros.
 ///
 /// # Errors
 /// As [`Model::embed`].
-pub fn embeddings(model: &Model, placement: &Placement, cells: &[Cell], fold: f64) -> Result<Vec<f32>> {
+pub fn embeddings(model: &Model, placement: &Placement, cells: &[LabelledCell], fold: f64) -> Result<Vec<f32>> {
     let recipe = Recipe { depth: Depth::Fold(fold), ..Recipe::of_model(model.name()) };
     let samples = cells.iter().map(|cell| Some(Sample { profile: cell.profile(), total: None }));
     Ok(model.embed(&recipe, samples, placement, DEFAULT_TOKEN_BUDGET)?.vectors)
 }
 
-/// Scores of log-normalised counts over every gene on their first principal components, and how many those are.
-pub fn components(cells: &[Cell], seed: u64) -> (Vec<f32>, usize) {
+/// Scores of log-normalised counts of all genes on the first principal components, `[cells, components]`, and the
+/// number of components.
+pub fn pca_scores(cells: &[LabelledCell], seed: u64) -> (Vec<f32>, usize) {
     let (mut offsets, mut columns, mut values) = (vec![0], Vec::new(), Vec::new());
     for cell in cells {
         let total: f64 = cell.values.iter().map(|v| f64::from(*v)).sum();
@@ -130,8 +144,8 @@ pub fn components(cells: &[Cell], seed: u64) -> (Vec<f32>, usize) {
     (found.scores, found.count)
 }
 
-/// Counts of the genes that any cell expresses, `[cells, genes]`, and how many those are.
-pub fn counts(cells: &[Cell]) -> (Vec<f32>, usize) {
+/// Counts of the genes that any of the cells expresses, `[cells, genes]`, and the number of genes.
+pub fn dense_counts(cells: &[LabelledCell]) -> (Vec<f32>, usize) {
     let genes: std::collections::BTreeSet<u32> = cells.iter().flat_map(|cell| cell.gene_ids.iter().copied()).collect();
     let at: HashMap<u32, usize> = genes.iter().enumerate().map(|(i, gene)| (*gene, i)).collect();
     let mut dense = vec![0f32; cells.len() * at.len()];

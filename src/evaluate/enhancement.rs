@@ -1,11 +1,12 @@
-//! Read-depth enhancement (Hao et al. 2024, Fig. 2): cells are thinned, the model is told their original depth and asked for
-//! what it would have seen there.
+//! Read-depth enhancement (Hao et al. 2024, Fig. 2): cells are downsampled, and the model predicts their expression at
+//! the original depth.
 //!
-//! Of each cell with more than 1,000 counts over the model's genes, x → Binomial(x, rate) gene by gene. The model gets the
-//! thinned counts with S = log10 of what is left and T = log10 of the original total, and predicts ln(1 + x/total·10⁴) of the
-//! original cell. Compared are prediction and original at the genes the original cell expresses; beside it stands the
-//! thinned cell itself, normalised the same way. The paper gives MRE's formula and neither says whether values of all cells
-//! are pooled; here each measure is taken per cell, and the mean over cells is given.
+//! Each cell with more than 1,000 counts over the model's genes is downsampled gene by gene: x → Binomial(x, rate). The
+//! model gets the downsampled counts with S = log10 of their total and T = log10 of the original total, and predicts
+//! ln(1 + x/total·10⁴) of the original cell. The prediction is compared with the original at the genes that the
+//! original cell expresses; the baseline is the downsampled cell, normalised in the same way. The paper defines MRE but
+//! does not say whether the values of all cells are pooled; here every score is computed per cell, and the mean over
+//! cells is reported.
 
 use cellql_schemas::expr::Profile;
 use cellql_schemas::recipe::{Depth, Recipe};
@@ -14,104 +15,112 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Binomial, Distribution};
 
-use super::cells::{Cell, log_normalised};
+use super::cells::{LabelledCell, log_normalised};
 use crate::error::{Error, Result};
 use cellql_analysis::recovery::{mean_absolute_error, mean_relative_error, pearson};
 use cellql_model::{Model, Sample};
 use cellql_store::progress::OnProgress;
 
-/// Counts a cell must have more than.
-const COUNTS: f64 = 1000.0;
+/// Cells with this many counts or fewer are left out.
+const MIN_COUNTS: f64 = 1000.0;
 
-/// Means over cells of three measures, at genes that the original cell expresses.
+/// How well original cells are recovered: means over cells, at the genes that the original cell expresses.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Recovery {
+pub struct RecoveryScores {
     /// Mean absolute error of ln(1 + x) values.
     pub mae: f64,
-    /// Mean of squared error over true value: the paper's MRE.
+    /// Mean of squared error divided by true value: the MRE of the paper.
     pub mre: f64,
-    /// Pearson correlation, of the cells where there is one.
+    /// Pearson correlation, over the cells that have one.
     pub pearson: f64,
     /// Pearson correlation over every gene of the vocabulary.
     pub pearson_all: f64,
 }
 
-/// What was measured at a rate.
+/// Scores at one downsampling rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AtRate {
-    /// Part of the counts that was kept.
+pub struct RateScores {
+    /// Probability with which each count is kept.
     pub rate: f64,
-    /// Cells.
+    /// Number of cells.
     pub cells: usize,
-    /// The model's prediction.
-    pub model: Recovery,
-    /// The thinned cells themselves.
-    pub thinned: Recovery,
+    /// Scores of the model's predictions.
+    pub model: RecoveryScores,
+    /// Scores of the downsampled cells themselves, the baseline.
+    pub downsampled: RecoveryScores,
 }
 
-/// Judges a model at several rates.
+/// Evaluates a model at several downsampling rates. `on_progress` is called with cells done, over all rates.
 ///
 /// # Errors
-/// A rate that is none, no cell with enough counts, values that are no counts, or memory that does not suffice.
+/// A rate that is not between 0 and 1, no cell with enough counts, values that are not counts, or too little memory.
 pub fn enhancement(
     model: &Model,
     placement: &Placement,
-    cells: &[Cell],
+    cells: &[LabelledCell],
     rates: &[f64],
     seed: u64,
     on_progress: &OnProgress,
-) -> Result<Vec<AtRate>> {
+) -> Result<Vec<RateScores>> {
     if let Some(rate) = rates.iter().find(|rate| !(**rate > 0.0 && **rate < 1.0)) {
-        return Err(Error::Request(format!("rate {rate}: it must lie between 0 and 1")));
+        return Err(Error::Request(format!("--rates {rate}: a rate must be between 0 and 1")));
     }
-    let originals: Vec<Original> = cells.iter().filter_map(|cell| Original::of(cell, model, placement)).collect();
+    let originals: Vec<OriginalCell> =
+        cells.iter().filter_map(|cell| OriginalCell::of(cell, model, placement)).collect();
     if originals.is_empty() {
-        return Err(Error::Request(format!("no cell has more than {COUNTS} counts over the model's genes")));
+        return Err(Error::Request(format!(
+            "no cell has more than {MIN_COUNTS} counts over the model's genes; select other cells"
+        )));
     }
     let total = (originals.len() * rates.len()) as u64;
     let mut done = 0;
     let mut results = Vec::new();
     for rate in rates {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let (mut predicted, mut thinned) = (Sums::default(), Sums::default());
+        let (mut predicted, mut downsampled) = (ScoreSums::default(), ScoreSums::default());
         for original in &originals {
-            if let Some(left) = original.thinned(*rate, &mut rng)? {
-                predicted.add(&original.log, &original.ask(model, placement, &left)?);
-                thinned.add(&original.log, &left.log);
+            if let Some(kept) = original.downsample(*rate, &mut rng)? {
+                predicted.add(&original.log, &original.predict(model, placement, &kept)?);
+                downsampled.add(&original.log, &kept.log);
             }
             done += 1;
             on_progress(done, Some(total));
         }
         if predicted.cells == 0 {
             return Err(Error::Request(format!(
-                "rate {rate}: no cell keeps two counts, of which a depth could be told"
+                "--rates {rate}: no cell keeps the two counts that a depth needs; give a higher rate"
             )));
         }
-        let (model, thinned) = (predicted.means(), thinned.means());
-        results.push(AtRate { rate: *rate, cells: predicted.cells, model, thinned });
+        let (model, downsampled) = (predicted.means(), downsampled.means());
+        results.push(RateScores { rate: *rate, cells: predicted.cells, model, downsampled });
     }
     Ok(results)
 }
 
-/// A cell over the model's genes.
-struct Original {
-    /// Genes of the store at which the model reads, their positions, and counts.
+/// A cell before downsampling, over the genes of the vocabulary.
+struct OriginalCell {
+    /// Gene id, position in the vocabulary and count of each expressed gene.
     genes: Vec<(u32, u32, u64)>,
+    /// Sum of the counts.
     total: f64,
-    /// `[genes of the vocabulary]`.
+    /// Log-normalised counts, `[genes of the vocabulary]`.
     log: Vec<f32>,
 }
 
-/// What is left of it.
-struct Thinned {
+/// A cell after downsampling.
+struct DownsampledCell {
+    /// Ids of the expressed genes, ascending.
     gene_ids: Vec<u32>,
+    /// Their counts.
     values: Vec<f32>,
+    /// Sum of the counts.
     total: f64,
+    /// Log-normalised counts, `[genes of the vocabulary]`.
     log: Vec<f32>,
 }
 
-impl Original {
-    fn of(cell: &Cell, model: &Model, placement: &Placement) -> Option<Self> {
+impl OriginalCell {
+    fn of(cell: &LabelledCell, model: &Model, placement: &Placement) -> Option<Self> {
         let genes: Vec<(u32, u32, u64)> = cell
             .gene_ids
             .iter()
@@ -119,38 +128,39 @@ impl Original {
             .filter_map(|(gene, value)| Some((*gene, placement.position(*gene)?, *value as u64)))
             .collect();
         let total = genes.iter().map(|(_, _, count)| *count).sum::<u64>() as f64;
-        let log = normalised(&genes, total, model.vocabulary().len());
-        (total > COUNTS).then_some(Self { genes, total, log })
+        let log = log_normalised_genes(&genes, total, model.vocabulary().len());
+        (total > MIN_COUNTS).then_some(Self { genes, total, log })
     }
 
-    /// Binomially thinned; `None` where fewer than two counts are left, of which no depth can be told.
-    fn thinned(&self, rate: f64, rng: &mut ChaCha8Rng) -> Result<Option<Thinned>> {
-        let mut left = Vec::new();
+    /// Keeps each count with a probability. `None` if fewer than two counts are kept, which have no depth.
+    fn downsample(&self, rate: f64, rng: &mut ChaCha8Rng) -> Result<Option<DownsampledCell>> {
+        let mut kept = Vec::new();
         for (gene, position, count) in &self.genes {
             let drawn = Binomial::new(*count, rate).map_err(|e| Error::Request(format!("rate {rate}: {e}")))?;
-            let kept = drawn.sample(rng);
-            if kept > 0 {
-                left.push((*gene, *position, kept));
+            let count = drawn.sample(rng);
+            if count > 0 {
+                kept.push((*gene, *position, count));
             }
         }
-        let total = left.iter().map(|(_, _, count)| *count).sum::<u64>() as f64;
-        let log = normalised(&left, total, self.log.len());
-        let (gene_ids, values) = left.into_iter().map(|(gene, _, count)| (gene, count as f32)).unzip();
-        Ok((total >= 2.0).then_some(Thinned { gene_ids, values, total, log }))
+        let total = kept.iter().map(|(_, _, count)| *count).sum::<u64>() as f64;
+        let log = log_normalised_genes(&kept, total, self.log.len());
+        let (gene_ids, values) = kept.into_iter().map(|(gene, _, count)| (gene, count as f32)).unzip();
+        Ok((total >= 2.0).then_some(DownsampledCell { gene_ids, values, total, log }))
     }
 
-    /// The model's prediction at the original depth.
-    fn ask(&self, model: &Model, placement: &Placement, left: &Thinned) -> Result<Vec<f32>> {
-        // T is the original depth exactly: S and what is missing to it.
-        let depth = Depth::Add(self.total.log10() - left.total.log10());
+    /// The model's prediction at the original depth, `[genes of the vocabulary]`.
+    fn predict(&self, model: &Model, placement: &Placement, kept: &DownsampledCell) -> Result<Vec<f32>> {
+        // T is the original depth: the depth S of the downsampled cell plus the difference.
+        let depth = Depth::Add(self.total.log10() - kept.total.log10());
         let recipe = Recipe { depth, ..Recipe::of_model(model.name()) };
-        let profile = Profile { gene_ids: &left.gene_ids, values: &left.values };
+        let profile = Profile { gene_ids: &kept.gene_ids, values: &kept.values };
         let sample = Sample { profile, total: None };
         Ok(model.enhance(&recipe, std::iter::once(Some(sample)), placement, usize::MAX)?.vectors)
     }
 }
 
-fn normalised(genes: &[(u32, u32, u64)], total: f64, vocabulary: usize) -> Vec<f32> {
+/// Log-normalised counts, `[genes of the vocabulary]`, of genes given by id, position and count.
+fn log_normalised_genes(genes: &[(u32, u32, u64)], total: f64, vocabulary: usize) -> Vec<f32> {
     let mut log = vec![0f32; vocabulary];
     for (_, position, count) in genes {
         log[*position as usize] = log_normalised(*count as f64, total);
@@ -158,18 +168,18 @@ fn normalised(genes: &[(u32, u32, u64)], total: f64, vocabulary: usize) -> Vec<f
     log
 }
 
-/// Measures summed over cells.
+/// Sums of scores over cells.
 #[derive(Default)]
-struct Sums {
+struct ScoreSums {
     cells: usize,
     mae: f64,
     mre: f64,
-    /// With the cells that have one.
+    /// Sum, and number of cells that have a correlation.
     pearson: (f64, usize),
     pearson_all: (f64, usize),
 }
 
-impl Sums {
+impl ScoreSums {
     fn add(&mut self, truth: &[f32], predicted: &[f32]) {
         let expressed: Vec<usize> = (0..truth.len()).filter(|i| truth[*i] > 0.0).collect();
         let at = |values: &[f32]| -> Vec<f32> { expressed.iter().map(|i| values[*i]).collect() };
@@ -188,9 +198,9 @@ impl Sums {
         }
     }
 
-    fn means(&self) -> Recovery {
+    fn means(&self) -> RecoveryScores {
         let (mean, cells) = (|sum: (f64, usize)| sum.0 / sum.1.max(1) as f64, self.cells.max(1) as f64);
-        Recovery {
+        RecoveryScores {
             mae: self.mae / cells,
             mre: self.mre / cells,
             pearson: mean(self.pearson),

@@ -1,8 +1,8 @@
-//! How good a model is: how well it recovers downsampled cells ([`enhancement`]), and whether its embeddings keep labelled cells
-//! together ([`clustering`]). Scores are those of `cellql_analysis`.
+//! Evaluates models: how well they recover downsampled cells ([`mod@enhancement`]), and whether their embeddings keep
+//! cells of one label together ([`clustering`]). Scores are computed by `cellql_analysis`.
 //!
-//! Depends on `model`, on `store` for cells, and on `pretrain` for which cells a model never saw. Knows nothing of SQL or the
-//! terminal.
+//! Depends on the crate of models, on the store for cells, and on `pretrain` for which cells a model held out. Knows
+//! nothing of SQL or the terminal.
 
 pub mod cells;
 pub mod clustering;

@@ -1,4 +1,4 @@
-//! To `.h5ad`: CSR counts, obs, var, an `obsm` entry per embedding table, and provenance in `uns/cellql`.
+//! Writes `.h5ad`: counts as CSR, obs, var, an `obsm` entry for each embedding table, and provenance in `uns/cellql`.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -8,26 +8,26 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::{Float32Type, Schema, UInt64Type};
 use arrow::record_batch::RecordBatch;
-use cellql_formats::write::h5ad::{Column, H5adWriter, ObsmArray};
+use cellql_formats::write::h5ad::{Column, H5adWriter, ObsmArray, columns_of};
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::{cells, embeddings};
 use futures::StreamExt;
 
-use super::Selection;
 use super::obs::Obs;
+use super::{Selection, no_column};
 use crate::error::{Error, Result};
 use crate::query::Session;
-use cellql_store::embedding_table;
 use cellql_store::progress::OnProgress;
+use cellql_store::{Store, embedding_table};
 
-/// Writes the file; gives the names of the embeddings that went along.
+/// Writes the file. Returns the names of the `obsm` entries.
 pub(super) async fn write(
     session: &Session,
     selection: &Selection,
     path: &Path,
     on_progress: &OnProgress,
 ) -> Result<Vec<String>> {
-    let positions: HashMap<u32, i32> = selection.genes.iter().map(|(gene, _)| *gene).zip(0..).collect();
+    let gene_ids: Vec<u32> = selection.genes.iter().map(|(gene, _)| *gene).collect();
     let table = selection.store.table(cells::TABLE).await?;
     let schema = Schema::from(table.schema());
     let mut obs = Obs::new(schema.fields().iter().map(AsRef::as_ref));
@@ -39,7 +39,7 @@ pub(super) async fn write(
         if batch.num_rows() == 0 {
             continue;
         }
-        append(&mut writer, &batch, &positions)?;
+        append(&mut writer, &batch, &gene_ids, &selection.store)?;
         ids.extend_from_slice(batch.column(0).as_primitive::<UInt64Type>().values());
         obs.add(&batch);
         on_progress(ids.len() as u64, Some(total));
@@ -58,26 +58,29 @@ pub(super) async fn write(
     Ok(obsm.into_iter().map(|entry| entry.name).collect())
 }
 
-fn append(writer: &mut H5adWriter, batch: &RecordBatch, positions: &HashMap<u32, i32>) -> Result<()> {
-    let missing = || Error::Request(format!("the table cells has no column {}", cells::EXPR));
+/// Appends the expression of a batch of `cells`. `gene_ids` are those of the columns, ascending.
+fn append(writer: &mut H5adWriter, batch: &RecordBatch, gene_ids: &[u32], store: &Store) -> Result<()> {
+    let missing = || no_column(store, cells::TABLE, cells::EXPR);
     let expr = batch.column_by_name(cells::EXPR).ok_or_else(missing)?;
     let profiles = Profiles::new(expr).map_err(Error::internal("reading expressions"))?;
     let (mut starts, mut columns, mut values) = (vec![0], Vec::new(), Vec::new());
     for profile in profiles.iter() {
         if let Some(profile) = profile {
-            for (gene, value) in profile.gene_ids.iter().zip(profile.values) {
-                let unknown =
-                    || Error::Request(format!("a cell expresses gene {gene}, which its data set does not measure"));
-                columns.push(*positions.get(gene).ok_or_else(unknown)?);
-                values.push(*value);
-            }
+            columns_of(profile.gene_ids, gene_ids, &mut columns).map_err(|gene| {
+                let problem = format!(
+                    "a cell expresses gene {gene}, which its data set does not measure; ingest that data set again"
+                );
+                Error::damaged(format!("table {} of {}", cells::TABLE, store.uri()), problem)
+            })?;
+            values.extend_from_slice(profile.values);
         }
         starts.push(values.len());
     }
     Ok(writer.append(&starts, &columns, &values)?)
 }
 
-/// Names for cells that differ: barcodes, with the data set and then the cell's id where they are not enough.
+/// Unique names of the cells: their barcodes; if those are not unique, followed by the data set's id; if that is not
+/// enough, followed by the cell's id instead.
 fn unique(barcodes: &StringArray, columns: &[Column], ids: &[u64]) -> Vec<String> {
     let differ = |names: &[String]| names.iter().collect::<HashSet<_>>().len() == names.len();
     let plain: Vec<String> = barcodes.iter().map(|b| b.unwrap_or_default().to_owned()).collect();
@@ -97,7 +100,7 @@ fn unique(barcodes: &StringArray, columns: &[Column], ids: &[u64]) -> Vec<String
     plain.iter().zip(ids).map(|(barcode, id)| format!("{barcode}-{id}")).collect()
 }
 
-/// Index and columns of var.
+/// Index and columns of `var`.
 fn var(session: &Session, genes: &[(u32, String)]) -> (Vec<String>, Vec<Column>) {
     let exported: Vec<_> = genes.iter().map(|(gene, _)| session.engine().genes().exported(*gene)).collect();
     let mut seen: HashMap<String, usize> = HashMap::new();
@@ -121,7 +124,7 @@ fn var(session: &Session, genes: &[(u32, String)]) -> (Vec<String>, Vec<Column>)
     (index, columns)
 }
 
-/// Vectors of the cells in their order, NaN for a cell without one; and what the table says of itself.
+/// Vectors of the cells in their order, NaN for a cell without one, and the metadata of the embedding table as JSON.
 async fn vectors(selection: &Selection, recipe: &str, ids: &[u64]) -> Result<(ObsmArray, String)> {
     let name = embedding_table(recipe);
     let table = selection.store.table(&name).await?;

@@ -1,7 +1,7 @@
-//! Cells out of a store: to `.h5ad` as scanpy reads it, to Parquet, to Lance. What goes out says where it comes from and
-//! can be taken in again.
+//! Exports cells to `.h5ad` as scanpy reads it, to Parquet or to Lance. Every export records its provenance and can be
+//! ingested again.
 //!
-//! Depends on `query` for which cells are meant and on the crate of formats for `.h5ad`. Knows nothing of the terminal.
+//! Depends on `query` to select cells and on the crate of formats for `.h5ad`. Knows nothing of the terminal.
 
 mod h5ad;
 mod obs;
@@ -25,12 +25,12 @@ use crate::query::Session;
 use cellql_store::Store;
 use cellql_store::progress::OnProgress;
 
-/// Rows read at a time: an expression has thousands of values.
+/// Rows of a batch. The expression of one row has thousands of values.
 const BATCH_ROWS: usize = 1024;
 
-/// What is written.
+/// Format of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum FileFormat {
     /// AnnData, encoding 0.2.0.
     H5ad,
     /// One Parquet file.
@@ -39,76 +39,85 @@ pub enum Target {
     Lance,
 }
 
-impl Target {
-    /// By the ending of a file's name.
+impl FileFormat {
+    /// The format of a path, by its ending.
     ///
     /// # Errors
-    /// Another ending, with those there are.
+    /// [`Error::Request`] for an unknown ending; the message lists the known ones.
     pub fn of(path: &Path) -> Result<Self> {
         let ending = path.extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
         ending.parse().map_err(|()| {
             let path = path.display();
-            Error::Request(format!("{path}: to which format? Name it .h5ad, .parquet or .lance, or say --to"))
+            Error::Request(format!(
+                "{path}: the format is unknown; name the file .h5ad, .parquet or .lance, or give --to"
+            ))
         })
     }
 }
 
-impl FromStr for Target {
+impl FromStr for FileFormat {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
         match text {
-            "h5ad" => Ok(Target::H5ad),
-            "parquet" => Ok(Target::Parquet),
-            "lance" => Ok(Target::Lance),
+            "h5ad" => Ok(FileFormat::H5ad),
+            "parquet" => Ok(FileFormat::Parquet),
+            "lance" => Ok(FileFormat::Lance),
             _ => Err(()),
         }
     }
 }
 
-/// What was written.
+/// Result of [`export`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportReport {
-    /// Where.
+    /// The file or folder that was written.
     pub path: PathBuf,
-    /// Cells.
+    /// Number of cells.
     pub cells: u64,
-    /// Genes that a data set of these cells measured.
+    /// Number of genes that a data set of these cells measured.
     pub genes: usize,
-    /// Embedding tables that went along.
+    /// Names of the `obsm` entries with embeddings.
     pub embeddings: Vec<String>,
 }
 
-/// The cells that are meant, and what is known of where they come from.
+/// The cells to export, and their genes, obs columns and provenance.
 struct Selection {
     store: Store,
-    /// Ascending.
+    /// Ids of the cells, ascending.
     cell_ids: Vec<u64>,
-    /// Genes that a data set of these cells measured, ascending, with the first name a file gave each.
+    /// Ids of the genes that a data set of these cells measured, ascending, with the first name that a file gave each.
     genes: Vec<(u32, String)>,
     obs: Vec<ObsReport>,
     provenance: BTreeMap<String, String>,
 }
 
-/// Writes the cells that satisfy an SQL condition (all where there is none).
+/// Writes the cells that satisfy an SQL condition to a file; all cells if there is no condition.
 ///
 /// # Errors
-/// The condition is wrong, no cell satisfies it, there is a file of that name, or it cannot be written.
+/// The condition is wrong, no cell satisfies it, the file exists or its folder does not, or it cannot be written.
 pub async fn export(
     session: &Session,
     path: &Path,
-    target: Target,
+    format: FileFormat,
     condition: Option<&str>,
     on_progress: OnProgress,
 ) -> Result<ExportReport> {
     if path.exists() {
-        return Err(Error::Request(format!("{} is there already; name another file", path.display())));
+        return Err(Error::Request(format!("{} exists already; name another file", path.display())));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        let (path, folder) = (path.display(), folder.display());
+        return Err(Error::Request(format!(
+            "{path} cannot be written: the folder {folder} does not exist; make it first"
+        )));
     }
     let selection = Selection::of(session, condition).await?;
-    let embeddings = match target {
-        Target::H5ad => h5ad::write(session, &selection, path, &on_progress).await?,
-        Target::Parquet => table::parquet(session, &selection, path, &on_progress).await.map(|()| Vec::new())?,
-        Target::Lance => table::lance(session, &selection, path, &on_progress).await.map(|()| Vec::new())?,
+    let embeddings = match format {
+        FileFormat::H5ad => h5ad::write(session, &selection, path, &on_progress).await?,
+        FileFormat::Parquet => table::parquet(session, &selection, path, &on_progress).await.map(|()| Vec::new())?,
+        FileFormat::Lance => table::lance(session, &selection, path, &on_progress).await.map(|()| Vec::new())?,
     };
     let (cells, genes) = (selection.cell_ids.len() as u64, selection.genes.len());
     Ok(ExportReport { path: path.to_owned(), cells, genes, embeddings })
@@ -144,7 +153,7 @@ impl Selection {
         Ok(selection)
     }
 
-    /// Genes, obs columns and origins of these data sets.
+    /// Reads the genes, obs columns and origins of data sets.
     async fn read_datasets(&mut self, ids: &[u32]) -> Result<()> {
         let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
         let filter = format!("{} IN ({})", datasets::DATASET_ID, ids.join(", "));
@@ -165,8 +174,11 @@ impl Selection {
                 for (gene, name) in list(0).as_primitive::<UInt32Type>().values().iter().zip(names.as_string::<i32>()) {
                     genes.entry(*gene).or_insert_with(|| name.unwrap_or_default().to_owned());
                 }
-                let obs: Vec<ObsReport> =
-                    serde_json::from_str(&text(2)).map_err(Error::internal("reading the obs columns of a data set"))?;
+                let unreadable = |e| {
+                    let object = format!("the row of data set '{}' in the table datasets", text(3));
+                    Error::damaged(object, format!("its obs_columns cannot be parsed: {e}; ingest its file again"))
+                };
+                let obs: Vec<ObsReport> = serde_json::from_str(&text(2)).map_err(unreadable)?;
                 obs::merge(&mut self.obs, obs);
                 origins.push(serde_json::json!({ "name": text(3), "source_uri": text(4), "sha256": text(5) }));
             }
@@ -176,20 +188,28 @@ impl Selection {
         Ok(())
     }
 
-    /// Rows of a table that belong to these cells, in the table's order.
+    /// The rows of a table that belong to the selected cells, in the order of the table.
     async fn rows(&self, name: &str) -> Result<impl Stream<Item = Result<RecordBatch>>> {
         let doing = format!("reading table {name} of {}", self.store.uri());
-        let table = self.store.table(name).await?;
-        let mut scan = table.scan();
+        let mut scan = self.store.table(name).await?.scan();
+        let table = name.to_owned();
         scan.batch_size(BATCH_ROWS).scan_in_order(true);
         let batches = scan.try_into_stream().await.map_err(Error::internal(doing.clone()))?;
-        Ok(batches.map_err(move |e| Error::internal(doing.clone())(e)).map(move |batch| self.chosen(&batch?)))
+        Ok(batches
+            .map_err(move |e| Error::internal(doing.clone())(e))
+            .map(move |batch| self.selected_rows(&table, &batch?)))
     }
 
-    fn chosen(&self, batch: &RecordBatch) -> Result<RecordBatch> {
-        let missing = || Error::Request(format!("the table has no column {}", cells::CELL_ID));
+    fn selected_rows(&self, table: &str, batch: &RecordBatch) -> Result<RecordBatch> {
+        let missing = || no_column(&self.store, table, cells::CELL_ID);
         let ids = batch.column_by_name(cells::CELL_ID).ok_or_else(missing)?.as_primitive::<UInt64Type>();
         let keep: BooleanArray = ids.values().iter().map(|id| Some(self.cell_ids.binary_search(id).is_ok())).collect();
-        filter_record_batch(batch, &keep).map_err(Error::internal("choosing cells"))
+        filter_record_batch(batch, &keep).map_err(Error::internal(format!("selecting cells of table {table}")))
     }
+}
+
+/// The error of a table that lacks one of its columns.
+fn no_column(store: &Store, table: &str, column: &str) -> Error {
+    let problem = format!("it has no column {column}; ingest its data sets into a new store");
+    Error::damaged(format!("table {table} of {}", store.uri()), problem)
 }

@@ -1,4 +1,5 @@
-//! Obs of exported cells: gathered batch by batch, categoricals with the categories of their files in their order.
+//! Obs of exported cells, collected batch by batch. Categorical columns keep the categories of their files and their
+//! order.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use cellql_schemas::cells;
 use crate::error::{Error, Result};
 use crate::ingest::ObsReport;
 
-/// Adds the columns of another data set: categories in order of appearance, an order only where all agree on it.
+/// Adds the columns of another data set. Categories are in order of appearance; a column is ordered only if all data
+/// sets have the same ordered categories.
 pub(super) fn merge(all: &mut Vec<ObsReport>, of: Vec<ObsReport>) {
     for column in of {
         match all.iter_mut().find(|c| c.name == column.name) {
@@ -30,14 +32,14 @@ pub(super) fn merge(all: &mut Vec<ObsReport>, of: Vec<ObsReport>) {
     }
 }
 
-/// Gathers columns of `cells` that become obs.
+/// Collects the columns of `cells` that become obs.
 pub(super) struct Obs {
     fields: Vec<Field>,
     parts: Vec<Vec<ArrayRef>>,
 }
 
 impl Obs {
-    /// For a table of these columns; the expression is none of them.
+    /// For a table of these columns. The expression is left out.
     pub(super) fn new<'a>(fields: impl Iterator<Item = &'a Field>) -> Self {
         let fields: Vec<Field> = fields.filter(|f| f.name() != cells::EXPR).cloned().collect();
         Self { parts: fields.iter().map(|_| Vec::new()).collect(), fields }
@@ -51,7 +53,7 @@ impl Obs {
         }
     }
 
-    /// The barcodes, and every column that these data sets have.
+    /// The barcodes, and the other columns of these data sets.
     pub(super) fn finish(self, reports: &[ObsReport]) -> Result<(StringArray, Vec<Column>)> {
         let fail = Error::internal::<arrow::error::ArrowError>;
         let (mut barcodes, mut columns) = (StringArray::from(Vec::<&str>::new()), Vec::new());
@@ -63,7 +65,7 @@ impl Obs {
                 continue;
             }
             let report = reports.iter().find(|r| r.name == *field.name());
-            // A column of other data sets, or one of ours that says nothing here.
+            // A column of other data sets, or one of our own without a value.
             if report.is_none() && values.null_count() == values.len() {
                 continue;
             }
@@ -78,7 +80,7 @@ impl Obs {
     }
 }
 
-/// A column in one of the types that obs has.
+/// Converts a column to one of the types that obs can have.
 fn plain(column: &ArrayRef) -> ArrayRef {
     let to = match column.data_type() {
         DataType::Dictionary(_, _) => DataType::Utf8,
@@ -89,7 +91,7 @@ fn plain(column: &ArrayRef) -> ArrayRef {
     cast(column, &to).unwrap_or_else(|_| Arc::clone(column))
 }
 
-/// Text as a categorical: known categories first, then those that appear.
+/// Converts text to a categorical column: first the recorded categories, then others in order of appearance.
 fn categorize(name: &str, values: &ArrayRef, report: Option<&ObsReport>) -> Result<Column> {
     let mut categories: Vec<String> = report.and_then(|r| r.categories.clone()).unwrap_or_default();
     let mut codes: HashMap<String, i32> = categories.iter().cloned().zip(0..).collect();

@@ -1,5 +1,5 @@
-//! To a Parquet file or a Lance table: the rows of `cells` as they are, with the genes that their ids mean and the
-//! provenance in the schema's metadata.
+//! Writes a Parquet file or a Lance table: the rows of `cells` unchanged, with the genes of their ids and the
+//! provenance in the metadata of the schema.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::query::Session;
 use cellql_store::progress::OnProgress;
 
-/// Rows of a Parquet row group: some tens of megabytes of expression.
+/// Rows of a Parquet row group, which have some tens of megabytes of expression.
 const GROUP_ROWS: usize = 8192;
 
 async fn schema(session: &Session, selection: &Selection) -> Result<SchemaRef> {
@@ -41,7 +41,7 @@ fn described(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     batch.with_schema(Arc::clone(schema)).map_err(Error::internal("describing the export"))
 }
 
-/// A name for what is not whole yet.
+/// Path under which a file is written before it is complete.
 fn partial(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
@@ -49,7 +49,7 @@ fn partial(path: &Path) -> PathBuf {
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
-    std::fs::rename(from, to).map_err(Error::internal(format!("naming {}", to.display())))
+    std::fs::rename(from, to).map_err(|e| Error::input(to, "file", format!("cannot be written: {e}")))
 }
 
 /// Writes one Parquet file.
@@ -62,7 +62,8 @@ pub(super) async fn parquet(
     let doing = || format!("writing {}", path.display());
     let schema = schema(session, selection).await?;
     let partial = partial(path);
-    let file = std::fs::File::create(&partial).map_err(Error::internal(doing()))?;
+    let file =
+        std::fs::File::create(&partial).map_err(|e| Error::input(path, "file", format!("cannot be written: {e}")))?;
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(GROUP_ROWS))
@@ -108,7 +109,7 @@ pub(super) async fn lance(
     while let Some(batch) = batches.next().await {
         let batch = described(batch?, &schema)?;
         done += batch.num_rows() as u64;
-        // A closed channel means that the table could not be written; its writer tells why.
+        // A closed channel means that the table could not be written; the writer returns the reason.
         if batch.num_rows() > 0 && send.send(Ok(batch)).await.is_err() {
             break;
         }

@@ -1,4 +1,5 @@
-//! From blocks of a file to rows of `cells`: values checked, genes mapped, poor cells dropped and counted.
+//! Turns blocks of a file into rows of `cells`: checks values, maps features to genes, leaves out cells and counts
+//! them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,92 +8,91 @@ use arrow::array::{ArrayRef, BooleanArray, Float32Array, Float64Array, StringArr
 use arrow::compute::filter;
 use arrow::datatypes::{Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use cellql_formats::Block;
+use cellql_formats::counts::{CountEvidence, are_whole, recover};
+use cellql_formats::{Block, GeneSorter};
 use cellql_schemas::cells::{self as table, ValueKind};
 use cellql_schemas::expr::{Profile, ProfileBuilder};
 
 use super::Dropped;
-use super::duplicates::Known;
-use super::obs::{Target, fitted};
-use super::values::{Reading, Verdict, recover};
+use super::duplicates::ContentIndex;
+use super::obs::{ObsTarget, fitted};
+use super::values::Interpretation;
 use crate::error::{Error, Result};
 use cellql_store::ContentHash;
 
-/// What a cell must be to be kept, and what its values are taken for.
+/// Which cells are kept, and how their values are interpreted.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Quality {
+pub(super) struct CellOptions {
+    /// CellBuilder must express more genes than this.
     pub(super) min_genes: u32,
-    pub(super) reading: Reading,
+    pub(super) interpretation: Interpretation,
+    /// Leave out cells that the store holds already.
     pub(super) skip_duplicates: bool,
 }
 
 /// The genes of a file's features.
 #[derive(Debug)]
 pub(super) struct FileGenes {
-    /// Place of each feature among the file's genes by ascending id.
-    rank: Vec<u32>,
-    /// Gene at each place.
-    genes: Vec<u32>,
-    /// Those of the mitochondrial genome.
+    sorter: GeneSorter,
+    /// Ids of the genes of the mitochondrial genome, ascending.
     mitochondrial: Vec<u32>,
 }
 
 impl FileGenes {
-    /// For features that are these genes, each of them once.
+    /// For a file whose features are these genes. Each gene occurs once.
     pub(super) fn new(gene_ids: &[u32], is_mitochondrial: impl Fn(u32) -> bool) -> Self {
-        let mut genes = gene_ids.to_vec();
-        genes.sort_unstable();
-        let place = |gene: &u32| genes.binary_search(gene).unwrap_or_default() as u32;
-        let rank = gene_ids.iter().map(place).collect();
-        let mitochondrial = genes.iter().copied().filter(|g| is_mitochondrial(*g)).collect();
-        Self { rank, mitochondrial, genes }
+        let sorter = GeneSorter::new(gene_ids);
+        let mitochondrial = sorter.genes().iter().copied().filter(|g| is_mitochondrial(*g)).collect();
+        Self { sorter, mitochondrial }
     }
 }
 
-/// Why a batch was not made.
-pub(super) enum Refusal {
-    /// Values contradict the reading.
-    Reading,
-    /// The file is wrong.
+/// Why a block was not turned into rows.
+pub(super) enum BatchError {
+    /// A cell's values contradict the interpretation.
+    Contradicted,
+    /// The file cannot be read, or holds a value that no cell can have.
     Failed(Error),
 }
 
-impl From<Error> for Refusal {
+impl From<Error> for BatchError {
     fn from(error: Error) -> Self {
-        Refusal::Failed(error)
+        BatchError::Failed(error)
     }
 }
 
 /// Builds the rows of one data set.
-pub(super) struct Cells {
+pub(super) struct CellBuilder {
     dataset_id: u32,
     next_cell_id: u64,
     first_cell_id: u64,
     genes: FileGenes,
-    obs: Vec<Target>,
-    quality: Quality,
-    known: Known,
+    obs: Vec<ObsTarget>,
+    options: CellOptions,
+    stored: ContentIndex,
     schema: SchemaRef,
-    counts: Tally,
-    scatter: Scatter,
+    counts: CellCounts,
 }
 
-/// What became of the cells so far.
+/// Numbers of cells read so far, by what was done with them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Tally {
+pub(super) struct CellCounts {
     pub(super) read: u64,
+    /// Cells left out because they express too few genes.
     pub(super) few_genes: u64,
+    /// Duplicates left out.
     pub(super) skipped_duplicates: u64,
+    /// Cells whose content the store held already, left out or not.
     pub(super) duplicates: u64,
-    /// Kept cells whose values tell that counts were recovered.
-    telling: u64,
+    /// Kept cells whose values support that counts were recovered.
+    informative: u64,
     /// Smallest and largest total of a kept cell.
     totals: Option<(f64, f64)>,
 }
 
-/// Columns of a batch that are gathered cell by cell.
+/// Columns of a batch that are built cell by cell.
 #[derive(Default)]
-struct Gathered {
+struct BatchColumns {
     profiles: ProfileBuilder,
     totals: Vec<f64>,
     n_genes: Vec<u32>,
@@ -101,27 +101,26 @@ struct Gathered {
     duplicate_of: Vec<Option<u64>>,
 }
 
-impl Cells {
+impl CellBuilder {
     pub(super) fn new(
         dataset_id: u32,
         first_cell_id: u64,
         genes: FileGenes,
-        obs: Vec<Target>,
-        quality: Quality,
-        known: Known,
+        obs: Vec<ObsTarget>,
+        options: CellOptions,
+        stored: ContentIndex,
     ) -> Self {
         let fields: Vec<Field> = obs.iter().map(|o| o.field.clone()).collect();
         Self {
             dataset_id,
             next_cell_id: first_cell_id,
             first_cell_id,
-            scatter: Scatter::new(genes.genes.len()),
             genes,
             obs,
-            quality,
-            known,
+            options,
+            stored,
             schema: Arc::new(table::schema_with_obs(&fields)),
-            counts: Tally::default(),
+            counts: CellCounts::default(),
         }
     }
 
@@ -129,7 +128,7 @@ impl Cells {
         Arc::clone(&self.schema)
     }
 
-    pub(super) fn counts(&self) -> &Tally {
+    pub(super) fn counts(&self) -> &CellCounts {
         &self.counts
     }
 
@@ -142,77 +141,76 @@ impl Cells {
     }
 
     pub(super) fn dropped(&self) -> Dropped {
-        let few = (format!("{} genes or fewer", self.quality.min_genes), self.counts.few_genes);
+        let few = (format!("{} genes or fewer", self.options.min_genes), self.counts.few_genes);
         let twice = ("in the store already".to_owned(), self.counts.skipped_duplicates);
         [few, twice].into_iter().filter(|(_, n)| *n > 0).collect()
     }
 
-    pub(super) fn obs(&self) -> &[Target] {
+    pub(super) fn obs(&self) -> &[ObsTarget] {
         &self.obs
     }
 
-    /// What all cells together say of the reading, once every one was read.
-    pub(super) fn reading_holds(&self) -> bool {
-        match self.quality.reading {
-            // Whole numbers of which every cell has a million are rounded TPM or CPM.
-            Reading::Counts => {
+    /// Whether all cells together support the interpretation, after every cell was read.
+    pub(super) fn interpretation_holds(&self) -> bool {
+        match self.options.interpretation {
+            // Whole numbers that add up to a million in every cell are rounded TPM or CPM.
+            Interpretation::Counts => {
                 let million = |total: f64| (total - 1e6).abs() < 1e4;
                 self.kept() < 3 || !self.counts.totals.is_some_and(|(least, most)| million(least) && million(most))
             }
-            Reading::Recovered(..) => self.counts.telling * 2 >= self.kept(),
-            Reading::AsGiven => true,
+            Interpretation::Recovered(..) => self.counts.informative * 2 >= self.kept(),
+            Interpretation::AsGiven => true,
         }
     }
 
-    /// The rows of a block.
-    pub(super) fn batch(&mut self, file: &Path, block: &Block) -> Result<RecordBatch, Refusal> {
-        let mut gathered = Gathered::default();
+    /// The rows of a block. Cells that are left out are counted.
+    pub(super) fn batch(&mut self, file: &Path, block: &Block) -> Result<RecordBatch, BatchError> {
+        let mut columns = BatchColumns::default();
         let mut keep = Vec::with_capacity(block.len());
         for i in 0..block.len() {
-            keep.push(self.add(file, block, i, &mut gathered)?);
+            keep.push(self.add(file, block, i, &mut columns)?);
         }
         self.counts.read += block.len() as u64;
-        Ok(self.rows(file, block, &BooleanArray::from(keep), gathered)?)
+        Ok(self.rows(file, block, &BooleanArray::from(keep), columns)?)
     }
 
-    /// Adds a cell, or counts why it is not kept.
-    fn add(&mut self, file: &Path, block: &Block, i: usize, to: &mut Gathered) -> Result<bool, Refusal> {
+    /// Adds a cell, or counts why it is left out. True if it is kept.
+    fn add(&mut self, file: &Path, block: &Block, i: usize, to: &mut BatchColumns) -> Result<bool, BatchError> {
         let (features, values) = block.cell(i);
-        if let Err(wrong) = self.scatter.fill(&self.genes.rank, features, values) {
-            self.scatter.clear();
-            return Err(Refusal::Failed(wrong.tell(file, block, i)));
-        }
-        let count = self.scatter.count;
-        if count <= self.quality.min_genes as usize {
-            self.scatter.clear();
+        let count = self.genes.sorter.fill(features, values).map_err(|e| {
+            let object = format!("matrix, cell '{}', feature number {}", block.barcodes.value(i), e.feature() + 1);
+            BatchError::Failed(Error::input(file, object, e))
+        })?;
+        if count <= self.options.min_genes as usize {
             self.counts.few_genes += 1;
             return Ok(false);
         }
-        to.profiles.push_with(count, |genes, values| self.scatter.drain(&self.genes.genes, genes, values));
-        let verdict = self.read_as(to.profiles.last_values());
-        if verdict == Verdict::Against {
-            return Err(Refusal::Reading);
+        to.profiles.push_with(count, |genes, values| self.genes.sorter.take(genes, values));
+        let evidence = self.interpret(to.profiles.last_values());
+        if evidence == CountEvidence::Contradicts {
+            return Err(BatchError::Contradicted);
         }
         let kept = self.keep(to);
-        self.counts.telling += u64::from(kept && verdict == Verdict::For);
+        self.counts.informative += u64::from(kept && evidence == CountEvidence::Supports);
         Ok(kept)
     }
 
-    fn read_as(&self, values: &mut [f32]) -> Verdict {
-        match self.quality.reading {
-            Reading::Counts if !values.iter().all(|v| is_whole(*v)) => Verdict::Against,
-            Reading::Counts | Reading::AsGiven => Verdict::Silent,
-            Reading::Recovered(undo, precision) => recover(values, undo, precision),
+    /// Replaces the values of a cell by its counts if counts are recovered.
+    fn interpret(&self, values: &mut [f32]) -> CountEvidence {
+        match self.options.interpretation {
+            Interpretation::Counts if !are_whole(values) => CountEvidence::Contradicts,
+            Interpretation::Counts | Interpretation::AsGiven => CountEvidence::Inconclusive,
+            Interpretation::Recovered(normalisation, rounding) => recover(values, normalisation, rounding),
         }
     }
 
-    /// Keeps the cell that was added last, unless it is a duplicate that is not wanted.
-    fn keep(&mut self, to: &mut Gathered) -> bool {
+    /// Keeps the cell that was added last, unless it is a duplicate and duplicates are left out.
+    fn keep(&mut self, to: &mut BatchColumns) -> bool {
         let cell = to.profiles.last();
         let hash = ContentHash::of(cell).to_hex();
-        let duplicate_of = self.known.find(&hash);
+        let duplicate_of = self.stored.find(&hash);
         self.counts.duplicates += u64::from(duplicate_of.is_some());
-        if duplicate_of.is_some() && self.quality.skip_duplicates {
+        if duplicate_of.is_some() && self.options.skip_duplicates {
             to.profiles.pop();
             self.counts.skipped_duplicates += 1;
             return false;
@@ -229,14 +227,14 @@ impl Cells {
     }
 
     fn mito_fraction(&self, cell: Profile<'_>, total: f64) -> Option<f32> {
-        if self.quality.reading.kind() == ValueKind::Normalised || self.genes.mitochondrial.is_empty() {
+        if self.options.interpretation.kind() == ValueKind::Normalised || self.genes.mitochondrial.is_empty() {
             return None;
         }
         let mito: f64 = self.genes.mitochondrial.iter().map(|gene| f64::from(cell.value_of(*gene))).sum();
         Some(if total > 0.0 { (mito / total) as f32 } else { 0.0 })
     }
 
-    fn rows(&mut self, file: &Path, block: &Block, keep: &BooleanArray, mut of: Gathered) -> Result<RecordBatch> {
+    fn rows(&mut self, file: &Path, block: &Block, keep: &BooleanArray, mut of: BatchColumns) -> Result<RecordBatch> {
         let count = of.totals.len();
         let first = self.next_cell_id;
         self.next_cell_id += count as u64;
@@ -244,7 +242,7 @@ impl Cells {
             let (file, object) = (file.to_owned(), object.to_owned());
             move |e: arrow::error::ArrowError| Error::input(file, object, e)
         };
-        let kind = self.quality.reading.kind().name();
+        let kind = self.options.interpretation.kind().name();
         let mut columns: Vec<ArrayRef> = vec![
             Arc::new(UInt64Array::from_iter_values(first..self.next_cell_id)),
             Arc::new(UInt32Array::from(vec![self.dataset_id; count])),
@@ -266,95 +264,6 @@ impl Cells {
     }
 }
 
-/// Sorts a cell's values by gene without comparing: each falls to its gene's place, and a bitmap tells which are there.
-#[derive(Debug)]
-struct Scatter {
-    values: Vec<f32>,
-    there: Vec<u64>,
-    count: usize,
-}
-
-/// A value that cannot be stored.
-enum Wrong {
-    Value(u32, f32),
-    Twice(u32),
-    NoFeature(u32, usize),
-}
-
-impl Wrong {
-    fn tell(&self, file: &Path, block: &Block, i: usize) -> Error {
-        let (feature, problem) = match self {
-            Wrong::Value(feature, value) if *value < 0.0 => (
-                feature,
-                format!("the value {value} is negative; scaled or centred data cannot be stored, give raw counts"),
-            ),
-            Wrong::Value(feature, value) => {
-                (feature, format!("the value is {value}; expression must be a finite number"))
-            }
-            Wrong::Twice(feature) => (feature, "has two values in one cell".to_owned()),
-            Wrong::NoFeature(feature, count) => (feature, format!("the file names only {count} features")),
-        };
-        let object = format!("matrix, cell '{}', feature number {}", block.barcodes.value(i), feature + 1);
-        Error::input(file, object, problem)
-    }
-}
-
-impl Scatter {
-    fn new(genes: usize) -> Self {
-        Self { values: vec![0.0; genes], there: vec![0; genes.div_ceil(64)], count: 0 }
-    }
-
-    /// Puts every value above zero in its place.
-    fn fill(&mut self, rank: &[u32], features: &[u32], values: &[f32]) -> Result<(), Wrong> {
-        for (&feature, &value) in features.iter().zip(values) {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(Wrong::Value(feature, value));
-            }
-            if value == 0.0 {
-                continue;
-            }
-            let Some(&rank) = rank.get(feature as usize) else {
-                return Err(Wrong::NoFeature(feature, rank.len()));
-            };
-            let (word, bit) = (rank as usize / 64, 1u64 << (rank % 64));
-            if self.there[word] & bit != 0 {
-                return Err(Wrong::Twice(feature));
-            }
-            self.there[word] |= bit;
-            self.values[rank as usize] = value;
-            self.count += 1;
-        }
-        Ok(())
-    }
-
-    fn clear(&mut self) {
-        self.there.fill(0);
-        self.count = 0;
-    }
-
-    /// Takes the values out, in order, with the genes at their places.
-    fn drain(&mut self, genes: &[u32], to_genes: &mut [u32], to_values: &mut [f32]) {
-        let mut out = to_genes.iter_mut().zip(to_values);
-        for (i, word) in self.there.iter_mut().enumerate() {
-            let mut bits = std::mem::take(word);
-            while bits != 0 {
-                let rank = i * 64 + bits.trailing_zeros() as usize;
-                if let Some((gene, value)) = out.next() {
-                    *gene = genes[rank];
-                    *value = self.values[rank];
-                }
-                bits &= bits - 1;
-            }
-        }
-        self.count = 0;
-    }
-}
-
-/// True for a whole number. Large ones have no fraction in f32; `fract` would call a function for each.
-fn is_whole(value: f32) -> bool {
-    value >= 16_777_216.0 || (value as i32) as f32 == value
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -370,23 +279,23 @@ mod tests {
         }
     }
 
-    fn cells(reading: Reading) -> Cells {
+    fn cells(interpretation: Interpretation) -> CellBuilder {
         let genes = FileGenes::new(&[9, 3, 4], |g| g == 4);
-        let quality = Quality { min_genes: 0, reading, skip_duplicates: false };
-        Cells::new(0, 5, genes, vec![], quality, Known::default())
+        let options = CellOptions { min_genes: 0, interpretation, skip_duplicates: false };
+        CellBuilder::new(0, 5, genes, vec![], options, ContentIndex::default())
     }
 
-    fn batch(cells: &mut Cells, values: &[f32]) -> Option<RecordBatch> {
+    fn batch(cells: &mut CellBuilder, values: &[f32]) -> Option<RecordBatch> {
         match cells.batch(Path::new("f.h5ad"), &block(values)) {
             Ok(batch) => Some(batch),
-            Err(Refusal::Reading) => None,
-            Err(Refusal::Failed(error)) => panic!("{error}"),
+            Err(BatchError::Contradicted) => None,
+            Err(BatchError::Failed(error)) => panic!("{error}"),
         }
     }
 
     #[test]
     fn genes_ascend_zeros_vanish_and_ids_go_on() {
-        let mut cells = cells(Reading::Counts);
+        let mut cells = cells(Interpretation::Counts);
         let batch = batch(&mut cells, &[2.0, 0.0, 1.0]).unwrap();
         let profiles = Profiles::new(batch.column_by_name("expr").unwrap()).unwrap();
         let cell = profiles.get(0).unwrap();
@@ -397,12 +306,14 @@ mod tests {
     }
 
     #[test]
-    fn impossible_values_are_told_with_their_place() {
-        for (value, word) in [(f32::NAN, "finite"), (-1.0, "negative")] {
-            let mut cells = cells(Reading::Counts);
-            let Err(Refusal::Failed(error)) = cells.batch(Path::new("f.h5ad"), &block(&[1.0, value])) else { panic!() };
-            let text = error.to_string();
-            assert!(text.contains(word) && text.contains("f.h5ad") && text.contains("cell 'c'"), "{text}");
+    fn values_that_no_cell_can_have_are_refused_with_file_and_cell() {
+        for value in [f32::NAN, -1.0] {
+            let mut cells = cells(Interpretation::Counts);
+            let Err(BatchError::Failed(error)) = cells.batch(Path::new("f.h5ad"), &block(&[1.0, value])) else {
+                panic!()
+            };
+            let Error::Input { file, object, .. } = &error else { panic!("{error}") };
+            assert_eq!((file.as_path(), object.as_str()), (Path::new("f.h5ad"), "matrix, cell 'c', feature number 2"));
             // Nothing of the refused cell stays behind.
             assert!(batch(&mut cells, &[1.0, 1.0]).is_some());
         }
@@ -410,16 +321,16 @@ mod tests {
 
     #[test]
     fn a_fraction_shows_that_values_are_no_counts() {
-        assert!(batch(&mut cells(Reading::Counts), &[0.5]).is_none());
-        assert!(batch(&mut cells(Reading::AsGiven), &[0.5]).is_some());
+        assert!(batch(&mut cells(Interpretation::Counts), &[0.5]).is_none());
+        assert!(batch(&mut cells(Interpretation::AsGiven), &[0.5]).is_some());
     }
 
     #[test]
     fn whole_numbers_that_make_a_million_in_every_cell_are_no_counts() {
-        let mut cells = cells(Reading::Counts);
+        let mut cells = cells(Interpretation::Counts);
         for values in [[500_000.0, 500_000.0, 0.0], [999_990.0, 1.0, 1.0], [400_000.0, 300_000.0, 300_001.0]] {
             batch(&mut cells, &values).unwrap();
         }
-        assert!(!cells.reading_holds());
+        assert!(!cells.interpretation_holds());
     }
 }

@@ -1,4 +1,4 @@
-//! Where cells come from: a file, a directory, or an object store whose files are fetched first.
+//! Where the cells of a data set come from: a file, a directory, or an object store whose files are downloaded first.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,36 +12,36 @@ use tokio::io::AsyncWriteExt;
 
 use crate::error::{Error, Result};
 
-/// One data set to take in.
+/// The file or directory of one data set to ingest.
 #[derive(Debug, Clone)]
-pub struct Input {
-    /// Its file or directory on this machine.
+pub struct InputFile {
+    /// File or directory on this machine.
     pub path: PathBuf,
-    /// Where it comes from, as `datasets` shall say.
+    /// Where the data set comes from, as recorded in the column `source_uri` of `datasets`.
     pub uri: String,
-    /// Fetched files live as long as their inputs.
-    _fetched: Option<Arc<TempDir>>,
+    /// The temporary folder of downloaded files, deleted when the last input from it is dropped.
+    _downloaded: Option<Arc<TempDir>>,
 }
 
-impl Input {
-    /// A file of this machine.
+impl InputFile {
+    /// A file or directory of this machine.
     pub fn local(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self { uri: path.display().to_string(), path, _fetched: None }
+        Self { uri: path.display().to_string(), path, _downloaded: None }
     }
 
-    /// The same file, said to come from elsewhere.
+    /// The same file with another recorded origin.
     pub fn from_elsewhere(self, uri: impl Into<String>) -> Self {
         Self { uri: uri.into(), ..self }
     }
 
-    /// What it is called where the user gives no name: the file's name without its endings.
+    /// Default name of the data set: the file's name without its endings.
     pub(super) fn stem(&self) -> String {
         let name = self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let stem = name.strip_suffix(".gz").unwrap_or(&name);
         let stem = stem.rsplit_once('.').map_or(stem, |(stem, _)| stem);
         match stem {
-            // A 10x folder is named by itself, not by the file that all of them hold.
+            // A 10x data set is named after its folder, since its files have the same names everywhere.
             "" | "matrix" | "filtered_feature_bc_matrix" | "raw_feature_bc_matrix" => {
                 let folder = self.path.parent().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
                 folder.filter(|f| !f.is_empty()).unwrap_or_else(|| "unnamed".to_owned())
@@ -50,7 +50,7 @@ impl Input {
         }
     }
 
-    /// SHA-256 of its files, as hex: of a single one its own, of several that over theirs.
+    /// SHA-256 of its file as hex; of several files, the SHA-256 over their SHA-256s.
     pub(super) fn sha256(&self, options: &OpenOptions) -> Result<String> {
         let files = parts(&self.path, options)?;
         if let [only] = files.as_slice() {
@@ -64,16 +64,16 @@ impl Input {
     }
 }
 
-/// Every data set a path or URI stands for, and what else lies in a directory.
+/// The data sets of a file, directory or URI, and the other files of a directory.
 ///
 /// # Errors
-/// It cannot be read or fetched, or holds no data set.
-pub async fn inputs(uri: &str) -> Result<(Vec<Input>, Vec<PathBuf>)> {
+/// It cannot be read or downloaded, or holds no data set.
+pub async fn inputs(uri: &str) -> Result<(Vec<InputFile>, Vec<PathBuf>)> {
     let (local, fetched) = match uri.split_once("://") {
         None => (PathBuf::from(uri), None),
         Some(("file", path)) => (PathBuf::from(path), None),
         Some(_) => {
-            let folder = TempDir::with_prefix("cellql-").map_err(Error::internal(format!("fetching {uri}")))?;
+            let folder = TempDir::with_prefix("cellql-").map_err(Error::internal(format!("downloading {uri}")))?;
             (fetch(uri, folder.path()).await?, Some(Arc::new(folder)))
         }
     };
@@ -86,16 +86,16 @@ pub async fn inputs(uri: &str) -> Result<(Vec<Input>, Vec<PathBuf>)> {
             (true, false) => uri.to_owned(),
             (true, true) => format!("{}/{inside}", uri.trim_end_matches('/')),
         };
-        Input { path, uri, _fetched: fetched.clone() }
+        InputFile { path, uri, _downloaded: fetched.clone() }
     };
     Ok((found.into_iter().map(input).collect(), other))
 }
 
-/// Copies an object, or everything below a prefix, into a folder.
+/// Downloads an object, or all objects below a prefix, into a folder. Returns the path of the object or prefix there.
 async fn fetch(uri: &str, folder: &Path) -> Result<PathBuf> {
-    let doing = || format!("fetching {uri}");
+    let doing = || format!("downloading {uri}");
     let (objects, base) =
-        ObjectStore::from_uri(uri).await.map_err(|e| Error::Request(format!("{uri} cannot be fetched: {e}")))?;
+        ObjectStore::from_uri(uri).await.map_err(|e| Error::Request(format!("{uri} cannot be downloaded: {e}")))?;
     let listed: Vec<_> = objects.inner.list(Some(&base)).try_collect().await.map_err(Error::internal(doing()))?;
     let name = base.filename().unwrap_or("data").to_owned();
     let target = folder.join(&name);
@@ -131,7 +131,7 @@ async fn download(
     Ok(())
 }
 
-/// SHA-256 of a file as lower-case hex, read front to back.
+/// SHA-256 of a file as lower-case hex.
 pub(crate) fn file_sha256(file: &Path) -> Result<String> {
     let fail = |e: std::io::Error| Error::input(file, "file", format!("cannot be read: {e}"));
     let mut handle = std::fs::File::open(file).map_err(fail)?;

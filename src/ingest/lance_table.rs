@@ -1,4 +1,4 @@
-//! A Lance table that is no store: cellql's own export, or long form.
+//! Reads a Lance table that is not a store: one that cellql exported, or one in long form.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};
 
-/// Rows of a batch: an expression has thousands of values.
+/// Rows of a batch. The expression of one row has thousands of values.
 const BATCH_ROWS: usize = 1024;
 
-/// An open table.
+/// An open Lance table.
 pub(super) struct LanceTable {
     dataset: Arc<Dataset>,
     rows: u64,
@@ -23,7 +23,7 @@ pub(super) struct LanceTable {
 
 impl LanceTable {
     pub(super) async fn open(path: &Path) -> Result<Self> {
-        let fail = |e: lance::Error| Error::input(path, "table", format!("is no readable Lance table: {e}"));
+        let fail = |e: lance::Error| Error::input(path, "table", format!("cannot be read as a Lance table: {e}"));
         let dataset = Dataset::open(&path.to_string_lossy()).await.map_err(fail)?;
         let rows = dataset.count_rows(None).await.map_err(fail)? as u64;
         Ok(Self { dataset: Arc::new(dataset), rows, runtime: Handle::current() })
@@ -43,7 +43,7 @@ impl TableReader for LanceTable {
         let mut scan = self.dataset.scan();
         scan.batch_size(BATCH_ROWS).scan_in_order(true);
         let runtime = self.runtime.clone();
-        // Called from a reader's thread, never from an async one.
+        // Called on a reader's thread, never on an async one.
         let mut stream = runtime.block_on(scan.try_into_stream()).map_err(|e| e.to_string())?;
         Ok(Box::new(std::iter::from_fn(move || {
             runtime.block_on(stream.next()).map(|batch| batch.map_err(|e| format!("cannot be read: {e}")))

@@ -1,10 +1,32 @@
-//! Files into the store: one data set per file, whole or not at all.
+//! Ingests files: each file becomes one data set of the store, completely or not at all.
 //!
-//! A reader on a thread of its own turns the file into blocks of cells (`cellql_formats`); genes are resolved once per
-//! file, values and cells checked per block, and the batches flow through a bounded channel into the table. So memory
-//! depends on the block, not on the file.
+//! A reader on its own thread turns the file into blocks of cells (`cellql_formats`). Genes are resolved once per file,
+//! values and cells are checked per block, and batches pass through a bounded channel into the table `cells`. Memory
+//! depends on the size of a block, not of the file.
 //!
-//! Depends on `genes`, `store` and the crate of formats. Knows nothing of models, indexes or SQL.
+//! Depends on the crates of formats and of the store. Knows nothing of models, indexes or SQL.
+//!
+//! ```
+//! use cellql::ingest::{IngestOptions, InputFile, ingest};
+//! use cellql::query::Session;
+//! use cellql_store::{Store, progress};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let uri = folder.path().join("store").to_string_lossy().into_owned();
+//! let store = Store::init(&uri).await?;
+//! let input = InputFile::local("demo/baron_pancreas.h5ad");
+//! let (store, report) = ingest(&store, &input, &IngestOptions::default(), progress::silent()).await?;
+//! assert_eq!((report.cells_read, report.value_kind.as_str()), (320, "counts"));
+//!
+//! let session = Session::open(store).await?;
+//! let query = "SELECT cell_type, avg(expression(expr, 'INS')) FROM cells GROUP BY cell_type";
+//! let batches = session.sql(query).await?.collect().await?;
+//! assert!(batches.iter().any(|batch| batch.num_rows() > 0));
+//! # Ok(())
+//! # }
+//! ```
 
 mod cells;
 mod duplicates;
@@ -15,7 +37,7 @@ mod remove;
 mod report;
 mod values;
 
-pub use input::{Input, inputs};
+pub use input::{InputFile, inputs};
 pub use obs::ObsReport;
 pub use remove::{RemoveReport, remove};
 pub use report::IngestReport;
@@ -44,30 +66,30 @@ use cellql_store::genes::GeneReport;
 use cellql_store::progress::OnProgress;
 use cellql_store::sql::quote_literal;
 use cellql_store::{Store, Transaction};
-use cells::{Cells, FileGenes, Quality, Refusal};
-use duplicates::Known;
+use cells::{BatchError, CellBuilder, CellOptions, FileGenes};
+use duplicates::ContentIndex;
 use lance_table::LanceTable;
-use values::Reading;
+use values::Interpretation;
 
-/// Share of a file's features that must become genes of the nomenclature.
-const LEAST_RESOLVED: f64 = 0.5;
-/// Cells that are looked at to find out what was done to their counts.
-const LOOKED_AT: usize = 200;
+/// Smallest share of a file's features that must resolve to genes of the nomenclature.
+const MIN_RESOLVED: f64 = 0.5;
+/// Number of cells from which the normalisation of a file is detected.
+const DETECTION_CELLS: usize = 200;
 
-/// How to take a file in.
+/// How to ingest a file.
 #[derive(Debug, Clone)]
 pub struct IngestOptions {
-    /// Name of the data set; the file's without its ending where absent.
+    /// Name of the data set; by default the file's name without its ending.
     pub name: Option<String>,
-    /// Cells must express more genes than this.
+    /// CellBuilder must express more genes than this.
     pub min_genes: u32,
-    /// Take the file even where most names are no human genes.
+    /// Ingest the file even if most of its features are not human genes.
     pub allow_unresolved: bool,
     /// Leave out cells that another data set of the store holds already.
     pub skip_duplicates: bool,
-    /// What the values are, where the user says so.
+    /// What the values are, if the user says so.
     pub values: Option<Values>,
-    /// What of the file to read.
+    /// Which matrix of the file to read, and lists of names that it lacks.
     pub open: OpenOptions,
 }
 
@@ -84,13 +106,15 @@ impl Default for IngestOptions {
     }
 }
 
-/// Takes a file into the store.
+/// Ingests a file as one data set. A file that the store holds already changes nothing.
+///
+/// Returns the new version of the store and a report.
 ///
 /// # Errors
-/// [`Error::Input`] for anything wrong in the file; the store is then as it was.
+/// [`Error::Input`] for anything wrong in the file; the store is then unchanged.
 pub async fn ingest(
     store: &Store,
-    input: &Input,
+    input: &InputFile,
     options: &IngestOptions,
     on_progress: OnProgress,
 ) -> Result<(Store, IngestReport)> {
@@ -99,18 +123,19 @@ pub async fn ingest(
     if let Some(name) = already_there(store, &sha256, options).await? {
         return Ok((store.clone(), IngestReport::already(input.uri.clone(), name)));
     }
-    // What values are is known for sure only at the end. Most are counts, so that is tried first; what contradicts it
-    // starts the file over as what it then seems to be, and in the end as it is given.
+    // Only all cells together prove what the values are. Most files hold counts, so counts are assumed first. If a cell
+    // contradicts that, the file is read again with the detected normalisation, and at last as it is.
     let mut source = open(input, &options.open).await?;
     let as_given = options.values.is_some_and(|values| !values.is_counts());
-    let mut reading = if as_given { Reading::AsGiven } else { Reading::Counts };
+    let mut interpretation = if as_given { Interpretation::AsGiven } else { Interpretation::Counts };
     loop {
-        let job = Job { input, options, sha256: &sha256, reading, on_progress: &on_progress };
-        match job.attempt(store, source).await? {
-            Attempt::Done(done) => return Ok(*done),
-            Attempt::Refused(given_back, by) => {
-                (source, reading) = next_reading(input, given_back, reading, by, options.min_genes).await?;
-                if let (Reading::AsGiven, Some(values)) = (reading, options.values) {
+        let attempt = Attempt { input, options, sha256: &sha256, interpretation, on_progress: &on_progress };
+        match attempt.run(store, source).await? {
+            AttemptResult::Done(done) => return Ok(*done),
+            AttemptResult::Contradicted(given_back, by) => {
+                (source, interpretation) =
+                    next_interpretation(input, given_back, interpretation, by, options.min_genes).await?;
+                if let (Interpretation::AsGiven, Some(values)) = (interpretation, options.values) {
                     let problem = format!(
                         "values are not counts and no counts can be recovered from them, as --input {} says; name \
                          another --layer or --raw, or say --input log or bulk-log",
@@ -123,61 +148,63 @@ pub async fn ingest(
     }
 }
 
-enum Attempt {
+/// How an attempt ended.
+enum AttemptResult {
     Done(Box<(Store, IngestReport)>),
-    Refused(Box<dyn CellSource>, By),
+    /// The values contradict the interpretation. Gives the source back.
+    Contradicted(Box<dyn CellSource>, ContradictedBy),
 }
 
-/// What contradicted a reading.
+/// What contradicted an interpretation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum By {
+enum ContradictedBy {
     OneCell,
     AllCells,
 }
 
-/// The source at its beginning, and the reading to try next.
-async fn next_reading(
-    input: &Input,
+/// The source, rewound, and the interpretation to try next.
+async fn next_interpretation(
+    input: &InputFile,
     mut source: Box<dyn CellSource>,
-    tried: Reading,
-    by: By,
+    tried: Interpretation,
+    by: ContradictedBy,
     min_genes: u32,
-) -> Result<(Box<dyn CellSource>, Reading)> {
-    let look = tried == Reading::Counts && by == By::OneCell;
+) -> Result<(Box<dyn CellSource>, Interpretation)> {
+    let detect = tried == Interpretation::Counts && by == ContradictedBy::OneCell;
     guarded(&input.path, move || {
         source.rewind()?;
-        let mut reading = Reading::AsGiven;
-        if look {
+        let mut interpretation = Interpretation::AsGiven;
+        if detect {
             let block = source.next_block()?;
             let values = |i: usize, b: &cellql_formats::Block| -> Vec<f32> {
                 b.cell(i).1.iter().copied().filter(|v| *v != 0.0).collect()
             };
             let cells: Vec<Vec<f32>> = block.iter().flat_map(|b| (0..b.len()).map(|i| values(i, b))).collect();
-            let kept = cells.iter().filter(|c| c.len() > min_genes as usize).take(LOOKED_AT);
-            reading = values::suggest(kept.map(Vec::as_slice));
+            let kept = cells.iter().filter(|c| c.len() > min_genes as usize).take(DETECTION_CELLS);
+            interpretation = Interpretation::detect(kept.map(Vec::as_slice));
             source.rewind()?;
         }
-        Ok((source, reading))
+        Ok((source, interpretation))
     })
     .await
 }
 
-/// One attempt at a file.
-struct Job<'a> {
-    input: &'a Input,
+/// One attempt to ingest a file.
+struct Attempt<'a> {
+    input: &'a InputFile,
     options: &'a IngestOptions,
     sha256: &'a str,
-    reading: Reading,
+    interpretation: Interpretation,
     on_progress: &'a OnProgress,
 }
 
-impl Job<'_> {
-    async fn attempt(&self, store: &Store, source: Box<dyn CellSource>) -> Result<Attempt> {
+impl Attempt<'_> {
+    async fn run(&self, store: &Store, source: Box<dyn CellSource>) -> Result<AttemptResult> {
         let mut transaction = store.begin(&format!("ingest {}", self.input.uri)).await?;
-        // Asked again under the lock: another process may have taken the same file in while this one read it.
+        // Checked again under the lock: another process may have ingested the same file in the meantime.
         if let Some(name) = already_there(transaction.store(), self.sha256, self.options).await? {
             let report = IngestReport::already(self.input.uri.clone(), name);
-            return Ok(Attempt::Done(Box::new((transaction.store().clone(), report))));
+            return Ok(AttemptResult::Done(Box::new((transaction.store().clone(), report))));
         }
         let mut catalogue = transaction.store().genes().await?;
         let (gene_ids, gene_report) = catalogue.register(source.features());
@@ -188,21 +215,21 @@ impl Job<'_> {
         let dataset_id = transaction.take_dataset_id();
         let existing = transaction.store().table(table::TABLE).await?;
         let targets = obs::targets(source.obs_columns(), &Schema::from(existing.schema()));
-        let quality = Quality {
+        let cell_options = CellOptions {
             min_genes: self.options.min_genes,
-            reading: self.reading,
+            interpretation: self.interpretation,
             skip_duplicates: self.options.skip_duplicates,
         };
         let genes = FileGenes::new(&gene_ids, |g| catalogue.is_mitochondrial(g));
-        let known = Known::read(transaction.store()).await?;
-        let assembly = Cells::new(dataset_id, transaction.next_cell_id(), genes, targets, quality, known);
+        let stored = ContentIndex::read(transaction.store()).await?;
+        let builder = CellBuilder::new(dataset_id, transaction.next_cell_id(), genes, targets, cell_options, stored);
 
-        let (rows, outcome) = stream(self.input.path.clone(), source, assembly, Arc::clone(self.on_progress));
+        let (rows, outcome) = stream(self.input.path.clone(), source, builder, Arc::clone(self.on_progress));
         let appended = transaction.append(table::TABLE, rows).await;
-        // The reader's own account comes first: it knows why the stream broke.
-        let (assembly, source) = match outcome.await {
-            Ok(Outcome::Done(assembly, source)) => (assembly, source),
-            Ok(Outcome::Refused(source, by)) => return Ok(Attempt::Refused(source, by)),
+        // The reader's result comes first: it says why the stream of rows ended.
+        let (builder, source) = match outcome.await {
+            Ok(Outcome::Done(builder, source)) => (builder, source),
+            Ok(Outcome::Contradicted(source, by)) => return Ok(AttemptResult::Contradicted(source, by)),
             Ok(Outcome::Failed(error)) => return Err(error),
             Err(_) => {
                 appended?;
@@ -210,13 +237,13 @@ impl Job<'_> {
             }
         };
         appended?;
-        transaction.take_cell_ids(assembly.next_cell_id());
-        let report = self.report(dataset_id, &assembly, source.as_ref(), gene_report);
+        transaction.take_cell_ids(builder.next_cell_id());
+        let report = self.report(dataset_id, &builder, source.as_ref(), gene_report);
         let store = commit(transaction, &report, catalogue.to_batch()?, self.sha256, measured).await?;
-        Ok(Attempt::Done(Box::new((store, report))))
+        Ok(AttemptResult::Done(Box::new((store, report))))
     }
 
-    fn report(&self, dataset_id: u32, cells: &Cells, source: &dyn CellSource, genes: GeneReport) -> IngestReport {
+    fn report(&self, dataset_id: u32, cells: &CellBuilder, source: &dyn CellSource, genes: GeneReport) -> IngestReport {
         let counts = cells.counts();
         IngestReport {
             source_uri: self.input.uri.clone(),
@@ -227,12 +254,12 @@ impl Job<'_> {
             cells_kept: cells.kept(),
             cells_duplicate: counts.duplicates - counts.skipped_duplicates,
             cells_dropped: cells.dropped(),
-            value_kind: self.reading.kind().name().to_owned(),
-            input: self.options.values.unwrap_or(match self.reading.kind() {
+            value_kind: self.interpretation.kind().name().to_owned(),
+            input: self.options.values.unwrap_or(match self.interpretation.kind() {
                 ValueKind::Normalised => Values::Log,
                 ValueKind::Counts | ValueKind::Recovered => Values::Counts,
             }),
-            notes: source.notes().iter().cloned().chain(self.reading.note()).collect(),
+            notes: source.notes().iter().cloned().chain(self.interpretation.note()).collect(),
             genes,
             obs_columns: cells.obs().iter().map(|t| t.report.clone()).collect(),
         }
@@ -263,7 +290,7 @@ async fn commit(
 }
 
 /// Opens an input off the async threads.
-async fn open(input: &Input, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
+async fn open(input: &InputFile, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
     let (path, options) = (input.path.clone(), options.clone());
     if recognise(&path)? == Some(Format::Lance) {
         let table = LanceTable::open(&path).await?;
@@ -272,37 +299,38 @@ async fn open(input: &Input, options: &OpenOptions) -> Result<Box<dyn CellSource
     guarded(&input.path, move || Ok(cellql_formats::open(&path, &options)?)).await
 }
 
+/// What the reader's thread returns.
 enum Outcome {
-    Done(Box<Cells>, Box<dyn CellSource>),
-    Refused(Box<dyn CellSource>, By),
+    Done(Box<CellBuilder>, Box<dyn CellSource>),
+    Contradicted(Box<dyn CellSource>, ContradictedBy),
     Failed(Error),
 }
 
-/// Starts the reader; gives its rows, and what became of it.
+/// Starts the reader's thread. Returns its stream of rows and its result.
 fn stream(
     file: PathBuf,
     mut source: Box<dyn CellSource>,
-    mut assembly: Cells,
+    mut builder: CellBuilder,
     on_progress: OnProgress,
 ) -> (SendableRecordBatchStream, oneshot::Receiver<Outcome>) {
-    let schema = assembly.schema();
+    let schema = builder.schema();
     let (rows, mut receive) = mpsc::channel::<Result<RecordBatch, DataFusionError>>(2);
     let (finished, outcome) = oneshot::channel();
     tokio::task::spawn_blocking(move || {
-        let run = AssertUnwindSafe(|| read_all(&file, source.as_mut(), &mut assembly, &rows, &on_progress));
-        let done = catch_unwind(run).unwrap_or_else(|_| Err(Refusal::Failed(damaged(&file))));
+        let run = AssertUnwindSafe(|| read_all(&file, source.as_mut(), &mut builder, &rows, &on_progress));
+        let done = catch_unwind(run).unwrap_or_else(|_| Err(BatchError::Failed(damaged(&file))));
         let broken = |why: &str| Err(DataFusionError::Execution(why.to_owned()));
         let outcome = match done {
-            Ok(()) if assembly.reading_holds() => Outcome::Done(Box::new(assembly), source),
+            Ok(()) if builder.interpretation_holds() => Outcome::Done(Box::new(builder), source),
             Ok(()) => {
-                let _ = rows.blocking_send(broken("values are something else"));
-                Outcome::Refused(source, By::AllCells)
+                let _ = rows.blocking_send(broken("the values contradict the interpretation"));
+                Outcome::Contradicted(source, ContradictedBy::AllCells)
             }
-            Err(Refusal::Reading) => {
-                let _ = rows.blocking_send(broken("values are something else"));
-                Outcome::Refused(source, By::OneCell)
+            Err(BatchError::Contradicted) => {
+                let _ = rows.blocking_send(broken("the values contradict the interpretation"));
+                Outcome::Contradicted(source, ContradictedBy::OneCell)
             }
-            Err(Refusal::Failed(error)) => {
+            Err(BatchError::Failed(error)) => {
                 let _ = rows.blocking_send(broken("the file could not be read"));
                 Outcome::Failed(error)
             }
@@ -316,13 +344,13 @@ fn stream(
 fn read_all(
     file: &Path,
     source: &mut dyn CellSource,
-    assembly: &mut Cells,
+    builder: &mut CellBuilder,
     rows: &mpsc::Sender<Result<RecordBatch, DataFusionError>>,
     on_progress: &OnProgress,
-) -> Result<(), Refusal> {
+) -> Result<(), BatchError> {
     let total = source.n_cells();
     std::thread::scope(|threads| {
-        // The next block is unpacked while this one is put together.
+        // The next block is decoded while rows are built from this one.
         let (ahead, blocks) = std::sync::mpsc::sync_channel(1);
         let reader = threads.spawn(move || {
             loop {
@@ -337,20 +365,21 @@ fn read_all(
             let Some(block) = block.map_err(Error::from)? else {
                 return Ok(());
             };
-            let batch = assembly.batch(file, &block)?;
+            let batch = builder.batch(file, &block)?;
             // A closed channel means that the table could not be written; its writer tells why.
             if batch.num_rows() > 0 && rows.blocking_send(Ok(batch)).is_err() {
                 return Ok(());
             }
-            on_progress(assembly.counts().read, total);
+            on_progress(builder.counts().read, total);
         }
-        // Ended without a last word: a panic inside a format's library, which is the file's error.
+        // The reader ended without a last message: a format's library panicked, which is reported as an error of the
+        // file.
         let _ = reader.join();
-        Err(Refusal::Failed(damaged(file)))
+        Err(BatchError::Failed(damaged(file)))
     })
 }
 
-/// Runs a reader off the async threads; a panic inside a format's library is that file's error, not our end.
+/// Runs a reader off the async threads. A panic inside a format's library becomes an error of the file.
 async fn guarded<T: Send + 'static>(file: &Path, run: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let joined = tokio::task::spawn_blocking(move || catch_unwind(AssertUnwindSafe(run))).await;
     match joined {
@@ -360,13 +389,17 @@ async fn guarded<T: Send + 'static>(file: &Path, run: impl FnOnce() -> Result<T>
 }
 
 fn damaged(file: &Path) -> Error {
-    Error::input(file, "file", "is damaged in a way its reader does not expect")
+    Error::input(
+        file,
+        "file",
+        "it is damaged in a way that its reader does not handle; write the file again, or report this as a bug",
+    )
 }
 
-/// Few resolved names mean another species or no gene names at all.
+/// Fails if few features are human genes: the file is of another species, or its features are not genes.
 fn refuse_other_species(file: &Path, report: &GeneReport) -> Result<()> {
     let (known, all) = (report.resolved(), report.features);
-    if all > 0 && known as f64 >= LEAST_RESOLVED * all as f64 {
+    if all > 0 && known as f64 >= MIN_RESOLVED * all as f64 {
         return Ok(());
     }
     let most = |n: usize| n as f64 > 0.5 * all as f64;
@@ -383,12 +416,12 @@ fn refuse_other_species(file: &Path, report: &GeneReport) -> Result<()> {
         file,
         "gene names",
         format!(
-            "only {known} of {all} resolve to human genes; {why}, or take them as they are with --allow-unresolved"
+            "only {known} of {all} resolve to human genes; {why}, or ingest them as they are with --allow-unresolved"
         ),
     ))
 }
 
-/// The data set that holds this file already, unless another matrix of it is asked for now.
+/// Name of the data set that holds this file already. Another matrix of the same file is another data set.
 async fn already_there(store: &Store, sha256: &str, options: &IngestOptions) -> Result<Option<String>> {
     let filter = match options.open.matrix() {
         Some(matrix) => {
@@ -407,5 +440,5 @@ async fn already_there(store: &Store, sha256: &str, options: &IngestOptions) -> 
     Ok(name.into_iter().next())
 }
 
-/// Counts of dropped cells by reason.
+/// Reason → number of cells left out.
 pub type Dropped = BTreeMap<String, u64>;

@@ -1,8 +1,9 @@
-//! Names and types under which a file's obs columns enter the table.
+//! Names and types of a file's obs columns in the table `cells`.
 //!
-//! A column keeps its name, except where that is a common synonym of a name CELLxGENE fixes (`celltype` becomes
-//! `cell_type`), one of ours (`n_genes` becomes `obs_n_genes`), or one the table has with a type these values do not fit
-//! (`age` as text beside numbers becomes `age_text`). So no file can break an append.
+//! A column keeps its name, with three exceptions: a common synonym of a CELLxGENE name gets that name (`celltype`
+//! becomes `cell_type`), a reserved name gets a prefix (`n_genes` becomes `obs_n_genes`), and a name that the table has
+//! with another type gets a suffix (`age` as text beside numbers becomes `age_text`). So the columns of every file can
+//! be appended.
 
 use arrow::array::{Array, ArrayRef, StringArray};
 use arrow::compute::cast;
@@ -12,7 +13,8 @@ use cellql_formats::ObsColumn;
 use cellql_schemas::cells as table;
 use serde::{Deserialize, Serialize};
 
-/// CELLxGENE's names (schema 5) and what files call the same thing, in lower case without marks, nearest in meaning first.
+/// Names of CELLxGENE (schema 5) and their synonyms in files, in lower case without punctuation, closest in meaning
+/// first.
 const SYNONYMS: &[(&str, &[&str])] = &[
     ("assay", &["technology", "platform", "librarytype", "seqtech", "sequencingtechnology"]),
     ("assay_ontology_term_id", &["assayontologyid"]),
@@ -43,33 +45,33 @@ const SYNONYMS: &[(&str, &[&str])] = &[
     ("tissue_ontology_term_id", &["tissueontologyid", "uberonid"]),
 ];
 
-/// An obs column of a file and what became of it: what `datasets` tells of it.
+/// An obs column of a file and its name in `cells`, as recorded in `datasets`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ObsReport {
     /// Name in the file.
     pub source: String,
     /// Name in `cells`.
     pub name: String,
-    /// Categories of a categorical in the file's order.
+    /// Categories in the file's order; `None` if the column is not categorical or has too many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub categories: Option<Vec<String>>,
-    /// True where these have an order.
+    /// Whether the categories are ordered.
     #[serde(default)]
     pub ordered: bool,
 }
 
-/// A column on its way into the table.
+/// An obs column of a file, and its field in the table `cells`.
 #[derive(Debug, Clone)]
-pub(super) struct Target {
+pub(super) struct ObsTarget {
     pub(super) field: Field,
     pub(super) report: ObsReport,
 }
 
-/// Categories that are kept in a report: a column of a hundred thousand of them is no category.
-const MOST_CATEGORIES: usize = 10_000;
+/// Maximum number of categories that are recorded.
+const MAX_CATEGORIES: usize = 10_000;
 
-/// What each column of a file becomes beside those the table has.
-pub(super) fn targets(source: &[ObsColumn], existing: &Schema) -> Vec<Target> {
+/// Name and type of each column of a file in a table with existing columns.
+pub(super) fn targets(source: &[ObsColumn], existing: &Schema) -> Vec<ObsTarget> {
     let names: Vec<&str> = source.iter().map(|c| c.name.as_str()).collect();
     let mut taken: Vec<String> = Vec::new();
     source
@@ -77,28 +79,28 @@ pub(super) fn targets(source: &[ObsColumn], existing: &Schema) -> Vec<Target> {
         .enumerate()
         .map(|(i, column)| {
             let wanted = match synonym(&column.name) {
-                // Not where the file has that column itself, or one that is nearer to it.
+                // Unless the file has a column of that name, or another synonym that is closer to it.
                 Some((name, rank)) if !names.contains(&name) && nearest(&names, name) == Some((rank, i)) => {
                     name.to_owned()
                 }
                 _ => column.name.clone(),
             };
-            let name = free(wanted, &column.data_type, existing, &taken);
+            let name = free_name(wanted, &column.data_type, existing, &taken);
             let target = existing.field_with_name(&name).map_or(&column.data_type, |there| there.data_type()).clone();
             taken.push(name.clone());
-            let categories = column.categories.as_ref().filter(|c| c.len() <= MOST_CATEGORIES);
+            let categories = column.categories.as_ref().filter(|c| c.len() <= MAX_CATEGORIES);
             let report = ObsReport {
                 source: column.name.clone(),
                 name: name.clone(),
                 categories: categories.map(|c| texts(c)),
                 ordered: column.ordered,
             };
-            Target { field: Field::new(name, target, true), report }
+            ObsTarget { field: Field::new(name, target, true), report }
         })
         .collect()
 }
 
-/// The name CELLxGENE has for what a file calls so, and how near in meaning that is: 0 is the same name.
+/// The CELLxGENE name of which a name is a synonym, and its rank: 0 for the same name, then closest in meaning first.
 fn synonym(name: &str) -> Option<(&'static str, usize)> {
     let plain: String = name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
     let rank = |(fixed, others): &(&'static str, &[&str])| {
@@ -109,14 +111,14 @@ fn synonym(name: &str) -> Option<(&'static str, usize)> {
     SYNONYMS.iter().find_map(rank)
 }
 
-/// Of the columns that mean a fixed name, the nearest: how near, and which.
+/// Rank and index of the column that is closest to a CELLxGENE name.
 fn nearest(names: &[&str], fixed: &str) -> Option<(usize, usize)> {
     let ranks = names.iter().enumerate().filter_map(|(i, name)| synonym(name).map(|(of, rank)| (of, rank, i)));
     ranks.filter(|(of, ..)| *of == fixed).map(|(_, rank, i)| (rank, i)).min()
 }
 
-/// A name that is none of ours and fits what is there.
-fn free(name: String, of: &DataType, existing: &Schema, taken: &[String]) -> String {
+/// A name that is not reserved or taken and whose existing column, if any, has a compatible type.
+fn free_name(name: String, of: &DataType, existing: &Schema, taken: &[String]) -> String {
     let mut name = name.replace(['.', '`', '"'], "_");
     if name.is_empty() || table::is_reserved(&name) || name.starts_with('_') {
         name = format!("obs_{name}");
@@ -147,11 +149,11 @@ fn suffix(of: &DataType) -> &'static str {
     }
 }
 
-/// Values in the type the table has.
+/// Converts values to the type of the table.
 pub(super) fn fitted(values: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
     match (values.data_type(), to) {
         (from, to) if from == to => Ok(values.clone()),
-        // arrow makes a dictionary of text only.
+        // arrow casts only text to a dictionary.
         (from, DataType::Dictionary(_, _)) if !is_text(from) => cast(&cast(values, &DataType::Utf8)?, to),
         (_, to) => cast(values, to),
     }

@@ -1,5 +1,5 @@
-//! A data set out of the store: its cells, their embeddings, its row, and the names that only it gave to genes. Ids are
-//! never used again.
+//! Removes a data set: its cells, their embeddings, its row, and the gene names that only this data set used. Ids are
+//! not reused.
 
 use std::collections::BTreeMap;
 
@@ -11,21 +11,21 @@ use cellql_schemas::{cells, datasets, embeddings, genes};
 use crate::error::{Error, Result};
 use cellql_store::{Store, Transaction};
 
-/// What was removed.
+/// Result of [`remove`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoveReport {
     /// Id of the data set.
     pub dataset_id: u32,
     /// Its name.
     pub name: String,
-    /// Cells it had.
+    /// Number of its cells.
     pub cells: u64,
 }
 
 /// Removes a data set, named by its name or id.
 ///
 /// # Errors
-/// There is none or several of that name, or the store cannot be written.
+/// No or several data sets have that name, or the store cannot be written.
 pub async fn remove(store: &Store, dataset: &str) -> Result<(Store, RemoveReport)> {
     let mut transaction = store.begin(&format!("removing data set {dataset}")).await?;
     let (dataset_id, name) = find(transaction.store(), dataset).await?;
@@ -45,7 +45,8 @@ pub async fn remove(store: &Store, dataset: &str) -> Result<(Store, RemoveReport
         unmark(&mut transaction, &range(cells::DUPLICATE_OF), &of_dataset).await?;
     }
     let mut catalogue = transaction.store().genes().await?;
-    catalogue.set_source_names(names(transaction.store(), &format!("{} <> {dataset_id}", datasets::DATASET_ID)).await?);
+    catalogue
+        .set_source_names(gene_names(transaction.store(), &format!("{} <> {dataset_id}", datasets::DATASET_ID)).await?);
     transaction.replace(genes::TABLE, catalogue.to_batch()?).await?;
     let store = transaction.publish().await?;
     Ok((store, RemoveReport { dataset_id, name, cells: cells_removed }))
@@ -80,8 +81,8 @@ async fn ids(store: &Store, filter: &str) -> Result<Vec<u64>> {
     Ok(batches.iter().flat_map(|b| b.column(0).as_primitive::<UInt64Type>().values().to_vec()).collect())
 }
 
-/// Names that the remaining data sets give to genes.
-async fn names(store: &Store, filter: &str) -> Result<Vec<(u32, String)>> {
+/// Gene ids with the names that the remaining data sets use for them.
+async fn gene_names(store: &Store, filter: &str) -> Result<Vec<(u32, String)>> {
     let columns = [datasets::MEASURED_GENES, datasets::MEASURED_NAMES];
     let mut all = Vec::new();
     for batch in store.read(datasets::TABLE, &columns, Some(filter)).await? {
@@ -94,7 +95,8 @@ async fn names(store: &Store, filter: &str) -> Result<Vec<(u32, String)>> {
     Ok(all)
 }
 
-/// Cells that were marked as duplicates of removed ones are so no longer; equal ones among them have a new first.
+/// Unmarks cells that were marked as duplicates of removed cells. Of those with equal content, all but the first are
+/// marked as its duplicates.
 async fn unmark(transaction: &mut Transaction, pointing: &str, of_dataset: &str) -> Result<()> {
     let filter = format!("{pointing} AND NOT ({of_dataset})");
     let columns = [cells::CELL_ID, cells::CONTENT_HASH];

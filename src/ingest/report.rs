@@ -1,4 +1,4 @@
-//! What an ingest did, for people and for the table `datasets`.
+//! The report of an ingest, which is also the row of the data set in `datasets`.
 
 use std::sync::Arc;
 
@@ -13,42 +13,44 @@ use super::{Dropped, ObsReport};
 use crate::error::{Error, Result};
 use cellql_store::genes::GeneReport;
 
-/// What became of a file's cells and genes.
+/// Result of [`crate::ingest::ingest`] for one file.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct IngestReport {
     /// Where the file comes from.
     pub source_uri: String,
     /// Name of the data set.
     pub name: String,
-    /// Its id; `None` where the same file is already in the store and nothing was done.
+    /// Id of the data set; `None` if the store holds the same file already and nothing was done.
     pub dataset_id: Option<u32>,
-    /// The matrix that was read.
+    /// The matrix of the file that was read, for example `raw/X`.
     pub matrix: String,
     /// Cells in the file.
     pub cells_read: u64,
-    /// Cells in the store.
+    /// Cells added to the store.
     pub cells_kept: u64,
-    /// Kept cells that another data set holds too.
+    /// Added cells whose content another data set holds too.
     pub cells_duplicate: u64,
-    /// Reason → cells dropped.
+    /// Reason → number of cells left out.
     pub cells_dropped: Dropped,
     /// `counts`, `recovered` or `normalised`.
     pub value_kind: String,
-    /// How its values become a model's.
+    /// How a model reads the values.
     pub input: Input,
-    /// What was chosen or left out.
+    /// What the reader chose or left out, in sentences.
     pub notes: Vec<String>,
-    /// How names became genes.
+    /// How features were resolved to genes.
     pub genes: GeneReport,
-    /// Obs columns, as in the file and as in the store.
+    /// Obs columns with their names in the file and in the store.
     pub obs_columns: Vec<ObsReport>,
 }
 
 impl IngestReport {
+    /// The report of a file that the store holds already.
     pub(super) fn already(source_uri: String, name: String) -> Self {
         Self { source_uri, name, ..Self::default() }
     }
 
+    /// The row in `datasets`. `measured` holds id and name in the file of each measured gene.
     pub(super) fn to_row(&self, sha256: &str, measured: Vec<(u32, String)>) -> Result<RecordBatch> {
         let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values([value])) };
         let number = |value: u64| -> ArrayRef { Arc::new(UInt64Array::from(vec![value])) };

@@ -1,4 +1,4 @@
-//! Which cells a recipe suits, and the number beside each that its input asks for.
+//! The cells whose data set has the input of a recipe, and the total counts that some inputs need.
 
 use std::collections::HashMap;
 
@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, Float64Type, UInt32Type};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::recipe::{Input, Recipe};
+use cellql_schemas::suggest::did_you_mean;
 use cellql_schemas::{cells, datasets};
 use futures::TryStreamExt;
 
@@ -15,33 +16,41 @@ use crate::error::{Error, Result};
 use crate::query::StoreEngine;
 use cellql_store::is_one_of;
 
-/// Cells read at a time.
-pub(super) const CELLS: usize = 256;
+/// Cells of a batch that is read.
+pub(super) const BATCH_CELLS: usize = 256;
 
-/// The cells of a store that a recipe suits.
+/// The cells of a store whose data set has the input of a recipe.
 #[derive(Debug, Clone)]
-pub(super) struct Suitable {
-    /// Condition on `cells`.
+pub(super) struct EligibleCells {
+    /// SQL condition on `cells`.
     pub(super) filter: String,
     totals: Totals,
 }
 
+/// Where the total count of a cell comes from.
 #[derive(Debug, Clone)]
 enum Totals {
+    /// The input needs no total.
     None,
-    /// In this column of `cells`.
+    /// From this column of `cells`.
     Column(String),
-    /// By data set: the median of its samples.
+    /// From the data set (by id): the median total of its samples.
     Median(HashMap<u32, f64>),
 }
 
-impl Suitable {
-    /// Those of data sets whose input is the recipe's. `total` names a column of `cells`.
+impl EligibleCells {
+    /// The cells of data sets whose input is the recipe's. `total` names the column of `cells` with total counts.
+    ///
+    /// # Errors
+    /// The input needs a total and none is given or the other way round, or the column does not exist.
     pub(super) async fn of(engine: &StoreEngine, recipe: &Recipe, total: Option<&str>) -> Result<Self> {
         let input = recipe.input;
         let store = engine.store();
         if let (Some(total), false) = (total, input == Input::LogTotal) {
-            return Err(Error::Request(format!("--total {total} is for input 'log+total', not '{}'", input.name())));
+            return Err(Error::Request(format!(
+                "--total {total} is for --input log+total; the input of this recipe is '{}', leave --total out",
+                input.name()
+            )));
         }
         let is_input = format!("{} = '{}'", datasets::INPUT, input.name());
         let found = store.read(datasets::TABLE, &[datasets::DATASET_ID], Some(&is_input)).await?;
@@ -52,13 +61,16 @@ impl Suitable {
         let totals = match (input, total) {
             (Input::LogTotal, None) => {
                 return Err(Error::Request(
-                    "input 'log+total' needs the column with each cell's total count: --total n_counts".into(),
+                    "input 'log+total' needs the total count of each cell; name the column of cells that holds it, for \
+                     example: \
+                     --total n_counts".into(),
                 ));
             }
             (Input::LogTotal, Some(column)) => {
                 let table = store.table(cells::TABLE).await?;
                 if table.schema().field(column).is_none() {
-                    return Err(Error::Request(format!("--total {column}: the table cells has no such column")));
+                    let hint = did_you_mean(column, table.schema().fields.iter().map(|f| f.name.as_str()));
+                    return Err(Error::Request(format!("--total {column}: the table cells has no such column.{hint}")));
                 }
                 Totals::Column(column.to_owned())
             }
@@ -68,7 +80,7 @@ impl Suitable {
         Ok(Self { filter, totals })
     }
 
-    /// Columns to read: `cell_id`, `expr`, then what the numbers need.
+    /// Columns to read: `cell_id`, `expr`, and a third one if totals need it.
     pub(super) fn columns(&self) -> Vec<&str> {
         let mut columns = vec![cells::CELL_ID, cells::EXPR];
         match &self.totals {
@@ -79,7 +91,8 @@ impl Suitable {
         columns
     }
 
-    /// The number beside each cell of a batch of [`Suitable::columns`].
+    /// The total count of each cell of a batch of [`EligibleCells::columns`]; `None` if the input needs none or it is
+    /// unknown.
     pub(super) fn totals(&self, batch: &RecordBatch) -> Result<Vec<Option<f64>>> {
         let Some(column) = batch.columns().get(2) else { return Ok(vec![None; batch.num_rows()]) };
         match &self.totals {
@@ -96,13 +109,13 @@ impl Suitable {
     }
 }
 
-/// The median total over a vocabulary's genes of each data set's cells.
+/// The median total count of each data set's cells, over the genes of the model's vocabulary.
 async fn medians(engine: &StoreEngine, model: &str, filter: &str) -> Result<HashMap<u32, f64>> {
     let doing = || Error::internal("reading totals");
     let mut scan = engine.store().table(cells::TABLE).await?.scan();
     scan.project(&[cells::DATASET_ID, cells::EXPR]).map_err(doing())?;
     scan.filter(filter).map_err(doing())?;
-    scan.batch_size(CELLS);
+    scan.batch_size(BATCH_CELLS);
     let mut batches = scan.try_into_stream().await.map_err(doing())?;
     let mut totals: HashMap<u32, Vec<f64>> = HashMap::new();
     while let Some(batch) = batches.try_next().await.map_err(doing())? {

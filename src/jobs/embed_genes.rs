@@ -16,9 +16,9 @@ use cellql_udfs::embed::vector_column;
 use cellql_udfs::engine::Embedded;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 
-use super::cells::{CELLS, Suitable};
-use super::record::{Added, Record};
-use super::{Memory, check_model, recipe_metadata};
+use super::cells::{BATCH_CELLS, EligibleCells};
+use super::record::{FinishedCells, JobRecord};
+use super::{MemoryBudget, check_model, recipe_metadata};
 use crate::error::{Error, Result};
 use crate::query::StoreEngine;
 use cellql_model::Sample;
@@ -26,30 +26,32 @@ use cellql_store::progress::OnProgress;
 use cellql_store::sql::quote_literal;
 use cellql_store::{Store, StoreError, gene_embedding_table, is_one_of};
 
-/// Which cells are averaged.
+/// How cells are grouped, and how many of each group are averaged.
 #[derive(Debug, Clone, Default)]
 pub struct Groups {
-    /// Column of `cells`; `None` for one group of all cells.
+    /// Column of `cells` whose values are the groups; `None` for one group of all cells.
     pub by: Option<String>,
-    /// Cells of each group at most, spread evenly over it.
+    /// Maximum number of cells of each group, spread evenly over it.
     pub at_most: Option<u64>,
 }
 
-/// What was done.
+/// Result of [`embed_genes`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GenesReport {
     /// Name of the table's recipe.
     pub recipe: String,
-    /// Group → cells averaged, of those added.
+    /// Groups added, with the number of cells averaged.
     pub added: Vec<(String, u64)>,
-    /// Groups that were there already.
+    /// Groups that the table had already.
     pub already: usize,
     /// Cells without a vector.
     pub without_vector: u64,
 }
 
-/// Adds the groups that the recipe's table lacks. Each is published when it is done, so that a run that was cut off goes on
-/// with the next one.
+/// Adds the groups that the recipe's table lacks. Each group is published when it is finished, so that a run that was
+/// killed continues with the next one.
+///
+/// Returns the new version of the store and a report.
 ///
 /// # Errors
 /// An unknown model or column, or a store that cannot be written.
@@ -58,17 +60,17 @@ pub async fn embed_genes(
     recipe: &Recipe,
     total: Option<&str>,
     groups: &Groups,
-    memory: Memory,
+    memory: MemoryBudget,
     on_progress: OnProgress,
 ) -> Result<(Store, GenesReport)> {
-    let suitable = Suitable::of(engine, recipe, total).await?;
-    let members = members(engine, &suitable, groups).await?;
+    let eligible = EligibleCells::of(engine, recipe, total).await?;
+    let members = members(engine, &eligible, groups).await?;
     let by = groups.by.clone().unwrap_or_default();
     let mut store = engine.store().clone();
     let mut report = GenesReport { recipe: recipe.name(), added: Vec::new(), already: 0, without_vector: 0 };
     let there = groups_in(engine, &store, recipe, &by).await?;
     let cells_of = |groups: &[(String, Vec<u64>)]| groups.iter().map(|(_, ids)| ids.len() as u64).sum::<u64>();
-    let mut record = Record::begin_genes(&report.recipe, groups.by.as_deref());
+    let mut record = JobRecord::begin_genes(&report.recipe, groups.by.as_deref());
     record.cells = cells_of(&members);
     let todo: Vec<_> = members.into_iter().filter(|(group, _)| !there.contains(group)).collect();
     record.done = record.cells - cells_of(&todo);
@@ -77,14 +79,14 @@ pub async fn embed_genes(
     let last = todo.len();
     let mut done = 0;
     for (at, (group, ids)) in todo.into_iter().enumerate() {
-        let mut mean = Mean::new(engine, recipe)?;
-        for some in ids.chunks(CELLS) {
+        let mut mean = GroupMean::new(engine, recipe)?;
+        for some in ids.chunks(BATCH_CELLS) {
             let filter = is_one_of(cells::CELL_ID, some.iter().copied());
-            for batch in engine.store().read(cells::TABLE, &suitable.columns(), Some(&filter)).await? {
-                let totals = suitable.totals(&batch)?;
+            for batch in engine.store().read(cells::TABLE, &eligible.columns(), Some(&filter)).await? {
+                let totals = eligible.totals(&batch)?;
                 let (engine, recipe, progress) = (Arc::clone(engine), recipe.clone(), Arc::clone(&on_progress));
                 let rows = batch.num_rows() as u64;
-                // Off the async threads; the mean travels along and comes back.
+                // Off the async threads, so that lance reads while the model runs.
                 let add = move || {
                     let result =
                         mean.add(&engine, &recipe, &batch, &totals, memory, &|n| progress(done + n, Some(all)));
@@ -97,7 +99,7 @@ pub async fn embed_genes(
         if mean.cells > 0 {
             report.added.push((group.clone(), mean.cells));
         }
-        let added = Added { cells: ids.len() as u64, without_vector: ids.len() as u64 - mean.cells };
+        let added = FinishedCells { cells: ids.len() as u64, without_vector: ids.len() as u64 - mean.cells };
         let state = if at + 1 == last { jobs::DONE } else { jobs::RUNNING };
         store = publish(engine, &store, recipe, (&by, &group), mean, (&record, added, state)).await?;
         record.done += added.cells;
@@ -107,8 +109,8 @@ pub async fn embed_genes(
     Ok((store, report))
 }
 
-/// Groups and their cells, in order of their names.
-async fn members(engine: &StoreEngine, suitable: &Suitable, groups: &Groups) -> Result<Vec<(String, Vec<u64>)>> {
+/// The ids of each group's cells, in order of the groups' names.
+async fn members(engine: &StoreEngine, eligible: &EligibleCells, groups: &Groups) -> Result<Vec<(String, Vec<u64>)>> {
     let store = engine.store();
     let mut columns = vec![cells::CELL_ID];
     if let Some(by) = &groups.by {
@@ -121,7 +123,7 @@ async fn members(engine: &StoreEngine, suitable: &Suitable, groups: &Groups) -> 
         columns.push(by);
     }
     let mut found: std::collections::BTreeMap<String, Vec<u64>> = std::collections::BTreeMap::new();
-    for batch in store.read(cells::TABLE, &columns, Some(&suitable.filter)).await? {
+    for batch in store.read(cells::TABLE, &columns, Some(&eligible.filter)).await? {
         let ids = batch.column(0).as_primitive::<UInt64Type>();
         let names = batch.columns().get(1).map(|column| cast(column, &DataType::Utf8)).transpose();
         let names = names.map_err(Error::internal("reading the groups"))?;
@@ -144,7 +146,7 @@ async fn members(engine: &StoreEngine, suitable: &Suitable, groups: &Groups) -> 
     Ok(found.into_iter().map(|(group, ids)| (group, spread(ids))).collect())
 }
 
-/// Groups that a table has, after checking that the same model made it.
+/// The groups that the recipe's table has. Fails if another model made it.
 async fn groups_in(engine: &StoreEngine, store: &Store, recipe: &Recipe, by: &str) -> Result<HashSet<String>> {
     let name = gene_embedding_table(&recipe.name());
     if !store.tables().any(|t| t == name) {
@@ -157,21 +159,25 @@ async fn groups_in(engine: &StoreEngine, store: &Store, recipe: &Recipe, by: &st
     Ok(names.collect())
 }
 
-/// A running mean of `[genes, width]`.
-struct Mean {
+/// The running mean of a group's context embeddings, `[genes, width]`.
+struct GroupMean {
+    /// Gene ids.
     genes: Vec<u32>,
-    places: Vec<u32>,
+    /// Position of each gene in the model's vocabulary.
+    positions: Vec<u32>,
     width: usize,
+    /// `[genes, width]`.
     sums: Vec<f64>,
+    /// Number of cells that were added.
     cells: u64,
 }
 
-impl Mean {
+impl GroupMean {
     fn new(engine: &StoreEngine, recipe: &Recipe) -> Result<Self> {
-        let (genes, places): (Vec<u32>, Vec<u32>) = engine.genes_of_model(&recipe.model)?.into_iter().unzip();
+        let (genes, positions): (Vec<u32>, Vec<u32>) = engine.genes_of_model(&recipe.model)?.into_iter().unzip();
         let width = engine.with_model(&recipe.model, |m| m.config().decoder.hidden_dim)?;
         let sums = vec![0.0; genes.len() * width];
-        Ok(Self { genes, places, width, sums, cells: 0 })
+        Ok(Self { genes, positions, width, sums, cells: 0 })
     }
 
     fn add(
@@ -180,15 +186,15 @@ impl Mean {
         recipe: &Recipe,
         batch: &RecordBatch,
         totals: &[Option<f64>],
-        memory: Memory,
+        memory: MemoryBudget,
         on_cell: &dyn Fn(u64),
     ) -> Result<()> {
         let profiles = Profiles::new(batch.column(1)).map_err(Error::internal("reading cells"))?;
         let budget = memory.tokens(engine, recipe)?;
-        // One cell at a time: its contexts are tens of megabytes, and it keeps every core busy.
+        // One cell at a time: its context embeddings take tens of megabytes, and the model uses every core for it.
         for (row, total) in totals.iter().enumerate() {
             let sample = profiles.get(row).map(|profile| Sample { profile, total: *total });
-            let found = engine.contexts(recipe, &self.places, std::iter::once(sample), budget)?;
+            let found = engine.contexts(recipe, &self.positions, std::iter::once(sample), budget)?;
             if found.valid == [true] {
                 self.sums.iter_mut().zip(&found.vectors).for_each(|(s, v)| *s += f64::from(*v));
                 self.cells += 1;
@@ -219,15 +225,15 @@ async fn publish(
     store: &Store,
     recipe: &Recipe,
     (by, group): (&str, &str),
-    mean: Mean,
-    (record, added, state): (&Record, Added, &str),
+    mean: GroupMean,
+    (record, finished, state): (&JobRecord, FinishedCells, &str),
 ) -> Result<Store> {
     let name = recipe.name();
     let schema = Arc::new(table::schema(mean.width).with_metadata(recipe_metadata(engine, recipe)?));
     let row = if mean.cells > 0 { Some(mean.into_batch(by, group, &schema)?) } else { None };
     let mut transaction = store.begin(&format!("embedding genes of {group} with {name}")).await?;
     if transaction.store().version() != store.version() {
-        // Genes are placed as they were when the engine opened; they may have moved since.
+        // The positions of genes are those of the version that the engine opened.
         return Err(Error::Store(StoreError::Conflict {
             store: store.uri().to_owned(),
             doing: format!("embedding genes with {name}"),
@@ -237,6 +243,6 @@ async fn publish(
         let rows = RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(row)]));
         transaction.append(&gene_embedding_table(&name), Box::pin(rows)).await?;
     }
-    record.write(&mut transaction, added, state).await?;
+    record.write(&mut transaction, finished, state).await?;
     Ok(transaction.publish().await?)
 }

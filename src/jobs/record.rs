@@ -13,17 +13,17 @@ use crate::error::{Error, Result};
 use cellql_store::sql::quote_literal;
 use cellql_store::{Store, Transaction};
 
-/// Cells that are published together with the row.
+/// Cells that are finished with the version of the store in which the row is written.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Added {
+pub(super) struct FinishedCells {
     pub(super) cells: u64,
     /// Of these, cells without a vector.
     pub(super) without_vector: u64,
 }
 
-/// One run of a job.
+/// One run of a job, as its row in `jobs` describes it.
 #[derive(Debug)]
-pub(super) struct Record {
+pub(super) struct JobRecord {
     name: String,
     kind: &'static str,
     recipe: String,
@@ -31,21 +31,23 @@ pub(super) struct Record {
     condition: Option<String>,
     started_at: String,
     start: Instant,
-    /// Cells the job is about.
+    /// Number of cells of the job.
     pub(super) cells: u64,
+    /// Number of cells that are finished.
     pub(super) done: u64,
+    /// Number of finished cells without a vector, of this run.
     pub(super) without_vector: u64,
 }
 
-impl Record {
-    /// A run over genes, averaged by a column, that begins now.
+impl JobRecord {
+    /// A run of `embed genes` that starts now. `by` is the column by which cells are grouped.
     pub(super) fn begin_genes(recipe: &str, by: Option<&str>) -> Self {
         let by = by.map_or(String::new(), |by| format!(" by {by}"));
         let kind = "embed genes";
         Self { name: format!("{kind} {recipe}{by}"), kind, ..Self::begin(recipe, Shard::default(), None) }
     }
 
-    /// A run over cells that begins now.
+    /// A run of `embed` that starts now.
     pub(super) fn begin(recipe: &str, shard: Shard, condition: Option<&str>) -> Self {
         let kind = "embed";
         let parts = [Some(format!("{kind} {recipe}")), shard.condition().map(|_| shard.to_string())];
@@ -65,7 +67,7 @@ impl Record {
         }
     }
 
-    /// Whether an earlier run recorded that all these cells are done.
+    /// Whether an earlier run recorded that all cells of this job are finished.
     pub(super) async fn is_done(&self, store: &Store) -> Result<bool> {
         if !store.tables().any(|t| t == table::TABLE) {
             return Ok(false);
@@ -82,13 +84,18 @@ impl Record {
         Ok(store.read(table::TABLE, &[table::NAME], Some(&same)).await?.iter().any(|b| b.num_rows() > 0))
     }
 
-    /// Puts the row in the place of an earlier run's; `added` comes with it.
-    pub(super) async fn write(&self, transaction: &mut Transaction, added: Added, state: &str) -> Result<()> {
-        let row = self.row(added, state).map_err(Error::internal(format!("recording job '{}'", self.name)))?;
+    /// Replaces the row of an earlier run of the same job. `finished` are the cells of the same transaction.
+    pub(super) async fn write(
+        &self,
+        transaction: &mut Transaction,
+        finished: FinishedCells,
+        state: &str,
+    ) -> Result<()> {
+        let row = self.row(finished, state).map_err(Error::internal(format!("recording job '{}'", self.name)))?;
         Ok(transaction.replace_row(table::TABLE, table::NAME, row).await?)
     }
 
-    fn row(&self, added: Added, state: &str) -> Result<RecordBatch, arrow::error::ArrowError> {
+    fn row(&self, finished: FinishedCells, state: &str) -> Result<RecordBatch, arrow::error::ArrowError> {
         let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value])) };
         let number = |value: u64| -> ArrayRef { Arc::new(UInt64Array::from(vec![value])) };
         let columns = vec![
@@ -99,8 +106,8 @@ impl Record {
             Arc::new(StringArray::from(vec![self.condition.as_deref()])),
             text(state),
             number(self.cells),
-            number(self.done + added.cells),
-            number(self.without_vector + added.without_vector),
+            number(self.done + finished.cells),
+            number(self.without_vector + finished.without_vector),
             Arc::new(Float64Array::from(vec![self.start.elapsed().as_secs_f64()])),
             text(&self.started_at),
             text(&Utc::now().to_rfc3339()),

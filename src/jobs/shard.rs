@@ -1,14 +1,14 @@
-//! A part of a job, for many processes or machines over one store.
+//! Shards: parts of a job that run in several processes or on several machines over one store.
 
 use std::fmt;
 use std::str::FromStr;
 
 use cellql_schemas::cells;
 
-/// Neighbouring cells that stay in one part: they lie in the same pages of the table.
+/// Number of consecutive cells that stay in one shard, because they are stored in the same pages of the table.
 const RUN: u64 = 1024;
 
-/// The `index`-th of `of` parts, from 1. Which part a cell belongs to depends on its id alone, so parts never overlap.
+/// The `index`-th of `of` shards, counted from 1. The shard of a cell depends only on its id, so shards never overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
     index: u64,
@@ -34,16 +34,18 @@ impl FromStr for Shard {
         let numbers = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match numbers {
             Some((index, of)) if 1 <= index && index <= of => Ok(Self { index, of }),
-            _ => Err(format!("'{text}' is no shard: the second of eight parts is 2/8")),
+            _ => Err(format!(
+                "'{text}' is not a shard; write INDEX/COUNT, for example 2/8 for the second of eight shards"
+            )),
         }
     }
 }
 
 impl Shard {
-    /// SQL condition on `cells`; `None` for the whole.
+    /// SQL condition on `cells`; `None` if there is only one shard.
     pub(super) fn condition(self) -> Option<String> {
         let Self { index, of } = self;
-        // Without a division: storage engines disagree on whether that of whole numbers is whole.
+        // No division: Lance and DataFusion differ in how they divide integers.
         let place = format!("{} % {}", cells::CELL_ID, of * RUN);
         (of > 1).then(|| format!("{place} >= {} AND {place} < {}", (index - 1) * RUN, index * RUN))
     }

@@ -1,13 +1,13 @@
-//! Cells of a store in random order, without loading the store.
+//! Reads the cells of a store in random order without loading the whole store.
 //!
-//! The rows to be read are cut into blocks of neighbours on disk. For each epoch blocks are put in a random order, some
-//! are read together as a chunk, and the cells of a chunk are shuffled: a cell's neighbours in a batch come from as
-//! many blocks as a chunk has. Nothing is carried from one chunk to the next, so a place in the order is three numbers
-//! ([`LoaderPosition`]) and a loader that starts there gives exactly the cells that would have come. Chunks are dealt
-//! to ranks in turn. The next chunks are read while this one is used, the blocks of a chunk on every core.
+//! The rows to read are divided into blocks of rows that are neighbours on disk. In each epoch the blocks are shuffled,
+//! a number of them is read together as a chunk, and the cells of the chunk are shuffled. So the cells of a batch come
+//! from as many blocks as a chunk has. Chunks are independent of each other: a place in the order is three numbers
+//! ([`LoaderPosition`]), and a loader that starts at a place yields the same cells as one that reached it. Chunks are assigned
+//! to ranks in turn. While a chunk is used, the next ones are read, the blocks of a chunk in parallel.
 //!
-//! Depends on `store` and the vocabulary's placement; the order of cells ([`Mixing`], [`LoaderPosition`]) is
-//! `training`'s. Knows nothing of models.
+//! Depends on the store and on the vocabulary's placement; the order of cells ([`Mixing`], [`LoaderPosition`]) is defined by
+//! `cellql_training`. Knows nothing of models.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -31,22 +31,23 @@ use cellql_training::{Cell, LoaderPosition, Mixing, counts_by_position, seeded};
 
 /// Columns that are read.
 const COLUMNS: [&str; 2] = [cells::DATASET_ID, cells::EXPR];
-/// Rows that are read and dropped, where that saves a read.
+/// Maximum number of unwanted rows between two wanted ones that are read with them, because one larger read is faster.
 const GAP: u64 = 16;
-/// Chunks that wait to be used, beside the one that is read.
+/// Number of chunks that wait to be used, beside the one that is being read.
 const AHEAD: usize = 1;
-/// Rows that one task reads at most.
+/// Maximum number of rows that one task reads.
 const PIECE: u64 = 256;
-/// Tasks at a time: enough for every core to have one while others wait for a disk.
+/// Number of concurrent tasks: enough to keep every core busy while others wait for the disk.
 const TASKS: usize = 16;
 
+/// Cells that are shuffled together.
 struct Chunk {
-    /// The place of its first cell.
+    /// Position of its first cell.
     place: LoaderPosition,
     cells: Vec<Cell>,
 }
 
-/// Gives cells without end, epoch after epoch.
+/// Yields cells without end, epoch after epoch.
 #[derive(Debug)]
 pub struct Loader {
     chunks: mpsc::Receiver<Result<Chunk>>,
@@ -63,10 +64,10 @@ struct Source {
 }
 
 impl Loader {
-    /// Starts to read the cells to learn from, from a place on.
+    /// Starts to read the cells to train on, from a place on.
     ///
     /// # Errors
-    /// There are no cells, the mixing makes no sense, or the table cannot be opened.
+    /// No cells or too few for the ranks, an invalid mixing, or a table that cannot be opened.
     pub async fn start(
         store: &Store,
         split: &Split,
@@ -75,21 +76,22 @@ impl Loader {
         from: LoaderPosition,
     ) -> Result<Self> {
         if mixing.block == 0 || mixing.blocks == 0 || mixing.rank >= mixing.ranks {
-            return Err(Error::Request(format!("cells cannot be mixed so: {mixing:?}")));
+            return Err(Error::Request(format!(
+                "cells cannot be shuffled with {mixing:?}: block and blocks must be above 0, and rank below ranks"
+            )));
         }
         let reader = store.row_reader(cells::TABLE, &COLUMNS).await?;
         let source = Source { reader, rows: split.train.clone(), placement, mixing };
         let chunks = source.chunks();
         if source.rows.is_empty() {
             return Err(Error::Request(
-                "there are no cells to learn from: none has counts, satisfies the conditions and is not held out"
-                    .into(),
+                "there are no cells to train on: none has counts, satisfies the condition and is not held out".into(),
             ));
         }
         if (chunks as usize) < mixing.ranks {
             let (cells, ranks) = (source.rows.len(), mixing.ranks);
             return Err(Error::Request(format!(
-                "there are {cells} cells to learn from, too few for {ranks} processes with {} cells shuffled together",
+                "there are {cells} cells to train on, too few for {ranks} processes with {} cells shuffled together",
                 mixing.block * mixing.blocks
             )));
         }
@@ -98,12 +100,12 @@ impl Loader {
         Ok(Self { chunks, current: Vec::new().into_iter(), place: from })
     }
 
-    /// The next cell's place.
+    /// Position of the next cell.
     pub fn place(&self) -> LoaderPosition {
         self.place
     }
 
-    /// The next `count` cells. Called from a thread that may wait.
+    /// The next `count` cells. Blocks the thread; must not be called on an async one.
     ///
     /// # Errors
     /// The table cannot be read.
@@ -116,7 +118,8 @@ impl Loader {
                     self.place.cell += 1;
                 }
                 None => {
-                    let ended = || Error::Request("reading cells to learn from ended early".into());
+                    let ended =
+                        || Error::internal("reading cells to train on")("the task that reads cells ended early");
                     let chunk = self.chunks.blocking_recv().ok_or_else(ended)??;
                     self.place = chunk.place;
                     self.current = chunk.cells.into_iter();
@@ -127,7 +130,7 @@ impl Loader {
     }
 }
 
-/// The cells at some addresses of `cells`, in their order.
+/// The cells at some row addresses of `cells`, in the order of the addresses.
 ///
 /// # Errors
 /// The table cannot be read.
@@ -136,10 +139,10 @@ pub async fn read_cells(store: &Store, rows: &[u64], placement: &Placement) -> R
     to_cells(&batch, rows.iter().copied().map(Some), placement)
 }
 
-/// Rows of [`COLUMNS`] as cells; those without an address are left out.
+/// Converts rows of [`COLUMNS`] to cells. Rows without an address are left out.
 fn to_cells(batch: &RecordBatch, rows: impl Iterator<Item = Option<u64>>, placement: &Placement) -> Result<Vec<Cell>> {
     let ids = batch.column(0).as_primitive::<UInt32Type>();
-    let profiles = Profiles::new(batch.column(1)).map_err(Error::internal("reading cells to learn from"))?;
+    let profiles = Profiles::new(batch.column(1)).map_err(Error::internal("reading cells to train on"))?;
     let cell = |(i, row): (usize, Option<u64>)| {
         Some(Cell { row: row?, dataset_id: ids.value(i), counts: counts_by_position(placement, &profiles.get(i)?) })
     };
@@ -159,7 +162,7 @@ impl Source {
         self.blocks().div_ceil(self.mixing.blocks as u64)
     }
 
-    /// Reads chunk after chunk of this rank until nobody listens.
+    /// Reads the chunks of this rank, one after the other, until the receiver is dropped.
     async fn read_all(self, from: LoaderPosition, give: mpsc::Sender<Result<Chunk>>) {
         let (source, mut place) = (Arc::new(self), from);
         let mut order = source.order(place.epoch);
@@ -181,7 +184,7 @@ impl Source {
         }
     }
 
-    /// Blocks in the order of an epoch.
+    /// The order of blocks in an epoch.
     fn order(&self, epoch: u64) -> Vec<u64> {
         let mut order: Vec<u64> = (0..self.blocks()).collect();
         order.shuffle(&mut self.rng(epoch, u64::MAX));
@@ -193,7 +196,7 @@ impl Source {
         seeded(&[&numbers[0], &numbers[1], &numbers[2]])
     }
 
-    /// The cells of a chunk, shuffled, from a place of it on.
+    /// The shuffled cells of a chunk, from a place in it on.
     async fn chunk(self: Arc<Self>, order: &[u64], place: LoaderPosition) -> Result<Chunk> {
         let Mixing { block, blocks, .. } = self.mixing;
         let first = place.chunk as usize * blocks;
@@ -201,7 +204,7 @@ impl Source {
         for b in order.iter().skip(first).take(blocks) {
             let start = b * block as u64;
             let end = (start + block as u64).min(self.rows.len());
-            // Neighbours among the rows to be read; between them may lie rows that are not.
+            // Rows that are not to be read may lie between those of a block.
             if let Some(from) = self.rows.select(start) {
                 let mut of_block = self.rows.iter();
                 of_block.advance_to(from);
@@ -216,7 +219,7 @@ impl Source {
         Ok(Chunk { place, cells })
     }
 
-    /// The cells at ascending addresses. Each piece of a run is a task, so that unpacking uses every core.
+    /// The cells at ascending row addresses. Each piece of a run is read by a task, so that decoding uses every core.
     async fn read(self: Arc<Self>, rows: &[u64]) -> Result<Vec<Cell>> {
         let mut rest = rows;
         let part = |run: Range<u64>| {
@@ -228,14 +231,14 @@ impl Source {
         let pieces = runs(rows.iter().copied(), GAP).into_iter().flat_map(pieces);
         let parts = futures::stream::iter(pieces).map(part).buffered(TASKS);
         let parts: Vec<Result<Vec<Cell>>> =
-            parts.try_collect().await.map_err(Error::internal("reading cells to learn from"))?;
+            parts.try_collect().await.map_err(Error::internal("reading cells to train on"))?;
         parts.into_iter().try_fold(Vec::with_capacity(rows.len()), |mut all, part| {
             all.extend(part?);
             Ok(all)
         })
     }
 
-    /// Those of a run that are wanted.
+    /// The wanted cells of a run of rows.
     async fn read_run(&self, run: Range<u64>, wanted: Vec<u64>) -> Result<Vec<Cell>> {
         let mut wanted = wanted.into_iter().peekable();
         let addresses: Vec<Option<u64>> = run.clone().map(|row| wanted.next_if_eq(&row)).collect();

@@ -1,4 +1,5 @@
-//! Which genes of a vocabulary each data set measured: a zero elsewhere is no observation, and nothing to be learned.
+//! Which genes of a vocabulary each data set measured. A zero of another gene is no observation and must not be trained
+//! on.
 
 use std::collections::HashMap;
 
@@ -10,12 +11,12 @@ use cellql_schemas::vocabulary::Placement;
 use crate::error::Result;
 use cellql_store::Store;
 
-/// By data set, a flag per position of a vocabulary.
+/// For each data set (by id), one flag per position of a vocabulary: whether it measured that gene.
 #[derive(Debug, Clone, Default)]
 pub struct MeasuredGenes(HashMap<u32, Vec<bool>>);
 
 impl MeasuredGenes {
-    /// Of every data set of a store, for a vocabulary of `genes`.
+    /// For every data set of a store, and a vocabulary of `genes` genes.
     ///
     /// # Errors
     /// The table of data sets cannot be read.
@@ -38,7 +39,7 @@ impl MeasuredGenes {
         Ok(Self(all))
     }
 
-    /// The flags of a data set, where it is known.
+    /// The flags of a data set, one per position of the vocabulary; `None` if there is no such data set.
     pub fn of_dataset(&self, dataset_id: u32) -> Option<&[bool]> {
         self.0.get(&dataset_id).map(Vec::as_slice)
     }

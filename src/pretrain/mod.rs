@@ -1,7 +1,7 @@
 //! Training a model from the cells of a store.
 //!
-//! Some cells are held out ([`split`]), the others come in random order ([`loader`]), and a run of steps over them can
-//! be stopped and resumed anywhere ([`mod@run`]). Examples, gradients and the optimiser are those of `cellql_training`.
+//! Some cells are held out ([`mod@split`]). The others are read in random order ([`loader`]). A run can be stopped and
+//! resumed at any step ([`mod@run`]). Examples, gradients and the optimiser are in `cellql_training`.
 //!
 //! Depends on `training` and `store`. Knows nothing of SQL or the terminal.
 
@@ -12,5 +12,5 @@ pub mod split;
 
 pub use loader::Loader;
 pub use measured::MeasuredGenes;
-pub use run::{Ended, Run};
-pub use split::{Split, split};
+pub use run::{Run, RunResult};
+pub use split::{Split, SplitCounts, split};

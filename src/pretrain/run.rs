@@ -1,8 +1,9 @@
-//! A run of pretraining: step after step, with what is seen of it, until it is done, stopped, or wrong.
+//! A run of pretraining: optimiser steps with checkpoints and metrics, until all steps are done, the run is stopped, or
+//! the loss shows that it failed.
 //!
-//! Everything a step needs is in the checkpoint before it: weights, moments, and the place of the next cell. Masks come
-//! from the seed, the step and the cell's number in it. So a run that is killed anywhere and started again goes through
-//! the same steps, on one thread to the same bits.
+//! A checkpoint holds everything that the next step needs: weights, moments of the optimiser, and the place of the next
+//! cell. Masks are drawn from the seed, the step and the number of the cell in the step. So a run that is killed and
+//! started again repeats the same steps; on one thread the weights are bit for bit the same.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -15,7 +16,7 @@ use rayon::prelude::*;
 
 use super::loader::{Loader, read_cells};
 use super::measured::MeasuredGenes;
-use super::split::{Split, split};
+use super::split::{Split, SplitCounts, split};
 use crate::error::{Error, Result};
 use cellql_model::Weights;
 use cellql_store::Store;
@@ -24,87 +25,88 @@ use cellql_training::learner::{AllReduce, Learner};
 use cellql_training::optimiser::{Moments, norm};
 use cellql_training::{Cell, Example, LoaderPosition, Loss, Mixing, Parameters, Settings, StepMetrics, seeded};
 
-/// File of what was measured, a JSON object a line.
+/// File of metrics: one JSON object per step and line.
 pub const METRICS: &str = "metrics.jsonl";
-/// The batch that stopped a run.
+/// File of the batch whose loss stopped a run.
 pub const BAD_BATCH: &str = "bad-batch.json";
-/// Locked by the process that goes on with a run.
+/// File that is locked by the process that trains.
 const LOCK: &str = "lock";
-/// Losses that a sudden one is compared with: their mean forgets one part in so many a step.
-const MEMORY: f64 = 50.0;
-/// Steps before a sudden loss stops a run.
-const CALM: u64 = 20;
+/// Steps over which the running mean of the loss is taken, with which a spike is compared.
+const LOSS_WINDOW: f64 = 50.0;
+/// Steps before a spike of the loss can stop a run.
+const MIN_SPIKE_STEP: u64 = 20;
 
-/// What a run is made of.
+/// A run of pretraining, and what it needs.
 pub struct Run<'a> {
-    /// The store as it is read.
+    /// The store whose cells are read, at the version of the run.
     pub store: &'a Store,
-    /// How.
+    /// Settings of the run.
     pub settings: &'a Settings,
-    /// Where its checkpoint and metrics are.
+    /// Folder of its checkpoint and metrics.
     pub folder: &'a Path,
-    /// SHA-256 of the model it begins with.
+    /// SHA-256 of the model with the initial weights.
     pub start: &'a str,
-    /// Who computes.
+    /// Computes losses and gradients.
     pub learner: &'a dyn Learner,
-    /// With whom.
+    /// Sums gradients over processes.
     pub all_reduce: &'a dyn AllReduce,
     /// Time between two checkpoints.
     pub checkpoint_every: Duration,
-    /// Set from elsewhere to stop after the step that runs.
+    /// Set by another thread to stop the run after the current step.
     pub stop: &'a AtomicBool,
-    /// Told of every step.
-    pub tell: &'a (dyn Fn(&StepMetrics) + Sync),
+    /// Called after every step.
+    pub on_step: &'a (dyn Fn(&StepMetrics) + Sync),
 }
 
-/// How a run ended.
+/// Result of [`Run::train`].
 #[derive(Debug, Clone)]
-pub struct Ended {
-    /// The weights.
+pub struct RunResult {
+    /// The weights after the last step.
     pub weights: Weights,
-    /// Where it stands; done if all steps are.
+    /// The progress after the last step.
     pub progress: Progress,
-    /// Cells to learn from, held out, and left out as duplicates.
-    pub cells: (u64, u64, u64),
+    /// Numbers of cells of the run.
+    pub cells: SplitCounts,
 }
 
-impl Ended {
-    /// Whether every step was done.
+impl RunResult {
+    /// Whether all steps are done.
     pub fn is_done(&self) -> bool {
         self.progress.step >= self.progress.settings.steps
     }
 }
 
-struct State {
+/// What changes from step to step.
+struct TrainingState {
     parameters: Parameters,
     moments: Moments,
     progress: Progress,
 }
 
 impl Run<'_> {
-    /// Trains from weights, or goes on where the folder's checkpoint is.
+    /// Trains from initial weights, or continues from the checkpoint of the folder.
     ///
     /// # Errors
-    /// Settings that make no sense or differ from the checkpoint's, no cells, a store or folder that cannot be read or
-    /// written, or a loss that is no number or far above those before it.
-    pub async fn go(&self, weights: &Weights) -> Result<Ended> {
+    /// Settings that are invalid or differ from the checkpoint's, no cells, a store or folder that cannot be read or
+    /// written, or a loss that is NaN or a spike.
+    pub async fn train(&self, weights: &Weights) -> Result<RunResult> {
         self.settings.check()?;
         let _lock = self.lock()?;
         let split = self.split().await?;
         let mut state = self.state(weights, &split.digest)?;
         let placement = self.store.genes().await?.place(&weights.vocabulary);
         let measured = MeasuredGenes::of(self.store, &placement, weights.vocabulary.len()).await?;
-        let watched = read_cells(self.store, &split.watched, &placement).await?;
-        let watched = self.examples_watched(&watched, &measured, &state)?;
-        let cells = (split.train.len(), split.held.len(), split.duplicates);
+        let validation = read_cells(self.store, &split.validation, &placement).await?;
+        let validation = self.validation_examples(&validation, &measured, &state)?;
+        let cells = split.counts();
         if state.progress.step < self.settings.steps {
             let mut loader = self.loader(&split, placement, state.progress.position).await?;
-            tokio::task::block_in_place(|| self.steps(&mut state, &mut loader, &measured, &watched))?;
+            tokio::task::block_in_place(|| self.steps(&mut state, &mut loader, &measured, &validation))?;
         }
-        Ok(Ended { weights: state.parameters.to_weights()?, progress: state.progress, cells })
+        Ok(RunResult { weights: state.parameters.to_weights()?, progress: state.progress, cells })
     }
 
-    /// Which cells.
+    /// The cells to train on and those held out.
     ///
     /// # Errors
     /// As [`split`].
@@ -120,23 +122,23 @@ impl Run<'_> {
         Loader::start(self.store, split, placement, Mixing { block, blocks, seed, rank, ranks }, from).await
     }
 
-    /// Held while the run goes on, and let go by the system whatever ends the process.
+    /// Locks the folder for this process. The system releases the lock when the process ends.
     fn lock(&self) -> Result<File> {
         let path = self.folder.join(LOCK);
-        let doing = || Error::internal(format!("opening {}", path.display()));
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(doing())?;
+        let failed = |e: std::io::Error| Error::input(&path, "lock of the run", format!("cannot be opened: {e}"));
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
         file.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => {
                 let folder = self.folder.display();
-                Error::Request(format!("{folder}: another process goes on with this run; wait for it, or stop it"))
+                Error::Request(format!("{folder}: another process trains in this folder; wait for it, or stop it"))
             }
-            TryLockError::Error(e) => doing()(e),
+            TryLockError::Error(e) => failed(e),
         })?;
         Ok(file)
     }
 
-    /// The folder's checkpoint, or a run that begins.
-    fn state(&self, weights: &Weights, cells_read: &str) -> Result<State> {
+    /// The state of the folder's checkpoint, or that before the first step.
+    fn state(&self, weights: &Weights, cells_read: &str) -> Result<TrainingState> {
         let mut parameters = Parameters::of(weights)?;
         let store_version = self.store.version().version;
         let fresh = Progress {
@@ -154,35 +156,35 @@ impl Run<'_> {
         };
         let Some((mut progress, values, moments)) = checkpoint::load(self.folder)? else {
             let moments = Moments::new(parameters.values.len());
-            return Ok(State { parameters, moments, progress: fresh });
+            return Ok(TrainingState { parameters, moments, progress: fresh });
         };
         let other = if progress.settings != as_resumed(&fresh.settings, progress.settings.spike)? {
             "settings"
         } else if progress.start != fresh.start || values.len() != parameters.values.len() {
-            "weights to begin with"
+            "initial weights"
         } else if progress.store_version != store_version || !["", cells_read].contains(&&*progress.cells_read) {
             "cells"
         } else {
-            // When to stop may be changed: a run that stopped could not go on otherwise.
+            // The threshold of spikes may be changed; otherwise a run that a spike stopped could never continue.
             progress.settings.spike = self.settings.spike;
             parameters.values = values;
-            return Ok(State { parameters, moments, progress });
+            return Ok(TrainingState { parameters, moments, progress });
         };
         Err(Error::Request(format!(
-            "{} holds a run with other {other}; give the same to go on with it, or another --run",
+            "{} holds a run with other {other}; give the same to continue it, or another folder with --run",
             self.folder.display()
         )))
     }
 
-    /// Weights that are no numbers are of no use, and a checkpoint of them least.
-    fn check_weights(&self, state: &State) -> Result<()> {
-        let lost = |loss: &Option<f64>| loss.is_some_and(|loss| !loss.is_finite());
-        if state.parameters.values.iter().all(|w| w.is_finite()) && !lost(&state.progress.validation_loss) {
+    /// Fails if a weight or the validation loss is NaN or infinite, so that no such checkpoint is written.
+    fn check_weights(&self, state: &TrainingState) -> Result<()> {
+        let is_finite = state.progress.validation_loss.is_none_or(f64::is_finite);
+        if is_finite && state.parameters.values.iter().all(|w| w.is_finite()) {
             return Ok(());
         }
         Err(Error::Request(format!(
-            "step {}: the weights are no numbers any more; stopped. Begin anew with a lower --learning-rate, in another \
-             --run than {}",
+            "step {}: weights or validation loss are NaN or infinite, so training stopped. Start again with a lower \
+             --learning-rate and another --run than {}",
             state.progress.step,
             self.folder.display()
         )))
@@ -190,10 +192,10 @@ impl Run<'_> {
 
     fn steps(
         &self,
-        state: &mut State,
+        state: &mut TrainingState,
         loader: &mut Loader,
         measured_genes: &MeasuredGenes,
-        watched: &[Example],
+        validation: &[Example],
     ) -> Result<()> {
         let mut metrics = Metrics::open(&self.folder.join(METRICS), state.progress.step)?;
         let mut saved = Instant::now();
@@ -203,14 +205,14 @@ impl Run<'_> {
             let seconds = began.elapsed().as_secs_f64();
             state.progress.seconds += seconds;
             let (step, last) = (state.progress.step, state.progress.step == self.settings.steps);
-            if (step.is_multiple_of(self.settings.validate_every) || last) && !watched.is_empty() {
-                let loss = self.learner.loss(&state.parameters, watched)?.mean();
+            if (step.is_multiple_of(self.settings.validate_every) || last) && !validation.is_empty() {
+                let loss = self.learner.loss(&state.parameters, validation)?.mean();
                 (measured.validation_loss, state.progress.validation_loss) = (Some(loss), Some(loss));
             }
             measured.cells_per_second = self.cells_of_step() as f64 / seconds;
             measured.seconds = state.progress.seconds;
             metrics.write(&measured)?;
-            (self.tell)(&measured);
+            (self.on_step)(&measured);
             if saved.elapsed() >= self.checkpoint_every && !last {
                 self.save(state)?;
                 saved = Instant::now();
@@ -219,7 +221,7 @@ impl Run<'_> {
         self.save(state)
     }
 
-    fn save(&self, state: &State) -> Result<()> {
+    fn save(&self, state: &TrainingState) -> Result<()> {
         self.check_weights(state)?;
         // Every rank holds the same weights.
         match self.all_reduce.rank() {
@@ -232,8 +234,8 @@ impl Run<'_> {
         self.settings.batch * self.settings.accumulate * self.all_reduce.ranks()
     }
 
-    /// One step of all weights.
-    fn step(&self, state: &mut State, loader: &mut Loader, measured: &MeasuredGenes) -> Result<StepMetrics> {
+    /// One optimiser step.
+    fn step(&self, state: &mut TrainingState, loader: &mut Loader, measured: &MeasuredGenes) -> Result<StepMetrics> {
         let (settings, step) = (self.settings, state.progress.step);
         let mut gradient = vec![0f32; state.parameters.values.len()];
         let (mut loss, mut batches, mut tokens) = (Loss::default(), Vec::new(), 0);
@@ -246,10 +248,10 @@ impl Run<'_> {
         }
         let loss = self.all_reduce.sum(&mut gradient, loss)?;
         let scale = 1.0 / loss.masked.max(1) as f64;
-        let length = norm(&gradient) * scale;
-        self.check(state, loss.mean(), length, &batches)?;
+        let gradient_norm = norm(&gradient) * scale;
+        self.check(state, loss.mean(), gradient_norm, &batches)?;
         let rate = settings.adam.rate(step, settings.steps);
-        let clipped = scale * (settings.adam.clip / length).min(1.0);
+        let clipped = scale * (settings.adam.clip / gradient_norm).min(1.0);
         let weights = &mut state.parameters.values;
         state.moments.step(&settings.adam, step, rate, &gradient, clipped, weights);
         let progress = &mut state.progress;
@@ -258,7 +260,7 @@ impl Run<'_> {
         let here = (settings.batch * settings.accumulate) as f64;
         progress.mean_tokens += (tokens as f64 / here - progress.mean_tokens) / progress.step as f64;
         progress.cells += self.cells_of_step() as u64;
-        let memory = (progress.step as f64).min(MEMORY);
+        let memory = (progress.step as f64).min(LOSS_WINDOW);
         progress.mean_loss += (loss.mean() - progress.mean_loss) / memory;
         Ok(StepMetrics {
             step: progress.step,
@@ -267,25 +269,30 @@ impl Run<'_> {
             loss: loss.mean(),
             validation_loss: None,
             learning_rate: rate,
-            gradient_norm: length,
+            gradient_norm,
             cells_per_second: 0.0,
             seconds: 0.0,
         })
     }
 
-    /// Refuses a loss that is no number or jumps, and keeps the batch that gave it. The weights are those before it.
-    fn check(&self, state: &State, loss: f64, length: f64, batches: &[Vec<Cell>]) -> Result<()> {
+    /// Fails on a loss that is NaN, infinite or a spike, and writes the batch to [`BAD_BATCH`]. The weights are those
+    /// before the step.
+    fn check(&self, state: &TrainingState, loss: f64, gradient_norm: f64, batches: &[Vec<Cell>]) -> Result<()> {
         let Progress { step, mean_loss, .. } = state.progress;
-        let why = if !loss.is_finite() || !length.is_finite() {
-            format!("the loss is {loss}, its gradient {length} long")
-        } else if step >= CALM && loss > self.settings.spike * mean_loss {
-            format!("the loss {loss:.4} is more than {} times the mean before it, {mean_loss:.4}", self.settings.spike)
+        let why = if !loss.is_finite() || !gradient_norm.is_finite() {
+            format!("the loss is {loss}, the gradient norm {gradient_norm}")
+        } else if step >= MIN_SPIKE_STEP && loss > self.settings.spike * mean_loss {
+            format!(
+                "the loss {loss:.4} is more than {} times the mean of earlier steps, {mean_loss:.4}",
+                self.settings.spike
+            )
         } else {
             return Ok(());
         };
-        let are_numbers = self.check_weights(state).is_ok();
-        let weights = if are_numbers { "the weights before it are in" } else { "older weights may be in" };
-        if are_numbers {
+        let are_finite = self.check_weights(state).is_ok();
+        let weights =
+            if are_finite { "the weights before it are in" } else { "the weights of an earlier step may be in" };
+        if are_finite {
             self.save(state)?;
         }
         let rows: Vec<Vec<u64>> = batches.iter().map(|cells| cells.iter().map(|cell| cell.row).collect()).collect();
@@ -294,14 +301,14 @@ impl Run<'_> {
         let bad = serde_json::json!({ "step": step, "seed": seed, "why": why, "rows": rows, "counts": counts });
         write_whole(&self.folder.join(BAD_BATCH), bad.to_string().as_bytes())?;
         Err(Error::Request(format!(
-            "step {step}: {why}; stopped. The batch is in {folder}/{BAD_BATCH}, {weights} {folder}/{}. \
-             To go on nevertheless, give a --config with a higher \"spike\"; to begin anew, a lower --learning-rate and \
+            "step {step}: {why}; training stopped. The batch is in {folder}/{BAD_BATCH}, {weights} {folder}/{}. \
+             To continue anyway, give a --config with a higher \"spike\"; to start again, a lower --learning-rate and \
              another --run",
             checkpoint::FILE
         )))
     }
 
-    /// Examples of a batch; cells of fewer than two counts give none.
+    /// The examples of a batch. Cells of fewer than two counts have none.
     fn examples(
         &self,
         cells: &[Cell],
@@ -319,8 +326,14 @@ impl Run<'_> {
         Ok(cells.par_iter().enumerate().filter_map(example).collect::<Result<_, _>>()?)
     }
 
-    /// Examples of held-out cells: of one content always the same, in every run.
-    fn examples_watched(&self, cells: &[Cell], measured: &MeasuredGenes, state: &State) -> Result<Vec<Example>> {
+    /// The examples of the validation cells. Masks depend only on the content of a cell, so they are the same in every
+    /// run.
+    fn validation_examples(
+        &self,
+        cells: &[Cell],
+        measured: &MeasuredGenes,
+        state: &TrainingState,
+    ) -> Result<Vec<Example>> {
         let genes = state.parameters.config().n_genes();
         let example = |cell: &Cell| {
             let counts: Vec<u8> =
@@ -332,21 +345,22 @@ impl Run<'_> {
     }
 }
 
-/// Settings as a checkpoint gives them back: numbers that pass through JSON may lose their last digit.
+/// Settings as they are read from a checkpoint: floats may lose their last digit in JSON.
 fn as_resumed(settings: &Settings, spike: f64) -> Result<Settings> {
     let doing = || Error::internal("comparing a run's settings");
     let text = serde_json::to_string(settings).map_err(doing())?;
     Ok(Settings { spike, ..serde_json::from_str(&text).map_err(doing())? })
 }
 
-/// Lines of what was measured, each written at once.
+/// The file of metrics. Each line is written immediately.
 struct Metrics {
     path: PathBuf,
     file: File,
 }
 
 impl Metrics {
-    /// Goes on after a step: lines of later ones are from a run that was cut off, and come again.
+    /// Opens the file to append metrics after a step. Lines of later steps, written before a run was killed, are
+    /// removed.
     fn open(path: &Path, step: u64) -> Result<Self> {
         let kept: String = read_metrics(path)?
             .iter()
@@ -369,15 +383,15 @@ impl Metrics {
     }
 }
 
-/// What a run has measured so far; a last line that was cut off is left out.
+/// The metrics of a run, one per step. Lines that are not complete are left out. Empty if there is no file.
 ///
 /// # Errors
-/// The file cannot be read.
+/// [`Error::Input`] if the file cannot be read.
 pub fn read_metrics(path: &Path) -> Result<Vec<StepMetrics>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(Error::internal(format!("reading {}", path.display()))(e)),
+        Err(e) => Err(Error::input(path, "metrics of a run", format!("cannot be read: {e}"))),
     }
 }
 
@@ -386,7 +400,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_that_json_rounds_are_the_same_settings() {
+    fn settings_that_json_rounds_are_equal() {
         let mut settings = Settings::default();
         for rate in [1e-3, 1e-4 * 13f64.sqrt(), 0.00015000000000000001, 0.1 + 0.2] {
             settings.adam.learning_rate = rate;

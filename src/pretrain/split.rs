@@ -1,11 +1,11 @@
-//! Which cells a model learns from, and which it never sees.
+//! Divides the cells of a store into those to train on and those held out.
 //!
-//! A cell is held out by its content: the first bits of its hash, as a number below 1, against a share. So the same
-//! cells are held out in every run, whatever is added later, and equal cells of two data sets fall on one side; in
-//! every store that numbers genes alike ([`numbering`]). A condition can hold out more; cells with the content of one
-//! of those are held out with them. Of cells that a store holds twice, one is learned from.
+//! A cell is held out if the first 64 bits of its content hash, as a fraction of 2^64, are below the share to hold out.
+//! So the same cells are held out in every run, whatever is ingested later, and cells with equal content are on the
+//! same side. This holds in every store with the same gene ids ([`numbering`]). A condition can hold out more cells,
+//! and with them all cells with the same content. Of cells with equal content that are not held out, one is trained on.
 //!
-//! Depends on `store`. Rows are kept as compressed sets of addresses: some bits a cell.
+//! Depends on the store. Rows are kept as compressed sets of row addresses, which take a few bits per cell.
 
 use std::collections::{BTreeSet, BinaryHeap, HashSet};
 
@@ -21,61 +21,83 @@ use crate::error::{Error, Result};
 use cellql_store::genes::Catalogue;
 use cellql_store::{ContentHash, Store, is_one_of};
 
-/// Addresses of rows of `cells`.
+/// Cells to train on and cells held out, as row addresses of `cells`.
 #[derive(Debug, Clone, Default)]
 pub struct Split {
-    /// To learn from.
+    /// Cells to train on.
     pub train: RoaringTreemap,
-    /// Held out.
-    pub held: RoaringTreemap,
-    /// Of these the ones with the smallest hashes, ascending by hash: what a loss is watched on.
-    pub watched: Vec<u64>,
-    /// Cells left out of the first because another with the same content is in it.
+    /// Cells held out.
+    pub held_out: RoaringTreemap,
+    /// The held-out cells on which the validation loss is computed: those with the smallest hashes, ascending by hash.
+    pub validation: Vec<u64>,
+    /// Number of cells left out because a cell with the same content is trained on.
     pub duplicates: u64,
-    /// Of the cells to learn from and what is known of their content: equal where a run reads the same cells.
+    /// BLAKE3 digest (hex) of the row addresses and content hashes of the cells to train on.
     pub digest: String,
 }
 
-/// True for a content whose hash falls below a share.
+/// Numbers of cells of a [`Split`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SplitCounts {
+    /// Cells to train on.
+    pub train: u64,
+    /// Cells held out.
+    pub held_out: u64,
+    /// Cells left out because a cell with the same content is trained on.
+    pub duplicates: u64,
+}
+
+impl Split {
+    /// The numbers of cells.
+    pub fn counts(&self) -> SplitCounts {
+        SplitCounts { train: self.train.len(), held_out: self.held_out.len(), duplicates: self.duplicates }
+    }
+}
+
+/// Whether the first 64 bits of a hash, as a fraction of 2^64, are below a share.
 fn is_below(hash: ContentHash, share: f64) -> bool {
     let first = u64::from_be_bytes(*hash.bytes().first_chunk().unwrap_or(&[0; 8]));
     (first as f64) < share * 2f64.powi(64)
 }
 
-/// Divides the cells that have counts and satisfy a condition; `watched` of those held out are named.
+/// Divides the cells that have counts and satisfy a condition. At most `validation` of the held-out cells are chosen
+/// for the validation loss.
 ///
 /// # Errors
-/// A condition that does not fit `cells`, a share that is none, or a store that cannot be read.
-pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, watched: usize) -> Result<Split> {
+/// A condition that does not fit `cells`, a share that is not from 0 to 1, or a store that cannot be read.
+pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, validation: usize) -> Result<Split> {
     if !(0.0..=1.0).contains(&hold_out.share) {
-        return Err(Error::Request(format!("hold-out {}: it must be a share, 0 to 1", hold_out.share)));
+        return Err(Error::Request(format!(
+            "--hold-out {}: the share of cells to hold out must be from 0 to 1",
+            hold_out.share
+        )));
     }
     let eligible = eligible(store, condition).await?;
     let mut hashes = HashSet::new();
     if let Some(condition) = &hold_out.condition {
-        // Of all the store's, whatever is to be learned from: a cell may have a copy there.
+        // Among all cells of the store: a held-out cell may have a duplicate among the cells to train on.
         let both = format!("({}) AND ({condition})", self::eligible(store, None).await?);
         each(store, &both, &[cells::CONTENT_HASH], |_, batch, i| hashes.extend(content_hash(batch, i))).await?;
         if hashes.is_empty() {
             return Err(Error::Request(format!(
-                "no cell with counts satisfies the condition to hold out by: {condition}"
+                "--hold-out-where {condition}: no cell with counts satisfies the condition"
             )));
         }
     }
     let mut split = Split::default();
     let mut digest = blake3::Hasher::new();
-    let mut twice: Vec<(u64, u64)> = Vec::new();
-    let (mut learned, mut smallest) = (RoaringTreemap::new(), BinaryHeap::new());
+    let mut copies: Vec<(u64, u64)> = Vec::new();
+    let (mut trained_on, mut smallest) = (RoaringTreemap::new(), BinaryHeap::new());
     let columns = [cells::CELL_ID, cells::DUPLICATE_OF, cells::CONTENT_HASH];
-    // Hashes are most of what is read, and say nothing where no cell is held out.
+    // Hashes are most of the bytes to read, and are not needed if no cell is held out.
     let is_divided = hold_out.share > 0.0 || !hashes.is_empty();
     let columns = if is_divided { &columns[..] } else { &columns[..2] };
     each(store, &eligible, columns, |row, batch, i| {
         let hash = if is_divided { content_hash(batch, i) } else { None };
         if hash.is_some_and(|hash| is_below(hash, hold_out.share) || hashes.contains(&hash)) {
-            split.held.insert(row);
+            split.held_out.insert(row);
             smallest.push((hash, row));
-            if smallest.len() > watched {
+            if smallest.len() > validation {
                 smallest.pop();
             }
             return;
@@ -83,17 +105,17 @@ pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, w
         split.train.insert(row);
         digest.update(&row.to_le_bytes());
         digest.update(&hash.map_or([0; 16], |hash| *hash.bytes()));
-        learned.insert(batch.column(0).as_primitive::<UInt64Type>().value(i));
+        trained_on.insert(batch.column(0).as_primitive::<UInt64Type>().value(i));
         let first = batch.column(1).as_primitive::<UInt64Type>();
         if first.is_valid(i) {
-            twice.push((row, first.value(i)));
+            copies.push((row, first.value(i)));
         }
     })
     .await?;
-    split.watched = smallest.into_sorted_vec().into_iter().map(|(_, row)| row).collect();
-    // Of copies whose first is not learned from, one is.
-    for (row, first) in twice {
-        if !learned.insert(first) && split.train.remove(row) {
+    split.validation = smallest.into_sorted_vec().into_iter().map(|(_, row)| row).collect();
+    // If the first of several copies is not trained on, another one is.
+    for (row, first) in copies {
+        if !trained_on.insert(first) && split.train.remove(row) {
             split.duplicates += 1;
         }
     }
@@ -101,9 +123,10 @@ pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, w
     Ok(split)
 }
 
-/// How genes are numbered in a store: how many there were once each data set was taken in, ascending, and
-/// [`Catalogue::numbering`] of so many. Contents hash to the same, and the same are held out, where two stores agree on
-/// it: genes of the nomenclature have one number everywhere, features that resolve to none are numbered as they come.
+/// How a store numbers genes: the number of genes after each data set was ingested, ascending, with
+/// [`Catalogue::numbering`] of so many genes. In two stores that agree on it, equal cells have equal content hashes and
+/// the same cells are held out. Genes of the nomenclature have the same id in every store; features that resolve to no
+/// gene get ids in the order in which they are ingested.
 ///
 /// # Errors
 /// A table cannot be read.
@@ -124,7 +147,7 @@ fn content_hash(batch: &RecordBatch, row: usize) -> Option<ContentHash> {
     ContentHash::from_hex(hashes.as_string::<i32>().value(row))
 }
 
-/// The condition of cells with counts, of data sets of single cells.
+/// SQL condition on `cells` of single cells that have counts.
 async fn eligible(store: &Store, condition: Option<&str>) -> Result<String> {
     let of_counts = format!("{} = 'counts'", datasets::INPUT);
     let found = store.read(datasets::TABLE, &[datasets::DATASET_ID], Some(&of_counts)).await?;
@@ -140,14 +163,14 @@ async fn eligible(store: &Store, condition: Option<&str>) -> Result<String> {
     Ok(all)
 }
 
-/// Calls `take` with the address of each row that satisfies a condition.
+/// Calls `take` with the row address, batch and place in the batch of each row that satisfies a condition.
 async fn each(
     store: &Store,
     condition: &str,
     columns: &[&str],
     mut take: impl FnMut(u64, &RecordBatch, usize),
 ) -> Result<()> {
-    let doing = || Error::internal("choosing cells to learn from");
+    let doing = || Error::internal(format!("choosing cells to train on in {}", store.uri()));
     let mut scan = store.table(cells::TABLE).await?.scan();
     scan.project(columns).map_err(doing())?;
     let unfit = |e: lance::Error| Error::Request(format!("the condition does not fit the table cells: {e}"));
@@ -168,7 +191,7 @@ mod tests {
     use cellql_schemas::expr::Profile;
 
     #[test]
-    fn a_share_of_contents_is_below_it() {
+    fn the_share_of_hashes_below_a_share_is_that_share() {
         let hash = |n: u32| ContentHash::of(Profile { gene_ids: &[n], values: &[1.0] });
         let below = (0..20_000).filter(|n| is_below(hash(*n), 0.1)).count();
         assert!((1800..2200).contains(&below), "{below}");

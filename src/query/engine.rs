@@ -20,7 +20,7 @@ use super::search::Target;
 use super::stored::Stored;
 use crate::error::{Error, Result};
 use crate::index::Searcher;
-use crate::registry::{self, Entry};
+use crate::registry::{self, ModelEntry};
 use cellql_model::{DEFAULT_TOKEN_BUDGET, Device, Model};
 use cellql_store::Store;
 use cellql_store::genes::Catalogue;
@@ -50,7 +50,7 @@ pub(super) struct Loaded {
 pub struct StoreEngine {
     store: Store,
     genes: Catalogue,
-    models: Vec<Entry>,
+    models: Vec<ModelEntry>,
     loaded: Mutex<HashMap<String, Arc<Loaded>>>,
     /// Held while a model is called.
     pub(super) turn: Mutex<()>,
@@ -139,12 +139,12 @@ impl StoreEngine {
     ///
     /// # Errors
     /// [`Error::Request`] with the names there are.
-    pub fn entry(&self, name: Option<&str>) -> Result<&Entry> {
+    pub fn entry(&self, name: Option<&str>) -> Result<&ModelEntry> {
         registry::find(&self.models, name)
     }
 
     /// Its models.
-    pub fn models(&self) -> &[Entry] {
+    pub fn models(&self) -> &[ModelEntry] {
         &self.models
     }
 

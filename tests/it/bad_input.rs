@@ -1,7 +1,8 @@
-//! Whatever a file holds: an error that names it, or cells; never a panic, never half a data set.
+//! Any file is either ingested completely or refused with an error that names it; no file makes the program panic.
 
 use std::path::Path;
 
+use cellql::error::Error;
 use cellql::ingest::IngestOptions;
 use cellql::query::Session;
 use cellql_store::Store;
@@ -10,14 +11,17 @@ use rand::{Rng, SeedableRng};
 
 use crate::stores::{any_cell, demo_file, demo_store, empty, fails, take_in};
 
-/// Ingests, expects refusal, and checks that the store is what it was.
-async fn refused(store: &Store, file: &Path, options: IngestOptions, words: &[&str]) {
+/// Ingests a file that must be refused with an error about it that names these objects, and checks that the store is
+/// unchanged.
+async fn refused(store: &Store, file: &Path, options: IngestOptions, names: &[&str]) {
     let error = take_in(store, file, options).await.expect_err(&file.display().to_string());
     let text = error.to_string();
-    assert_eq!(error.exit_code(), 1, "{text}");
-    assert!(text.contains(&file.display().to_string()), "{text}");
-    for word in words {
-        assert!(text.contains(word), "'{word}' not in: {text}");
+    assert!(
+        matches!(&error, Error::Input { file: named, object, .. } if named == file && !object.is_empty()),
+        "{text}"
+    );
+    for name in names {
+        assert!(text.contains(name), "'{name}' not in: {text}");
     }
     let now = Store::open(store.uri()).await.unwrap();
     assert_eq!(now.version(), store.version(), "{text}");
@@ -55,22 +59,22 @@ async fn broken_files_are_refused_and_change_nothing() {
     for share in [0.001, 0.1, 0.5, 0.9, 0.999] {
         let file = at("truncated.h5ad");
         std::fs::write(&file, &whole[..(whole.len() as f64 * share) as usize]).unwrap();
-        refused(&store, &file, IngestOptions::default(), &["cut short"]).await;
+        refused(&store, &file, IngestOptions::default(), &[]).await;
     }
     std::fs::write(at("text.h5ad"), "barcode,INS\nA,1\n").unwrap();
-    refused(&store, &at("text.h5ad"), any_cell(), &["not an HDF5 file"]).await;
+    refused(&store, &at("text.h5ad"), any_cell(), &[]).await;
     std::fs::write(at("empty.h5ad"), "").unwrap();
-    refused(&store, &at("empty.h5ad"), any_cell(), &["not an HDF5 file"]).await;
-    refused(&store, &at("missing.h5ad"), any_cell(), &["cannot be"]).await;
+    refused(&store, &at("empty.h5ad"), any_cell(), &[]).await;
+    refused(&store, &at("missing.h5ad"), any_cell(), &[]).await;
 
     matrix_file(&at("nonames.h5ad"), &[1.0, 2.0, 3.0, 4.0], None);
-    refused(&store, &at("nonames.h5ad"), any_cell(), &["var", "missing"]).await;
+    refused(&store, &at("nonames.h5ad"), any_cell(), &["var"]).await;
     matrix_file(&at("nan.h5ad"), &[1.0, f32::NAN, 3.0, 4.0], Some(&["INS", "GCG"]));
-    refused(&store, &at("nan.h5ad"), any_cell(), &["NaN", "cell 'AAA'", "finite"]).await;
+    refused(&store, &at("nan.h5ad"), any_cell(), &["NaN", "cell 'AAA'"]).await;
     matrix_file(&at("negative.h5ad"), &[1.0, 2.0, -3.5, 4.0], Some(&["INS", "GCG"]));
-    refused(&store, &at("negative.h5ad"), any_cell(), &["-3.5", "cell 'CCC'", "negative"]).await;
+    refused(&store, &at("negative.h5ad"), any_cell(), &["-3.5", "cell 'CCC'"]).await;
     matrix_file(&at("narrow.h5ad"), &[1.0, 2.0, 3.0, 4.0], Some(&["INS"]));
-    refused(&store, &at("narrow.h5ad"), any_cell(), &["X", "2 columns", "1 genes"]).await;
+    refused(&store, &at("narrow.h5ad"), any_cell(), &["X"]).await;
 
     let mouse = ["Ins1", "Gcg", "Sst", "Gad1"];
     matrix_file(&at("mouse.h5ad"), &[1.0; 8], Some(&mouse));
@@ -85,14 +89,14 @@ async fn broken_text_is_refused_with_its_line() {
     let store = empty(folder.path()).await;
     let cases: &[(&str, &[&str])] = &[
         ("b,INS,GCG\na,1,x\n", &["line 2", "GCG", "'x'"]),
-        ("b,INS,GCG\na,1,2\nc,1\n", &["line 3", "2 fields"]),
+        ("b,INS,GCG\na,1,2\nc,1\n", &["line 3"]),
         ("b,INS,GCG\na,NaN,2\n", &["NaN", "cell 'a'"]),
-        ("b,INS,GCG\na,1,-2\n", &["negative"]),
-        ("b\n", &["no gene names"]),
-        ("b,1,2\n", &["numbers where gene names"]),
-        ("", &["no gene names"]),
-        ("b,INS,GCG\na,1,inf\n", &["finite"]),
-        ("x\0y", &["nor text"]),
+        ("b,INS,GCG\na,1,-2\n", &["-2", "cell 'a'"]),
+        ("b\n", &[]),
+        ("b,1,2\n", &[]),
+        ("", &[]),
+        ("b,INS,GCG\na,1,inf\n", &["inf", "cell 'a'"]),
+        ("x\0y", &[]),
     ];
     for (text, words) in cases {
         let file = folder.path().join("bad.csv");
@@ -121,8 +125,7 @@ async fn random_damage_never_panics_nor_leaves_half_a_data_set() {
         match take_in(&store, &file, IngestOptions::default()).await {
             Err(error) => {
                 refusals += 1;
-                assert!(error.to_string().contains("damaged.h5ad"), "{error}");
-                assert_eq!(error.exit_code(), 1, "{error}");
+                assert!(matches!(&error, Error::Input { file: named, .. } if *named == file), "{error}");
                 assert_eq!(Store::open(store.uri()).await.unwrap().version(), store.version());
             }
             // Damage may lie where nothing is read: then all cells are there, in a store of their own.

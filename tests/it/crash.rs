@@ -2,14 +2,22 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use cellql::query::Session;
+use cellql::jobs::{EmbedOptions, embed_cells};
+use cellql::query::{Session, StoreEngine};
 use cellql_model::CheckpointKey;
-use cellql_store::Store;
+use cellql_schemas::recipe::Recipe;
+use cellql_store::progress::OnProgress;
+use cellql_store::{OnWait, Store, StoreError};
 use rand::{Rng, SeedableRng};
 
-use crate::stores::{add_reference_model, any_cell, demo_file, ids, number, reference, rows, take_in, vectors};
+use crate::stores::{
+    add_reference_model, any_cell, copy_folder, demo_cells, demo_file, empty, ids, number, reference, rows, take_in,
+    vectors,
+};
 
 async fn cells(uri: &str) -> f64 {
     let session = Session::open(Store::open(uri).await.unwrap()).await.unwrap();
@@ -22,7 +30,7 @@ fn files(folder: &Path) -> usize {
     entries.flatten().map(|e| count(&e.path())).sum()
 }
 
-/// Kills the process as soon as it has made so many files; false where it ended before.
+/// Kills the process as soon as it has made so many files. False if it ended before.
 fn killed_after(child: &mut Child, folder: &Path, wanted: usize) -> bool {
     let before = files(folder);
     loop {
@@ -34,7 +42,8 @@ fn killed_after(child: &mut Child, folder: &Path, wanted: usize) -> bool {
         if child.try_wait().unwrap().is_some() {
             return false;
         }
-        std::thread::yield_now();
+        // The process under test needs the core that a busy loop would take.
+        std::thread::sleep(Duration::from_micros(500));
     }
 }
 
@@ -63,8 +72,7 @@ async fn a_killed_ingest_leaves_all_or_nothing_and_a_rerun_completes_it() {
     };
     let mut kills = 0;
     for step in 1.. {
-        let _ = std::fs::remove_dir_all(&path);
-        Store::init(&uri).await.unwrap();
+        empty(folder.path()).await;
         let mut child = ingest().spawn().unwrap();
         if !killed_after(&mut child, &path, step) {
             break;
@@ -87,7 +95,7 @@ async fn a_second_writer_waits_its_turn() {
     let store = Store::init(&uri).await.unwrap();
     let held = store.begin("the first").await.unwrap();
     let refused = store.begin("the second").await.unwrap_err();
-    assert!(refused.to_string().contains("another cellql process is writing"), "{refused}");
+    assert!(matches!(&refused, StoreError::Busy { store } if *store == uri), "{refused}");
     drop(held);
     store.begin("the third").await.unwrap();
 }
@@ -117,18 +125,13 @@ async fn embedded(uri: &str) -> Vec<(u64, Option<Vec<f32>>)> {
     vectors(&rows(&session, "SELECT cell_id, vector FROM embeddings ORDER BY cell_id").await)
 }
 
-fn copied(from: &Path, to: &Path) {
-    let _ = std::fs::remove_dir_all(to);
-    assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_embedding_killed_twenty_times_is_an_undisturbed_one_row_for_row() {
     let folder = tempfile::tempdir().unwrap();
     let (model, path) = (folder.path().join("model"), folder.path().join("store"));
     let uri = path.to_str().unwrap();
     let n = store_to_embed(&model).await;
-    copied(&model, &path);
+    copy_folder(&model, &path);
     // Steps are published one by one, so that a kill meets every part of the work.
     let job = ["embed", uri, "--publish-every", "0"];
     let start = Instant::now();
@@ -139,7 +142,7 @@ async fn an_embedding_killed_twenty_times_is_an_undisturbed_one_row_for_row() {
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(9);
     let (mut kills, mut cut_off) = (0, 0);
     while kills < 20 {
-        copied(&model, &path);
+        copy_folder(&model, &path);
         loop {
             if !is_killed_after(&mut cellql(&job), usual.mul_f64(random.random_range(0.05..0.9))) {
                 break;
@@ -239,7 +242,7 @@ async fn a_killed_removal_or_compaction_leaves_all_or_nothing_and_a_rerun_comple
     let uri = path.to_str().unwrap();
     let mut store = Store::init(model.to_str().unwrap()).await.unwrap();
     for name in ["a", "b", "c"] {
-        let input = cellql::ingest::Input::local(some_cells(folder.path(), name));
+        let input = cellql::ingest::InputFile::local(some_cells(folder.path(), name));
         store = cellql::ingest::ingest(&store, &input, &crate::stores::any_cell(), cellql_store::progress::silent())
             .await
             .unwrap()
@@ -248,8 +251,7 @@ async fn a_killed_removal_or_compaction_leaves_all_or_nothing_and_a_rerun_comple
     for (verb, left) in [(&["dataset", "remove", uri, "b"][..], 80.0), (&["compact", uri, "--keep", "1"][..], 120.0)] {
         let mut kills = 0;
         for step in 1.. {
-            let _ = std::fs::remove_dir_all(&path);
-            assert!(Command::new("cp").arg("-r").args([&model, &path]).status().unwrap().success());
+            copy_folder(&model, &path);
             let mut child = cellql(verb).spawn().unwrap();
             if !killed_after(&mut child, &path, step) {
                 break;
@@ -264,4 +266,51 @@ async fn a_killed_removal_or_compaction_leaves_all_or_nothing_and_a_rerun_comple
         }
         assert!(kills > 2, "{verb:?} was never killed");
     }
+}
+
+/// An engine on a store that waits for other writers.
+async fn engine(uri: &str) -> Arc<StoreEngine> {
+    let store = Store::open(uri).await.unwrap().patient(OnWait(Arc::new(|| {})));
+    Arc::new(StoreEngine::open(store).await.unwrap())
+}
+
+/// Two runs of one recipe at once. Both compute the first 64 cells before either publishes them. The first publishes
+/// them; then the second computes and publishes all others, while the first waits with 64 of the same cells computed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_runs_of_one_recipe_at_once_embed_every_cell_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = add_reference_model(&demo_cells(folder.path()).await, CheckpointKey::Cell).await;
+    let uri = store.uri().to_owned();
+    let [both_computed, first_published, second_finished] = [(); 3].map(|()| Arc::new(Barrier::new(2)));
+    // Called after each step of 64 cells: waits at a barrier after the first step, and at others after the second.
+    let waits = |barriers: Vec<Vec<Arc<Barrier>>>| -> OnProgress {
+        let step = AtomicUsize::new(0);
+        Arc::new(move |_, _| {
+            let barriers = barriers.get(step.fetch_add(1, Ordering::Relaxed));
+            tokio::task::block_in_place(|| {
+                for barrier in barriers.into_iter().flatten() {
+                    barrier.wait();
+                }
+            });
+        })
+    };
+    let first = waits(vec![vec![both_computed.clone()], vec![first_published.clone(), second_finished.clone()]]);
+    let second = waits(vec![vec![both_computed], vec![first_published]]);
+    let run = |engine: Arc<StoreEngine>, publish_every, on_progress| {
+        let options = EmbedOptions { publish_every, ..EmbedOptions::default() };
+        tokio::spawn(async move { embed_cells(&engine, &Recipe::of_model("cell"), &options, on_progress).await })
+    };
+    // The first publishes after each step, the second only at its end.
+    let (engines, hour) = ((engine(&uri).await, engine(&uri).await), Duration::from_secs(3600));
+    let (first, second) = (run(engines.0, Duration::ZERO, first), run(engines.1, hour, second));
+    let (_, second) = second.await.unwrap().unwrap();
+    tokio::task::block_in_place(|| second_finished.wait());
+    let (store, first) = first.await.unwrap().unwrap();
+
+    assert_eq!((first.added, first.already), (64, 256));
+    assert_eq!((second.added, second.already), (256, 64));
+    assert!(embedded(&uri).await.iter().map(|(cell, _)| *cell).eq(0..320));
+    let session = Session::open(store).await.unwrap();
+    let done = "SELECT count(*) FROM jobs WHERE state = 'done' AND cells = 320 AND cells_done = 320";
+    assert_eq!(number(&rows(&session, done).await), 1.0);
 }

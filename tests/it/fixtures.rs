@@ -1,34 +1,39 @@
-//! Every format and encoding, as anndata, scanpy, scipy and pyarrow write them, against what they read back themselves. The
-//! files are made by `tests/python/make_fixtures.py`, in the Python that `scripts/test-python.sh` installs.
+//! Every format and encoding, as anndata, scanpy, scipy and pyarrow write them, against what they read back themselves.
+//! The files are made by `tests/python/make_fixtures.py`, in the Python that `scripts/test-python.sh` installs.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, UInt32Type};
-use cellql::export::{Target, export};
-use cellql::ingest::{IngestOptions, IngestReport, Input, ingest, inputs};
+use cellql::export::{FileFormat, export};
+use cellql::ingest::{IngestOptions, IngestReport, InputFile, ingest, inputs};
 use cellql::query::Session;
 use cellql_formats::OpenOptions;
 use cellql_schemas::expr::Profiles;
 use cellql_store::progress::silent;
 use serde_json::Value;
+use tempfile::TempDir;
 
-use crate::stores::{any_cell, empty, rows, say};
+use crate::stores::{any_cell, empty, python, root, rows, test_data};
 
-pub fn python() -> Option<PathBuf> {
-    let cache = std::env::var_os("CELLQL_TEST_DATA")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/cellql-test-data")))?;
-    Some(cache.join("python/bin/python")).filter(|p| p.exists())
-}
-
-/// Real files of the cache, where they are.
-pub fn real(name: &str) -> Option<PathBuf> {
-    let python = python()?;
-    Some(python.parent()?.parent()?.parent()?.join(name)).filter(|p| p.exists())
+/// The folder of fixtures: files of every format, and real files of the test data in other encodings (`real_…`). Made
+/// once.
+pub fn made(python: &Path) -> &'static Path {
+    static MADE: OnceLock<TempDir> = OnceLock::new();
+    let folder = MADE.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let real = ["pbmc.h5ad", "10x_pbmc68k_reduced.h5ad", "wu2020_200_v0_11.h5ad"];
+        let real = real.iter().filter_map(|name| test_data(name));
+        let mut make = Command::new(python);
+        make.arg(root().join("tests/python/make_fixtures.py")).arg(folder.path()).args(real);
+        assert!(make.status().unwrap().success());
+        folder
+    });
+    folder.path()
 }
 
 /// What another reader finds in a file.
@@ -143,18 +148,9 @@ fn options(folder: &Path, name: &str) -> IngestOptions {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_format_holds_what_its_own_library_reads_from_it() {
-    let Some(python) = python() else {
-        say("skipped: no Python with anndata (scripts/test-python.sh installs it)");
-        return;
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let made = folder.path().join("fixtures");
-    let script = |name: &str| crate::stores::root().join("tests/python").join(name);
-    let files: Vec<PathBuf> =
-        ["pbmc.h5ad", "10x_pbmc68k_reduced.h5ad", "wu2020_200_v0_11.h5ad"].iter().filter_map(|n| real(n)).collect();
-    let run = Command::new(&python).arg(script("make_fixtures.py")).arg(&made).args(&files).status().unwrap();
-    assert!(run.success());
-    let mut names: Vec<String> = std::fs::read_dir(&made)
+    let Some(python) = python() else { return };
+    let (made, folder) = (made(&python), tempfile::tempdir().unwrap());
+    let mut names: Vec<String> = std::fs::read_dir(made)
         .unwrap()
         .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
         .filter(|n| made.join(format!("{n}.expected")).exists())
@@ -167,7 +163,7 @@ async fn every_format_holds_what_its_own_library_reads_from_it() {
         let store = empty(place.path()).await;
         let (found, other) = inputs(made.join(name).to_str().unwrap()).await.unwrap();
         assert_eq!((found.len(), other.len()), (1, 0), "{name}: {found:?} {other:?}");
-        let taken = ingest(&store, &found[0], &options(&made, name), silent()).await;
+        let taken = ingest(&store, &found[0], &options(made, name), silent()).await;
         let (store, report) = taken.unwrap_or_else(|e| panic!("{name}: {e}"));
         let expected = Expected::read(&made.join(format!("{name}.expected")));
         let session = Session::open(store.clone()).await.unwrap();
@@ -177,13 +173,18 @@ async fn every_format_holds_what_its_own_library_reads_from_it() {
 
         // Out as .h5ad for anndata to judge, and out and in again in our own forms.
         let out = folder.path().join(format!("{name}.h5ad"));
-        export(&session, &out, Target::H5ad, None, silent()).await.unwrap_or_else(|e| panic!("{name}: {e}"));
+        export(&session, &out, FileFormat::H5ad, None, silent()).await.unwrap_or_else(|e| panic!("{name}: {e}"));
         exported.push(out);
         for ending in ["parquet", "lance"] {
             comes_back(&session, &store, place.path(), ending, name).await;
         }
     }
-    let check = Command::new(&python).arg(script("check_export.py")).arg(&made).args(&exported).status().unwrap();
+    let check = Command::new(&python)
+        .arg(root().join("tests/python/check_export.py"))
+        .arg(made)
+        .args(&exported)
+        .status()
+        .unwrap();
     assert!(check.success(), "anndata and scanpy disagree with what was exported");
 }
 
@@ -220,9 +221,9 @@ fn compare(
 /// Parquet and Lance exports are taken in again, with every value and every obs column.
 async fn comes_back(session: &Session, store: &cellql_store::Store, place: &Path, ending: &str, name: &str) {
     let out = place.join(format!("out.{ending}"));
-    export(session, &out, Target::of(&out).unwrap(), None, silent()).await.unwrap();
+    export(session, &out, FileFormat::of(&out).unwrap(), None, silent()).await.unwrap();
     let again = empty(&place.join(ending)).await;
-    let taken = ingest(&again, &Input::local(&out), &any_cell(), silent()).await;
+    let taken = ingest(&again, &InputFile::local(&out), &any_cell(), silent()).await;
     let (again, report) = taken.unwrap_or_else(|e| panic!("{name}.{ending}: {e}"));
     let again = Session::open(again).await.unwrap();
     let obs = session.obs_columns().await.unwrap();

@@ -1,16 +1,16 @@
-//! What values, genes and cells of real files are taken for.
+//! How the values, genes and cells of real files are interpreted.
 
 use std::path::Path;
 
 use arrow::array::{Array, AsArray};
+use cellql::error::Error;
 use cellql::ingest::{IngestOptions, IngestReport, ingest, inputs};
 use cellql::query::Session;
 use cellql_formats::OpenOptions;
 use cellql_store::Store;
 use cellql_store::progress::silent;
 
-use crate::fixtures::real;
-use crate::stores::{any_cell, empty, fails, number, rows, say, take_in};
+use crate::stores::{any_cell, empty, fails, number, rows, take_in, test_data};
 
 fn write(folder: &Path, name: &str, text: &str) -> std::path::PathBuf {
     let path = folder.join(name);
@@ -19,10 +19,7 @@ fn write(folder: &Path, name: &str, text: &str) -> std::path::PathBuf {
 }
 
 async fn take_real(name: &str, options: IngestOptions) -> Option<(Store, IngestReport, tempfile::TempDir)> {
-    let Some(file) = real(name) else {
-        say(&format!("skipped: no {name} (scripts/fetch-test-data.sh fetches it)"));
-        return None;
-    };
+    let file = test_data(name)?;
     let folder = tempfile::tempdir().unwrap();
     let store = empty(folder.path()).await;
     let (store, report) = take_in(&store, &file, options).await.unwrap();
@@ -52,11 +49,11 @@ async fn log_normalised_counts_rounded_to_three_decimals_are_had_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_matrix_that_is_asked_for_is_read_and_another_of_the_file_is_another_data_set() {
     let Some((store, _, _folder)) = take_real("10x_pbmc68k_reduced.h5ad", any_cell()).await else { return };
-    let file = real("10x_pbmc68k_reduced.h5ad").unwrap();
+    let file = test_data("10x_pbmc68k_reduced.h5ad").unwrap();
     let scaled =
         IngestOptions { open: OpenOptions { layer: Some("X".into()), ..OpenOptions::default() }, ..any_cell() };
-    let error = take_in(&store, &file, scaled).await.unwrap_err().to_string();
-    assert!(error.contains("negative"), "{error}");
+    let error = take_in(&store, &file, scaled).await.unwrap_err();
+    assert!(matches!(&error, Error::Input { object, .. } if object.starts_with("matrix, cell")), "{error}");
     let missing =
         IngestOptions { open: OpenOptions { layer: Some("no".into()), ..OpenOptions::default() }, ..any_cell() };
     let error = take_in(&store, &file, missing).await.unwrap_err().to_string();
@@ -70,10 +67,7 @@ async fn a_matrix_that_is_asked_for_is_read_and_another_of_the_file_is_another_d
 #[tokio::test(flavor = "multi_thread")]
 async fn cells_that_two_files_share_are_marked_or_left_out() {
     let Some((store, _, _folder)) = take_real("raw-Baron_human.h5ad", IngestOptions::default()).await else { return };
-    let Some(file) = real("Baron_H1_Data.csv") else {
-        say("skipped: no Baron_H1_Data.csv (scripts/fetch-test-data.sh fetches it)");
-        return;
-    };
+    let Some(file) = test_data("Baron_H1_Data.csv") else { return };
     let (both, report) = take_in(&store, &file, IngestOptions::default()).await.unwrap();
     assert_eq!((report.cells_read, report.cells_kept, report.cells_duplicate), (1937, 1937, 472));
     assert_eq!(report.matrix, "genes × cells");
@@ -84,7 +78,8 @@ async fn cells_that_two_files_share_are_marked_or_left_out() {
 
     let folder = tempfile::tempdir().unwrap();
     let store = empty(folder.path()).await;
-    let (store, _) = take_in(&store, &real("raw-Baron_human.h5ad").unwrap(), IngestOptions::default()).await.unwrap();
+    let (store, _) =
+        take_in(&store, &test_data("raw-Baron_human.h5ad").unwrap(), IngestOptions::default()).await.unwrap();
     let skipping = IngestOptions { skip_duplicates: true, ..IngestOptions::default() };
     let (store, report) = take_in(&store, &file, skipping).await.unwrap();
     assert_eq!((report.cells_kept, report.cells_dropped["in the store already"]), (1937 - 472, 472));
@@ -105,7 +100,8 @@ async fn names_a_spreadsheet_has_changed_are_known_and_two_names_of_a_gene_never
     assert_eq!(pairs(&report.genes.second), ["Sep-02 → SEPTIN2"]);
     assert_eq!(pairs(&report.genes.ambiguous), ["1-Mar → MARCHF1, MTARC1"; 2]);
     let session = Session::open(store).await.unwrap();
-    let values = "SELECT expression(expr, 'SEPTIN2') + 10 * expression(expr, 'MARCHF7') + 100 * expression(expr, 'CXCL8') \
+    let values = "SELECT expression(expr, 'SEPTIN2') + 10 * expression(expr, 'MARCHF7') \
+                  + 100 * expression(expr, 'CXCL8') \
                   + 1000 * n_genes + 10000 * total_counts FROM cells";
     assert_eq!(number(&rows(&session, values).await), 2.0 + 30.0 + 600.0 + 7000.0 + 280_000.0);
 }
@@ -115,11 +111,16 @@ async fn other_species_are_refused_by_name_and_by_id() {
     let folder = tempfile::tempdir().unwrap();
     let store = empty(folder.path()).await;
     let ids = write(folder.path(), "ids.csv", "c,ENSMUSG00000064372,ENSMUSG00000064371\na,1,2\n");
-    let error = take_in(&store, &ids, any_cell()).await.unwrap_err().to_string();
-    assert!(error.contains("another species") && error.contains("ENSMUSG00000064372"), "{error}");
-    if let Some(mouse) = real("raw-Baron_mouse.h5ad") {
-        let error = take_in(&store, &mouse, any_cell()).await.unwrap_err().to_string();
-        assert!(error.contains("mouse"), "{error}");
+    let error = take_in(&store, &ids, any_cell()).await.unwrap_err();
+    let Error::Input { file, object, problem } = &error else { panic!("{error}") };
+    assert_eq!((file, object.as_str()), (&ids, "gene names"));
+    assert!(problem.contains("ENSMUSG00000064372"), "{error}");
+    if let Some(mouse) = test_data("raw-Baron_mouse.h5ad") {
+        let error = take_in(&store, &mouse, any_cell()).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Input { file, object, .. } if *file == mouse && object == "gene names"),
+            "{error}"
+        );
     }
 }
 

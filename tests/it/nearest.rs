@@ -285,7 +285,7 @@ impl Distance<f32> for UnitCosine {
 #[tokio::test(flavor = "multi_thread")]
 async fn recall_among_real_cells_is_not_below_that_of_hnsw_rs() {
     const K: usize = 10;
-    let Some(file) = crate::baron::data("raw-Baron_human.h5ad") else { return };
+    let Some(file) = crate::stores::test_data("raw-Baron_human.h5ad") else { return };
     for (dim, values) in baron_vectors(&file).await {
         let n = values.len() / dim;
         let folder = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::AsArray;
 use arrow::datatypes::Float64Type;
 use cellql::ingest::IngestOptions;
-use cellql::jobs::{EmbedOptions, Groups, Memory, embed_cells, embed_genes};
+use cellql::jobs::{EmbedOptions, Groups, MemoryBudget, embed_cells, embed_genes};
 use cellql::query::{Session, StoreEngine};
 use cellql_model::{
     CheckpointKey, Model, ModelError, Sample, decode, encode, read_checkpoint, read_safetensors, write_checkpoint,
@@ -178,7 +178,7 @@ async fn gene_embeddings_are_the_means_of_their_groups() {
     let engine = session.engine();
     let asked = recipe("gene", "f1", Input::Counts);
     let groups = Groups::default();
-    let (store, report) = embed_genes(engine, &asked, None, &groups, Memory::default(), silent()).await.unwrap();
+    let (store, report) = embed_genes(engine, &asked, None, &groups, MemoryBudget::default(), silent()).await.unwrap();
     assert_eq!(report.added, [("all".to_owned(), 6)]);
     let session = Session::open(store.clone()).await.unwrap();
     let genes = std::fs::read_to_string(reference("gene_index.tsv")).unwrap();
@@ -205,7 +205,7 @@ async fn gene_embeddings_are_the_means_of_their_groups() {
     let state = "SELECT cells + cells_done FROM jobs WHERE kind = 'embed genes' AND state = 'done'";
     assert_eq!(number(&rows(&session, state).await), 12.0);
     let engine = Arc::new(StoreEngine::open(store).await.unwrap());
-    let (_, again) = embed_genes(&engine, &asked, None, &groups, Memory::default(), silent()).await.unwrap();
+    let (_, again) = embed_genes(&engine, &asked, None, &groups, MemoryBudget::default(), silent()).await.unwrap();
     assert_eq!((again.added.len(), again.already), (0, 1));
 }
 

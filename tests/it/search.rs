@@ -7,7 +7,7 @@ use arrow::datatypes::Float32Type;
 use cellql::index::{
     self, IndexKind, KnnRequest, KnnResult, Metric, QueryVector, SearchMethod, Searcher, Vectors, exact,
 };
-use cellql::jobs::{Annotation, Groups, Memory, annotate, embed_genes};
+use cellql::jobs::{AnnotateOptions, Groups, MemoryBudget, annotate, embed_genes};
 use cellql::query::Session;
 use cellql_store::progress::silent;
 use cellql_store::{Store, embedding_table};
@@ -267,8 +267,8 @@ async fn filters_keep_k_rows_however_little_they_keep() {
 async fn the_cells_of_a_file_find_themselves_and_vote() {
     let store = demo_store().await;
     let session = Session::open(store.clone()).await.unwrap();
-    let input = cellql::ingest::Input::local(crate::stores::demo_file());
-    let asked = Annotation { recipe: None, k: 3, metric: Metric::Cosine, condition: None };
+    let input = cellql::ingest::InputFile::local(crate::stores::demo_file());
+    let asked = AnnotateOptions { recipe: None, k: 3, metric: Metric::Cosine, condition: None };
     let found = annotate(session.engine(), &input, &crate::stores::any_cell(), &asked, silent()).await.unwrap();
     assert_eq!(found.barcodes.len(), 320);
     for (cell, neighbours) in found.neighbours.iter().enumerate() {
@@ -313,7 +313,7 @@ async fn genes_near_a_gene_are_those_that_plain_sql_finds() {
     let store = crate::stores::add_reference_model(&store, cellql_model::CheckpointKey::Gene).await;
     let engine = std::sync::Arc::new(cellql::query::StoreEngine::open(store).await.unwrap());
     let recipe = cellql_schemas::recipe::Recipe::of_model("gene");
-    let (groups, memory) = (Groups { by: None, at_most: None }, Memory::default());
+    let (groups, memory) = (Groups { by: None, at_most: None }, MemoryBudget::default());
     let (store, _) = embed_genes(&engine, &recipe, None, &groups, memory, silent()).await.unwrap();
     let session = Session::open(store).await.unwrap();
     for (metric, distance) in

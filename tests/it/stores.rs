@@ -1,4 +1,6 @@
-//! Stores that tests share or make, and small ways to ask them.
+//! Stores and data that tests share, and short functions to query them.
+//!
+//! What is expensive to make (an empty store, the demo's cells, their embeddings) is made once per process and copied.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,7 +9,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Float32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
-use cellql::ingest::{IngestOptions, IngestReport, Input, ingest};
+use cellql::ingest::{IngestOptions, IngestReport, InputFile, ingest};
 use cellql::jobs::{EmbedOptions, embed_cells};
 use cellql::query::{Session, StoreEngine};
 use cellql::registry;
@@ -32,13 +34,98 @@ pub fn reference(file: &str) -> PathBuf {
     root().join("tests/tiny-reference").join(file)
 }
 
-/// Written past the test harness, which swallows what passing tests print.
+/// Writes a line to stderr, also from tests that pass, whose prints libtest captures.
 pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// Records that the current test lacks something, in the file `skipped-tests` beside the program, which `make test`
+/// prints at its end.
+///
+/// # Panics
+/// In continuous integration (`CI=true`), where every test must run.
+#[track_caller]
+pub fn skip(why: &str) {
+    let thread = std::thread::current();
+    let caller = std::panic::Location::caller();
+    // With a single test thread, libtest runs tests on the main thread.
+    let test = thread.name().filter(|name| *name != "main").map_or_else(|| caller.to_string(), str::to_owned);
+    let line = format!("skipped: {test}: {why}");
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{line}");
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_cellql"));
+    let mut list =
+        std::fs::OpenOptions::new().create(true).append(true).open(program.with_file_name("skipped-tests")).unwrap();
+    list.write_all(format!("{line}\n").as_bytes()).unwrap();
+    say(&line);
+}
+
+fn test_data_folder() -> PathBuf {
+    let cache = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/cellql-test-data");
+    std::env::var_os("CELLQL_TEST_DATA").map_or_else(cache, PathBuf::from)
+}
+
+/// A real data file that `scripts/fetch-test-data.sh` downloads. If it is missing, the test is recorded as skipped.
+#[track_caller]
+pub fn test_data(file: &str) -> Option<PathBuf> {
+    let path = test_data_folder().join(file);
+    if !path.is_file() {
+        skip(&format!("{} does not exist; run scripts/fetch-test-data.sh", path.display()));
+        return None;
+    }
+    Some(path)
+}
+
+/// The Python with anndata and scanpy that `scripts/test-python.sh` installs. If it is missing, the test is recorded as
+/// skipped.
+#[track_caller]
+pub fn python() -> Option<PathBuf> {
+    let python = test_data_folder().join("python/bin/python");
+    if !python.exists() {
+        skip(&format!("{} does not exist; run scripts/test-python.sh", python.display()));
+        return None;
+    }
+    Some(python)
+}
+
+/// Replaces a folder by a copy of another.
+pub fn copy_folder(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (entry, target) = (entry.as_ref().unwrap(), to.join(entry.as_ref().unwrap().file_name()));
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+async fn copy_store(from: &Store, folder: &Path) -> Store {
+    let to = folder.join("store");
+    copy_folder(Path::new(from.uri()), &to);
+    Store::open(to.to_str().unwrap()).await.unwrap()
+}
+
+/// A new empty store, in `folder/store`.
 pub async fn empty(folder: &Path) -> Store {
-    Store::init(folder.join("store").to_str().unwrap()).await.unwrap()
+    static STORE: OnceCell<(Store, TempDir)> = OnceCell::const_new();
+    let made = STORE.get_or_init(|| async {
+        let folder = tempfile::tempdir().unwrap();
+        (Store::init(folder.path().join("store").to_str().unwrap()).await.unwrap(), folder)
+    });
+    copy_store(&made.await.0, folder).await
+}
+
+/// A new store with the demo's 320 cells and no model, in `folder/store`.
+pub async fn demo_cells(folder: &Path) -> Store {
+    static STORE: OnceCell<(Store, TempDir)> = OnceCell::const_new();
+    let made = STORE.get_or_init(|| async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = empty(folder.path()).await;
+        (take_in(&store, &demo_file(), any_cell()).await.unwrap().0, folder)
+    });
+    copy_store(&made.await.0, folder).await
 }
 
 pub async fn take_in(
@@ -46,7 +133,7 @@ pub async fn take_in(
     file: &Path,
     options: IngestOptions,
 ) -> cellql::error::Result<(Store, IngestReport)> {
-    ingest(store, &Input::local(file), &options, silent()).await
+    ingest(store, &InputFile::local(file), &options, silent()).await
 }
 
 pub fn any_cell() -> IngestOptions {
@@ -72,13 +159,13 @@ pub async fn embed_all(store: &Store, model: &str) -> Store {
     embed_cells(&engine, &Recipe::of_model(model), &EmbedOptions::default(), silent()).await.unwrap().0
 }
 
-/// The demo's 320 cells with the reference model `cell` (300 genes, 192 numbers) and its embeddings. Made once, only read.
+/// The demo's 320 cells with the reference model `cell` (300 genes, 192 dimensions) and its embeddings. It is shared:
+/// tests must not write to it.
 pub async fn demo_store() -> Store {
     static STORE: OnceCell<(Store, TempDir)> = OnceCell::const_new();
     let made = STORE.get_or_init(|| async {
         let folder = tempfile::tempdir().unwrap();
-        let store = empty(folder.path()).await;
-        let (store, _) = take_in(&store, &demo_file(), IngestOptions::default()).await.unwrap();
+        let store = demo_cells(folder.path()).await;
         let store = add_reference_model(&store, CheckpointKey::Cell).await;
         (embed_all(&store, "cell").await, folder)
     });

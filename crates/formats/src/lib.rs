@@ -28,9 +28,11 @@
 //! ```
 
 mod block;
+pub mod counts;
 mod dense;
 mod error;
 mod features;
+mod gene_order;
 mod gzip;
 mod h5;
 mod h5ad;
@@ -48,6 +50,7 @@ pub mod write;
 
 pub use block::{Block, CellSource, ObsColumn};
 pub use error::{FormatError, Result};
+pub use gene_order::{GeneSorter, ValueError};
 pub use open::{Format, inputs, open, parts, recognise};
 pub use options::OpenOptions;
 pub use table::{Batches, TableReader, TableSource};

@@ -337,6 +337,28 @@ impl Stored {
     }
 }
 
+/// Appends the column of each gene of a cell to `columns`. Both lists of gene ids ascend; the column of a gene is its
+/// place in `column_genes`.
+///
+/// # Errors
+/// The first gene that has no column.
+pub fn columns_of(gene_ids: &[u32], column_genes: &[u32], columns: &mut Vec<i32>) -> std::result::Result<(), u32> {
+    columns.reserve(gene_ids.len());
+    let mut first = 0;
+    for gene in gene_ids {
+        // Genes ascend, so the next column is near: the range to search grows from the last one on.
+        let mut width = 8;
+        while column_genes.get(first + width).is_some_and(|last| last < gene) {
+            first += width;
+            width *= 2;
+        }
+        let last = (first + width + 1).min(column_genes.len());
+        first += column_genes[first..last].binary_search(gene).map_err(|_| *gene)?;
+        columns.push(first as i32);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -345,6 +367,21 @@ mod tests {
 
     use super::*;
     use crate::{OpenOptions, open};
+
+    #[test]
+    fn columns_of_genes_are_their_places_and_other_genes_have_none() {
+        let column_genes: Vec<u32> = (0..1000).map(|i| 3 * i).collect();
+        for gene_ids in [vec![], vec![0], vec![2997], vec![0, 3, 27, 30, 1500, 1503, 2994, 2997]] {
+            let mut columns = vec![7];
+            assert_eq!(columns_of(&gene_ids, &column_genes, &mut columns), Ok(()));
+            let expected: Vec<i32> = gene_ids.iter().map(|gene| (gene / 3) as i32).collect();
+            assert_eq!((columns[0], &columns[1..]), (7, &expected[..]));
+        }
+        for unknown in [1, 29, 3000] {
+            assert_eq!(columns_of(&[0, unknown], &column_genes, &mut vec![]), Err(unknown));
+        }
+        assert_eq!(columns_of(&[5], &[], &mut vec![]), Err(5));
+    }
 
     #[test]
     fn cells_written_to_h5ad_are_read_back() {
