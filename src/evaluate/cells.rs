@@ -9,6 +9,7 @@ use roaring::RoaringTreemap;
 
 use crate::error::{Error, Result};
 use crate::pretrain::split;
+use crate::query::condition;
 use crate::registry::Entry;
 use cellql_model::Provenance;
 use cellql_store::Store;
@@ -149,7 +150,11 @@ async fn addresses(
     choice: &Choice,
 ) -> Result<(RoaringTreemap, Known)> {
     let labelled = choice.label.as_ref().map(|label| format!("{} IS NOT NULL", quote_filter_column(label)));
-    let conditions: Vec<String> = choice.condition.iter().map(|c| format!("({c})")).chain(labelled).collect();
+    let asked = match &choice.condition {
+        Some(condition) => Some(condition::on_cells(store, condition).await?),
+        None => None,
+    };
+    let conditions: Vec<String> = asked.into_iter().chain(labelled).collect();
     let condition = (!conditions.is_empty()).then(|| conditions.join(" AND "));
     let condition = condition.as_deref();
     let known = if choice.with_learned { None } else { held_out(store, entries, entry).await? };

@@ -25,7 +25,7 @@ use super::cells::{CELLS, Suitable};
 use super::record::{Added, Record};
 use super::{Memory, Shard, check_model, recipe_metadata};
 use crate::error::{Error, Result};
-use crate::query::StoreEngine;
+use crate::query::{StoreEngine, condition};
 use cellql_model::Sample;
 use cellql_store::progress::OnProgress;
 use cellql_store::{Store, StoreError, embedding_table};
@@ -284,7 +284,11 @@ struct Chosen {
 impl Chosen {
     async fn of(engine: &StoreEngine, recipe: &Recipe, options: &EmbedOptions) -> Result<Self> {
         let suitable = Suitable::of(engine, recipe, options.total.as_deref()).await?;
-        let asked: Vec<String> = options.shard.condition().into_iter().chain(options.condition.clone()).collect();
+        let checked = match &options.condition {
+            Some(condition) => Some(condition::on_cells(engine.store(), condition).await?),
+            None => None,
+        };
+        let asked: Vec<String> = options.shard.condition().into_iter().chain(checked).collect();
         let and = |conditions: &[String]| -> Option<String> {
             let each: Vec<String> = conditions.iter().map(|c| format!("({c})")).collect();
             (!each.is_empty()).then(|| each.join(" AND "))
@@ -294,7 +298,7 @@ impl Chosen {
         let count = async |filter: Option<String>| -> Result<u64> {
             let counted = table.count_rows(filter.clone()).await;
             let wrong = |e: lance::Error| match &options.condition {
-                Some(condition) => Error::Request(format!("--where {condition}: {e}")),
+                Some(condition) => condition::failed(condition, &e),
                 None => Error::internal("counting cells")(e),
             };
             Ok(counted.map_err(wrong)? as u64)
