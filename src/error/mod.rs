@@ -181,8 +181,8 @@ impl Error {
         }
     }
 
-    /// 1 where the input or the request is wrong or another writer is at work, 3 where the store is damaged or we or the
-    /// machine failed.
+    /// 1 where the input or the request is wrong or another writer is at work, 3 where the store is damaged or we or
+    /// the machine failed.
     pub fn exit_code(&self) -> u8 {
         match self.kind() {
             ErrorKind::Request | ErrorKind::Input | ErrorKind::Conflict => 1,
@@ -236,6 +236,7 @@ fn kind_of_query(error: &DataFusionError) -> ErrorKind {
         | DataFusionError::ArrowError(_, _)
         | DataFusionError::NotImplemented(_)
         | DataFusionError::Configuration(_) => ErrorKind::Request,
+        DataFusionError::External(inner) => inner.downcast_ref::<Error>().map_or(ErrorKind::Internal, Error::kind),
         _ => ErrorKind::Internal,
     }
 }

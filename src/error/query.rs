@@ -34,6 +34,10 @@ pub(super) fn message(error: &DataFusionError) -> String {
             SchemaError::FieldNotFound { field, valid_fields } => no_column(field, valid_fields),
             other => other.to_string(),
         },
+        DataFusionError::External(inner) => match inner.downcast_ref::<super::Error>() {
+            Some(ours) => ours.to_string(),
+            None => error.find_root().strip_backtrace(),
+        },
         other => other.strip_backtrace(),
     }
 }
@@ -58,19 +62,35 @@ fn no_column(field: &Column, valid: &[Column]) -> String {
     }
 }
 
-/// Where in its statement an error is, if anything tells: DataFusion's span, a position in the message, or else the one
-/// token that the message quotes.
+/// Where in its statement an error is: DataFusion's span where it gives one, else the place of the parser's error, of
+/// the unknown column, or of the name that a message quotes. `None` where nothing tells.
 pub fn place(error: &DataFusionError, statement: &str) -> Option<Place> {
     let span = error.diagnostic().and_then(|d| d.span).filter(|span| span.start.line > 0);
     if let Some(span) = span {
         return Some(Place { line: span.start.line as usize, column: span.start.column as usize });
     }
-    let text = message(error);
-    stated(&text).or_else(|| at_end(&text, statement)).or_else(|| quoted(&text, statement))
+    match error.find_root() {
+        DataFusionError::SQL(parser, _) => match parser.as_ref() {
+            ParserError::ParserError(text) | ParserError::TokenizerError(text) => syntax_error(text, statement),
+            ParserError::RecursionLimitExceeded => None,
+        },
+        DataFusionError::SchemaError(inner, _) => match inner.as_ref() {
+            SchemaError::FieldNotFound { field, .. } => only_token(&field.name, statement),
+            _ => None,
+        },
+        DataFusionError::Plan(text) | DataFusionError::Execution(text) => quoted_value(text, statement),
+        _ => None,
+    }
 }
 
-/// `… at Line: 2, Column: 8`.
-fn stated(message: &str) -> Option<Place> {
+/// The place of a syntax error, read from its text: `… at Line: 2, Column: 8`, or `… found: EOF` at the end of the
+/// statement. sqlparser's error has nothing but this text.
+fn syntax_error(message: &str, statement: &str) -> Option<Place> {
+    if message.ends_with("found: EOF") {
+        let text = statement.trim_end();
+        let last = text.lines().last()?;
+        return Some(Place { line: text.lines().count(), column: last.chars().count() + 1 });
+    }
     let (_, rest) = message.rsplit_once("Line: ")?;
     let (line, rest) = rest.split_once(", Column: ")?;
     let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
@@ -78,29 +98,29 @@ fn stated(message: &str) -> Option<Place> {
     (place.line > 0 && place.column > 0).then_some(place)
 }
 
-/// The parser gives no position for what it misses at the end.
-fn at_end(message: &str, statement: &str) -> Option<Place> {
-    let text = statement.trim_end();
-    let last = text.lines().last()?;
-    message.ends_with("found: EOF").then(|| Place { line: text.lines().count(), column: last.chars().count() + 1 })
+/// The place of the first value or name in single quotes that the statement has once. A function that refuses an
+/// argument knows its value and not its place: DataFusion plans calls without spans.
+fn quoted_value(message: &str, statement: &str) -> Option<Place> {
+    let values = message.split('\'').skip(1).step_by(2).filter(|value| !value.is_empty());
+    values.into_iter().find_map(|value| only_token(value, statement))
 }
 
-/// The token that stands in single quotes in the message, where the statement has it once.
-fn quoted(message: &str, statement: &str) -> Option<Place> {
+/// The place of a name or string in a statement that has it once.
+fn only_token(value: &str, statement: &str) -> Option<Place> {
     let dialect = datafusion::sql::sqlparser::dialect::GenericDialect {};
     let tokens = Tokenizer::new(&dialect, statement).tokenize_with_location().ok()?;
-    for name in message.split('\'').skip(1).step_by(2).filter(|name| !name.is_empty()) {
-        let mut found = tokens.iter().filter(|token| match &token.token {
-            Token::Word(word) => word.value.eq_ignore_ascii_case(name),
-            Token::SingleQuotedString(text) => text == name,
-            _ => false,
-        });
-        if let (Some(only), None) = (found.next(), found.next()) {
+    let mut found = tokens.iter().filter(|token| match &token.token {
+        Token::Word(word) => word.value.eq_ignore_ascii_case(value),
+        Token::SingleQuotedString(text) => text == value,
+        _ => false,
+    });
+    match (found.next(), found.next()) {
+        (Some(only), None) => {
             let start = only.span.start;
-            return Some(Place { line: start.line as usize, column: start.column as usize });
+            Some(Place { line: start.line as usize, column: start.column as usize })
         }
+        _ => None,
     }
-    None
 }
 
 /// The line of a place with a caret under it, cut to what stands near the place.

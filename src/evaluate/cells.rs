@@ -10,6 +10,7 @@ use roaring::RoaringTreemap;
 
 use crate::error::{Error, Result};
 use crate::pretrain::split;
+use crate::query::condition;
 use crate::registry::ModelEntry;
 use cellql_model::Provenance;
 use cellql_store::Store;
@@ -163,7 +164,11 @@ async fn addresses(
     query: &CellQuery,
 ) -> Result<(RoaringTreemap, HeldOutStatus)> {
     let labelled = query.label.as_ref().map(|label| format!("{} IS NOT NULL", quote_filter_column(label)));
-    let conditions: Vec<String> = query.condition.iter().map(|c| format!("({c})")).chain(labelled).collect();
+    let requested = match &query.condition {
+        Some(condition) => Some(condition::on_cells(store, condition).await?),
+        None => None,
+    };
+    let conditions: Vec<String> = requested.into_iter().chain(labelled).collect();
     let condition = (!conditions.is_empty()).then(|| conditions.join(" AND "));
     let condition = condition.as_deref();
     let hold_out = if query.with_trained { None } else { held_out(store, entries, entry).await? };

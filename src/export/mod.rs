@@ -22,6 +22,7 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use crate::error::{Error, Result};
 use crate::ingest::ObsReport;
 use crate::query::Session;
+use crate::query::condition::check_syntax;
 use cellql_store::Store;
 use cellql_store::progress::OnProgress;
 
@@ -126,7 +127,8 @@ pub async fn export(
 impl Selection {
     async fn of(session: &Session, condition: Option<&str>) -> Result<Self> {
         let store = session.engine().store().clone();
-        let filter = condition.map_or_else(String::new, |c| format!(" WHERE {c}"));
+        condition.map_or(Ok(()), check_syntax)?;
+        let filter = condition.map_or_else(String::new, |c| format!(" WHERE ({c})"));
         let query = format!("SELECT {}, {} FROM {}{filter}", cells::CELL_ID, cells::DATASET_ID, cells::TABLE);
         let (mut cell_ids, mut dataset_ids) = (Vec::new(), Vec::new());
         let mut batches = session.sql(&query).await?.execute_stream().await?;

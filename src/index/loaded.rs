@@ -51,16 +51,25 @@ pub(super) struct IndexedTable<'a> {
     pub(super) dim: usize,
 }
 
+impl IndexedTable<'_> {
+    /// The row of `indexes` to use: of several the kind that fits the memory, and of these the newest. Opens no index.
+    ///
+    /// # Errors
+    /// The list of indexes cannot be read.
+    pub(super) async fn best_entry(&self) -> Result<Option<IndexEntry>> {
+        let fitting = IndexKind::fitting(self.rows, self.dim);
+        let of_table = entries::list(self.store).await?.into_iter().filter(|entry| entry.recipe == self.recipe);
+        Ok(of_table.max_by_key(|entry| (entry.kind == fitting, entry.table_version)))
+    }
+}
+
 impl LoadedIndex {
     /// Opens the index of a table. Of several it takes the kind that fits the memory, and of these the newest.
     ///
     /// # Errors
     /// The table or the list of indexes cannot be read. A damaged index is [`LoadedIndex::Unusable`].
     pub(super) async fn open(table: IndexedTable<'_>) -> Result<Self> {
-        let fitting = IndexKind::fitting(table.rows, table.dim);
-        let of_table = entries::list(table.store).await?.into_iter().filter(|entry| entry.recipe == table.recipe);
-        let best = of_table.max_by_key(|entry| (entry.kind == fitting, entry.table_version));
-        match best {
+        match table.best_entry().await? {
             None => Ok(LoadedIndex::None),
             Some(entry) if entry.kind == IndexKind::Hnsw => open_hnsw(table, entry).await,
             Some(entry) => open_ivf(table, entry).await,

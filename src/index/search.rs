@@ -88,9 +88,7 @@ impl Searcher {
     /// # Errors
     /// The table of indexes cannot be read.
     pub async fn plan(&self, k: usize, metric: Metric, filter_rows: Option<usize>) -> Result<SearchMethod> {
-        let large_enough = self.rows >= MIN_INDEXED && k <= self.rows / MAX_K_SHARE;
-        let keeps_enough = filter_rows.is_none_or(|kept| kept as f64 >= MIN_FILTER_SHARE * self.rows as f64);
-        if metric != Metric::Cosine || !large_enough || !keeps_enough {
+        if !self.suits_index(k, metric, filter_rows) {
             return Ok(SearchMethod::Exact);
         }
         Ok(match self.index().await? {
@@ -99,6 +97,25 @@ impl Searcher {
             LoadedIndex::Ivf(name, _) => SearchMethod::Index(IndexKind::Ivf, name.clone()),
             LoadedIndex::Unusable(why) => SearchMethod::ExactInstead(why.clone()),
         })
+    }
+
+    /// The index that [`Searcher::plan`] would open for such a request, by its row in `indexes`; `None` where every vector
+    /// is scanned. It opens no index: whether the files are whole and recent enough is known only when they are opened.
+    ///
+    /// # Errors
+    /// The table of indexes cannot be read.
+    pub async fn candidate_index(&self, k: usize, metric: Metric) -> Result<Option<SearchMethod>> {
+        if !self.suits_index(k, metric, None) {
+            return Ok(None);
+        }
+        let entry = self.indexed_table().best_entry().await?;
+        Ok(entry.map(|entry| SearchMethod::Index(entry.kind, entry.name)))
+    }
+
+    fn suits_index(&self, k: usize, metric: Metric, filter_rows: Option<usize>) -> bool {
+        let large_enough = self.rows >= MIN_INDEXED && k <= self.rows / MAX_K_SHARE;
+        let keeps_enough = filter_rows.is_none_or(|kept| kept as f64 >= MIN_FILTER_SHARE * self.rows as f64);
+        metric == Metric::Cosine && large_enough && keeps_enough
     }
 
     /// Answers a request.
@@ -240,14 +257,17 @@ impl Searcher {
 
     /// The index of the table, opened on first use.
     async fn index(&self) -> Result<&LoadedIndex> {
-        let table = IndexedTable {
+        self.index.get_or_try_init(|| LoadedIndex::open(self.indexed_table())).await
+    }
+
+    fn indexed_table(&self) -> IndexedTable<'_> {
+        IndexedTable {
             store: &self.store,
             recipe: &self.recipe,
             name: &self.table,
             version: self.version,
             rows: self.rows,
             dim: self.dim,
-        };
-        self.index.get_or_try_init(|| LoadedIndex::open(table)).await
+        }
     }
 }

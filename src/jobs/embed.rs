@@ -28,7 +28,7 @@ use super::cells::{BATCH_CELLS, EligibleCells};
 use super::record::{FinishedCells, JobRecord};
 use super::{MemoryBudget, Shard, check_model, recipe_metadata};
 use crate::error::{Error, Result};
-use crate::query::StoreEngine;
+use crate::query::{StoreEngine, condition};
 use cellql_model::Sample;
 use cellql_store::progress::OnProgress;
 use cellql_store::{Store, StoreError, embedding_table};
@@ -328,7 +328,11 @@ struct CellSelection {
 impl CellSelection {
     async fn of(engine: &StoreEngine, recipe: &Recipe, options: &EmbedOptions) -> Result<Self> {
         let eligible = EligibleCells::of(engine, recipe, options.total.as_deref()).await?;
-        let requested: Vec<String> = options.shard.condition().into_iter().chain(options.condition.clone()).collect();
+        let checked = match &options.condition {
+            Some(condition) => Some(condition::on_cells(engine.store(), condition).await?),
+            None => None,
+        };
+        let requested: Vec<String> = options.shard.condition().into_iter().chain(checked).collect();
         let and = |conditions: &[String]| -> Option<String> {
             let each: Vec<String> = conditions.iter().map(|c| format!("({c})")).collect();
             (!each.is_empty()).then(|| each.join(" AND "))
@@ -338,9 +342,7 @@ impl CellSelection {
         let count = async |filter: Option<String>| -> Result<u64> {
             let counted = table.count_rows(filter.clone()).await;
             let wrong = |e: lance::Error| match &options.condition {
-                Some(condition) => {
-                    Error::Request(format!("--where {condition}: the condition does not fit the table cells: {e}"))
-                }
+                Some(condition) => condition::failed(condition, &e),
                 None => Error::internal(format!("counting cells of {}", engine.store().uri()))(e),
             };
             Ok(counted.map_err(wrong)? as u64)

@@ -18,6 +18,7 @@ use futures::TryStreamExt;
 use roaring::RoaringTreemap;
 
 use crate::error::{Error, Result};
+use crate::query::condition;
 use cellql_store::genes::Catalogue;
 use cellql_store::{ContentHash, Store, is_one_of};
 
@@ -76,7 +77,8 @@ pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, v
     let mut hashes = HashSet::new();
     if let Some(condition) = &hold_out.condition {
         // Among all cells of the store: a held-out cell may have a duplicate among the cells to train on.
-        let both = format!("({}) AND ({condition})", self::eligible(store, None).await?);
+        let held = condition::on_cells(store, condition).await?;
+        let both = format!("({}) AND {held}", self::eligible(store, None).await?);
         each(store, &both, &[cells::CONTENT_HASH], |_, batch, i| hashes.extend(content_hash(batch, i))).await?;
         if hashes.is_empty() {
             return Err(Error::Request(format!(
@@ -157,8 +159,8 @@ async fn eligible(store: &Store, condition: Option<&str>) -> Result<String> {
         .collect();
     let counts = format!("{} IN ('counts', 'recovered')", cells::VALUE_KIND);
     let mut all = format!("{counts} AND {}", is_one_of(cells::DATASET_ID, ids));
-    if let Some(condition) = condition {
-        all = format!("{all} AND ({condition})");
+    if let Some(text) = condition {
+        all = format!("{all} AND {}", condition::on_cells(store, text).await?);
     }
     Ok(all)
 }
@@ -166,15 +168,15 @@ async fn eligible(store: &Store, condition: Option<&str>) -> Result<String> {
 /// Calls `take` with the row address, batch and place in the batch of each row that satisfies a condition.
 async fn each(
     store: &Store,
-    condition: &str,
+    filter: &str,
     columns: &[&str],
     mut take: impl FnMut(u64, &RecordBatch, usize),
 ) -> Result<()> {
     let doing = || Error::internal(format!("choosing cells to train on in {}", store.uri()));
     let mut scan = store.table(cells::TABLE).await?.scan();
     scan.project(columns).map_err(doing())?;
-    let unfit = |e: lance::Error| Error::Request(format!("the condition does not fit the table cells: {e}"));
-    scan.filter(condition).map_err(unfit)?;
+    let unfit = |e: lance::Error| condition::failed(filter, &e);
+    scan.filter(filter).map_err(unfit)?;
     scan.with_row_id();
     let mut batches = scan.try_into_stream().await.map_err(unfit)?;
     while let Some(batch) = batches.try_next().await.map_err(doing())? {

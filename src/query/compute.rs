@@ -1,5 +1,5 @@
-//! What models compute of cells, and what need not be computed: cells this session met before ([`super::memo`]), and
-//! embeddings that the store holds ([`super::stored`]).
+//! Model calls over a batch of cells. Vectors that this session computed before ([`super::vector_cache`]) or that the
+//! store holds ([`super::stored_embeddings`]) are not computed again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -12,9 +12,9 @@ use datafusion::scalar::ScalarValue;
 
 use super::StoreEngine;
 use super::engine::Loaded;
-use super::memo::{self, Remembered};
-use super::stored::{self, Stored};
-use super::work::{self, Work};
+use super::model_metrics::{self, ModelMetrics};
+use super::stored_embeddings::{self, StoredEmbeddings};
+use super::vector_cache::{self, CachedVector};
 use crate::error::Result;
 use cellql_model::{Embeddings, Sample};
 use cellql_store::ContentHash;
@@ -23,8 +23,8 @@ use cellql_store::ContentHash;
 pub(super) const EMBED: &str = "embed";
 
 impl StoreEngine {
-    /// Computes `dim` numbers of each cell, of each distinct one once per session: what was computed before is remembered,
-    /// and what the store holds is read.
+    /// Computes `dim` numbers of each cell, of each distinct one once per session: what was computed before is
+    /// remembered, and what the store holds is read.
     pub(super) fn remembering(
         &self,
         what: &str,
@@ -37,16 +37,16 @@ impl StoreEngine {
         let sample = |row: usize| cells.profiles.get(row).map(|profile| Sample { profile, total: cells.total(row) });
         let hashes: Vec<Option<ContentHash>> =
             (0..n).map(|row| sample(row).map(|s| ContentHash::of(s.profile))).collect();
-        let key = |row: usize| hashes[row].map(|hash| memo::key(what, recipe, hash, cells.total(row)));
-        let keys: Vec<Option<memo::Key>> = (0..n).map(key).collect();
+        let key = |row: usize| hashes[row].map(|hash| vector_cache::key(what, recipe, hash, cells.total(row)));
+        let keys: Vec<Option<vector_cache::Key>> = (0..n).map(key).collect();
         // One caller at a time: a model call uses every core, and two that meet the same cell compute it once.
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut rows: Vec<Option<Remembered>> = {
-            let memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
-            keys.iter().map(|key| key.as_ref().and_then(|k| memo.get(k))).collect()
+        let mut rows: Vec<Option<CachedVector>> = {
+            let cache = self.vectors.lock().unwrap_or_else(PoisonError::into_inner);
+            keys.iter().map(|key| key.as_ref().and_then(|k| cache.get(k))).collect()
         };
         let remembered = rows.iter().flatten().count() as u64;
-        let mut first: HashMap<memo::Key, usize> = HashMap::new();
+        let mut first: HashMap<vector_cache::Key, usize> = HashMap::new();
         for row in (0..n).filter(|row| rows[*row].is_none()) {
             if let Some(key) = keys[row] {
                 first.entry(key).or_insert(row);
@@ -54,7 +54,7 @@ impl StoreEngine {
         }
         let mut new: Vec<usize> = first.values().copied().collect();
         new.sort_unstable();
-        let mut fresh: Vec<(usize, Remembered)> = Vec::new();
+        let mut fresh: Vec<(usize, CachedVector)> = Vec::new();
         if what == EMBED && cells.totals.is_none() {
             fresh = self.stored_of(recipe, &new, &hashes)?;
             new.retain(|row| fresh.binary_search_by_key(row, |(found, _)| *found).is_err());
@@ -62,18 +62,18 @@ impl StoreEngine {
         if !fresh.is_empty() {
             self.note_use(recipe)?;
         }
-        work::add(Work { remembered, stored: fresh.len() as u64, ..Work::default() });
+        model_metrics::add(ModelMetrics { remembered, stored: fresh.len() as u64, ..ModelMetrics::default() });
         if !new.is_empty() {
             let computed = self.computing(recipe, |loaded| compute(loaded, &mut new.iter().map(|&row| sample(row))))?;
             fresh.extend(new.iter().enumerate().map(|(i, &row)| {
                 let vector = computed.valid[i].then(|| Arc::from(&computed.vectors[i * dim..(i + 1) * dim]));
-                (row, Remembered { vector, genes_seen: computed.genes_seen[i] })
+                (row, CachedVector { vector, genes_seen: computed.genes_seen[i] })
             }));
         }
-        let mut memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.vectors.lock().unwrap_or_else(PoisonError::into_inner);
         for (row, one) in fresh {
             if let Some(key) = keys[row] {
-                memo.put(key, one.clone());
+                cache.put(key, one.clone());
             }
             rows[row] = Some(one);
         }
@@ -87,7 +87,7 @@ impl StoreEngine {
         recipe: &Recipe,
         rows: &[usize],
         hashes: &[Option<ContentHash>],
-    ) -> Result<Vec<(usize, Remembered)>> {
+    ) -> Result<Vec<(usize, CachedVector)>> {
         let Some(stored) = self.stored(recipe)? else { return Ok(Vec::new()) };
         let wanted: Vec<ContentHash> = rows.iter().filter_map(|row| hashes[*row]).collect();
         let found = self.wait(stored.fetch(&wanted))?;
@@ -95,7 +95,7 @@ impl StoreEngine {
     }
 
     /// The stored embeddings of a recipe, opened when first asked for.
-    fn stored(&self, recipe: &Recipe) -> Result<Option<Arc<Stored>>> {
+    fn stored(&self, recipe: &Recipe) -> Result<Option<Arc<StoredEmbeddings>>> {
         if self.only_computes {
             return Ok(None);
         }
@@ -104,7 +104,7 @@ impl StoreEngine {
             return Ok(known.clone());
         }
         let sha256 = &self.entry(Some(&recipe.model))?.sha256;
-        let opened = self.wait(Stored::open(self.store(), recipe, sha256))?.map(Arc::new);
+        let opened = self.wait(StoredEmbeddings::open(self.store(), recipe, sha256))?.map(Arc::new);
         all.insert(recipe.name(), opened.clone());
         Ok(opened)
     }
@@ -117,7 +117,7 @@ impl StoreEngine {
         let has_total = total.is_some_and(|t| t.is_none_or(|value| !value.is_null()));
         let is_stored = || {
             let sha256 = &self.entry(Some(&recipe.model)).ok()?.sha256;
-            self.wait(stored::is_stored(self.store(), &recipe, sha256)).ok()
+            self.wait(stored_embeddings::is_stored(self.store(), &recipe, sha256)).ok()
         };
         match !self.only_computes && !has_total && is_stored() == Some(true) {
             true => format!("{function}: embeddings.\"{}\", else model '{}'", recipe.name(), recipe.model),
@@ -142,12 +142,12 @@ impl StoreEngine {
         let start = Instant::now();
         let out = compute(&loaded)?;
         let done = out.refused.iter().filter(|why| why.is_none()).count() as u64;
-        work::add(Work {
+        model_metrics::add(ModelMetrics {
             computed: done,
             tokens: out.tokens,
             batches: out.batches,
             seconds: start.elapsed().as_secs_f64(),
-            ..Work::default()
+            ..ModelMetrics::default()
         });
         self.note_use(recipe)?;
         self.note(|notices| {
@@ -202,7 +202,7 @@ impl StoreEngine {
 }
 
 /// One after the other; zeros where there is none.
-fn together(found: impl Iterator<Item = Option<Remembered>>, dim: usize) -> Embedded {
+fn together(found: impl Iterator<Item = Option<CachedVector>>, dim: usize) -> Embedded {
     let mut out = Embedded::default();
     for one in found {
         let vector = one.as_ref().and_then(|f| f.vector.clone());

@@ -8,9 +8,9 @@
 //! Projection [embed(expr), …] ← Sort [fetch n] ← input
 //! ```
 //!
-//! It fires when the sort keeps a limited number of rows and the projection under it calls a model.
-//! It must not fire without a limit (nothing would be saved), nor when a sort key itself needs the model (then every row
-//! must be embedded), nor when a key is volatile (it would be evaluated at another place).
+//! It fires when the sort keeps a limited number of rows and the projection under it calls a model. It must not fire
+//! without a limit (nothing would be saved), nor when a sort key itself needs the model (then every row must be
+//! embedded), nor when a key is volatile (it would be evaluated at another place).
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -15,9 +15,9 @@ use cellql_udfs::over_cells::Cells;
 use tokio::runtime::Handle;
 
 use super::compute::EMBED;
-use super::memo::Memo;
 use super::search::Target;
-use super::stored::Stored;
+use super::stored_embeddings::StoredEmbeddings;
+use super::vector_cache::VectorCache;
 use crate::error::{Error, Result};
 use crate::index::Searcher;
 use crate::registry::{self, ModelEntry};
@@ -54,9 +54,9 @@ pub struct StoreEngine {
     loaded: Mutex<HashMap<String, Arc<Loaded>>>,
     /// Held while a model is called.
     pub(super) turn: Mutex<()>,
-    pub(super) memo: Mutex<Memo>,
+    pub(super) vectors: Mutex<VectorCache>,
     /// By recipe, once asked for.
-    pub(super) stored: Mutex<HashMap<String, Option<Arc<Stored>>>>,
+    pub(super) stored: Mutex<HashMap<String, Option<Arc<StoredEmbeddings>>>>,
     /// Likewise.
     pub(super) searchers: tokio::sync::Mutex<HashMap<String, Arc<Searcher>>>,
     pub(super) only_computes: bool,
@@ -86,7 +86,7 @@ impl StoreEngine {
             store,
             loaded: Mutex::default(),
             turn: Mutex::default(),
-            memo: Mutex::default(),
+            vectors: Mutex::default(),
             stored: Mutex::default(),
             searchers: tokio::sync::Mutex::default(),
             only_computes: false,
@@ -118,7 +118,8 @@ impl StoreEngine {
         Self { only_computes: true, ..self }
     }
 
-    /// Waits for a future from a function, which runs on threads of the async runtime: those must not wait, another may.
+    /// Waits for a future from a function, which runs on threads of the async runtime: those must not wait, another
+    /// may.
     pub(super) fn wait<T: Send>(&self, future: impl Future<Output = Result<T>> + Send) -> Result<T> {
         let waited = std::thread::scope(|scope| scope.spawn(|| self.runtime.block_on(future)).join());
         waited
@@ -274,9 +275,14 @@ impl Engine for StoreEngine {
         Ok(cells.iter().map(|cell| cell.map(seen)).collect())
     }
 
-    fn search_schema(&self, target: &str) -> Result<SchemaRef, EngineError> {
-        let target = target.parse::<Target>().map_err(EngineError::Request)?;
-        Ok(self.wait(self.answer_schema(target))?)
+    fn search_schema(&self, request: &SearchRequest) -> Result<SchemaRef, EngineError> {
+        let target = request.target.parse::<Target>().map_err(EngineError::Request)?;
+        Ok(self.wait(async {
+            if let Some(filter) = &request.filter {
+                self.checked_filter(target, filter).await?;
+            }
+            self.answer_schema(target).await
+        })?)
     }
 
     async fn plan_search(&self, request: &SearchRequest) -> Result<String, EngineError> {

@@ -7,10 +7,9 @@
 //! ```
 //!
 //! It fires on every projection and filter with a call of `embed`, `embed_gene` or `enhance` in it, wherever in the
-//! expression. A call inside CASE stays inside: it runs for the rows that the branch is for.
-//! It must not fire on other nodes (sorts and aggregates get their calls as columns of a projection from
-//! `project_model_calls`; joins and windows evaluate theirs themselves, once per cell all the same), nor move a condition
-//! without a model call above one with.
+//! expression. A call inside CASE stays inside: it runs for the rows that the branch is for. It must not fire on other
+//! nodes (sorts and aggregates get their calls as columns of a projection from `project_model_calls`; joins and windows
+//! evaluate theirs themselves, once per cell all the same), nor move a condition without a model call above one with.
 
 use std::sync::Arc;
 

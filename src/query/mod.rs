@@ -4,11 +4,14 @@
 //! store's version, its genes, its models. Knows nothing of files or of how results are shown.
 
 mod compute;
+pub mod condition;
 mod defer_model_calls;
 mod engine;
 mod gather_model_calls;
-mod memo;
+mod index_search;
+mod index_search_exec;
 mod model_exec;
+mod model_metrics;
 mod names;
 mod nearest_by_index;
 mod nesting;
@@ -17,9 +20,9 @@ mod project_model_calls;
 pub mod script;
 mod search;
 mod session;
-mod stored;
+mod stored_embeddings;
 mod table;
-mod work;
+mod vector_cache;
 
 pub use engine::{Notices, StoreEngine};
 pub use names::{Function, Table, identifier};

@@ -1,7 +1,7 @@
-//! A projection that calls models: rows are gathered until a model has a full batch of tokens.
+//! Physical node of a projection that calls models. It gathers rows until a model has a full batch of tokens.
 //!
-//! Partitions are brought together first, since one model call uses every core. A call is one batch of tokens, off the
-//! async threads; a query that is cancelled drops the stream, and the call that runs then is the last.
+//! It has one partition, since one model call uses every core. Each batch of tokens is one call on a blocking thread.
+//! When a query is cancelled, its stream is dropped and no call follows the one that runs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::work::{Work, tallied};
+use super::model_metrics::{ModelMetrics, measured};
 use cellql_model::DEFAULT_TOKEN_BUDGET;
 
 /// Evaluates expressions, some of which call models, over its input.
@@ -74,7 +74,8 @@ impl ExecutionPlan for ModelExec {
         vec![Distribution::SinglePartition]
     }
 
-    /// It does, but whoever is told so pushes sorts below by the places of columns, which are others there.
+    /// The order is kept, but DataFusion 54 would then push sorts below this node by column positions, which differ
+    /// there.
     fn maintains_input_order(&self) -> Vec<bool> {
         vec![false]
     }
@@ -96,7 +97,7 @@ impl ExecutionPlan for ModelExec {
         }
     }
 
-    /// A row in, a row out: a limit above is a limit below.
+    /// Each row of the input gives one row, so a limit can be pushed below.
     fn supports_limit_pushdown(&self) -> bool {
         true
     }
@@ -121,9 +122,9 @@ impl ExecutionPlan for ModelExec {
         let rows = gathered.and_then(move |batch| {
             let (call, counts, baseline) = (Arc::clone(&call), counts.clone(), baseline.clone());
             async move {
-                let done = tokio::task::spawn_blocking(move || tallied(|| call.evaluate(&batch))).await;
-                let (result, work) = done.map_err(|e| DataFusionError::External(Box::new(e)))?;
-                counts.add(work);
+                let done = tokio::task::spawn_blocking(move || measured(|| call.evaluate(&batch))).await;
+                let (result, counted) = done.map_err(|e| DataFusionError::External(Box::new(e)))?;
+                counts.add(counted);
                 let batch = result?;
                 baseline.record_output(batch.num_rows());
                 Ok(batch)
@@ -231,12 +232,12 @@ impl Counts {
         }
     }
 
-    fn add(&self, work: Work) {
-        self.computed.add(work.computed as usize);
-        self.stored.add(work.stored as usize);
-        self.remembered.add(work.remembered as usize);
-        self.tokens.add(work.tokens as usize);
-        self.batches.add(work.batches as usize);
-        self.seconds.add_duration(std::time::Duration::from_secs_f64(work.seconds));
+    fn add(&self, counted: ModelMetrics) {
+        self.computed.add(counted.computed as usize);
+        self.stored.add(counted.stored as usize);
+        self.remembered.add(counted.remembered as usize);
+        self.tokens.add(counted.tokens as usize);
+        self.batches.add(counted.batches as usize);
+        self.seconds.add_duration(std::time::Duration::from_secs_f64(counted.seconds));
     }
 }

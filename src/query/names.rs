@@ -1,4 +1,5 @@
-//! What a session has names for: tables, columns, functions. Answers questions about them and adds near names to errors.
+//! What a session has names for: tables, columns, functions. Answers questions about them and adds near names to
+//! errors.
 
 use arrow::datatypes::DataType;
 use cellql_schemas::suggest::did_you_mean;

@@ -1,8 +1,8 @@
 //! How deeply a statement is nested, and the limit of it.
 //!
-//! Planner, optimizer and storage engine recurse once for each nested operator, join and `UNION`, and a deep enough statement
-//! would overflow their stack. So statements beyond [`LIMIT`] are refused before they are planned, and threads that plan have
-//! [`STACK`] bytes, which is enough for any statement within it.
+//! Planner, optimizer and storage engine recurse once for each nested operator, join and `UNION`, and a deep enough
+//! statement would overflow their stack. So statements beyond [`LIMIT`] are refused before they are planned, and
+//! threads that plan have [`STACK`] bytes, which is enough for any statement within it.
 //!
 //! Depends on the SQL parser's tree. Knows nothing of what a statement means.
 
@@ -25,7 +25,15 @@ pub(super) fn is_too_deep(statement: &DfStatement) -> bool {
     }
 }
 
-/// Levels of nesting of a statement, the longest way from its root to a leaf; where that is beyond [`LIMIT`], a number beyond it.
+/// True for an expression beyond [`LIMIT`].
+pub(super) fn is_expression_too_deep(expression: &Expr) -> bool {
+    let mut depth = Depth { now: 0, deepest: 0 };
+    let _: ControlFlow<()> = expression.visit(&mut depth);
+    depth.deepest > LIMIT
+}
+
+/// Levels of nesting of a statement, the longest way from its root to a leaf; where that is beyond [`LIMIT`], a number
+/// beyond it.
 fn depth(statement: &Statement) -> usize {
     let mut depth = Depth { now: 0, deepest: 0 };
     let _: ControlFlow<()> = statement.visit(&mut depth);

@@ -8,12 +8,13 @@
 //! Aggregate [centroid(__model_0)] ← Projection [*, embed(expr) AS __model_0] ← input
 //! ```
 //!
-//! So that `gather_model_calls` finds them: batches full of tokens, counted in EXPLAIN ANALYZE, and over when the query is
-//! cancelled. A sort or an aggregate of DataFusion would evaluate them itself, on the threads that everything else needs.
+//! So that `gather_model_calls` finds them: batches full of tokens, counted in EXPLAIN ANALYZE, and over when the query
+//! is cancelled. A sort or an aggregate of DataFusion would evaluate them itself, on the threads that everything else
+//! needs.
 //!
-//! It fires on sorts and aggregates (keys, groups, arguments, conditions) with a call of a model.
-//! It must not fire for a call inside CASE, which is for some rows only, nor on grouping sets, whose columns are told apart
-//! by their expressions.
+//! It fires on sorts and aggregates (keys, groups, arguments, conditions) with a call of a model. It must not fire for
+//! a call inside CASE, which is for some rows only, nor on grouping sets, whose columns are told apart by their
+//! expressions.
 
 use std::sync::Arc;
 

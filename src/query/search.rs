@@ -12,7 +12,7 @@ use cellql_schemas::suggest::did_you_mean;
 use cellql_schemas::{cells, gene_embeddings, genes};
 use cellql_udfs::engine::{Query, SearchRequest};
 
-use super::StoreEngine;
+use super::{StoreEngine, condition};
 use crate::error::{Error, Result};
 use crate::index::{KnnRequest, Metric, Neighbour, QueryVector, SearchMethod, Searcher, Vectors, exact};
 use cellql_store::sql::{quote_filter_column, quote_literal};
@@ -90,7 +90,8 @@ impl StoreEngine {
         let all = self.recipes();
         if all.is_empty() {
             return Err(Error::Request(
-                "the store has no embeddings to search; make them with: cellql index build STORE --on cells --model NAME"
+                "the store has no embeddings to search; make them with: \
+                 cellql index build STORE --on cells --model NAME"
                     .into(),
             ));
         }
@@ -112,19 +113,18 @@ impl StoreEngine {
         Ok(opened)
     }
 
-    /// How a search will be answered.
+    /// How a search will be answered, as far as that is known without running any of it.
     pub(super) async fn method_of(&self, request: &SearchRequest) -> Result<String> {
         let metric = metric(request)?;
-        if request.target.parse() == Ok(Target::Genes) {
+        let target: Target = request.target.parse().map_err(Error::Request)?;
+        if target == Target::Genes {
             return Ok(SearchMethod::Exact.to_string());
         }
         let searcher = self.searcher(request.recipe.as_deref()).await?;
-        let method = searcher.plan(request.k, metric, None).await?;
-        let (SearchMethod::Index(..), Some(filter)) = (&method, &request.filter) else { return Ok(method.to_string()) };
-        // What a filter keeps decides between an index and a scan, and nothing else.
-        let table = self.store().table(cells::TABLE).await?;
-        let kept = table.count_rows(Some(filter.clone())).await.map_err(|e| wrong_filter(filter, &e))?;
-        Ok(searcher.plan(request.k, metric, Some(kept)).await?.to_string())
+        Ok(match searcher.candidate_index(request.k, metric).await? {
+            Some(index) => format!("{index} or exact scan, decided at run time"),
+            None => SearchMethod::Exact.to_string(),
+        })
     }
 
     /// Answers a search.
@@ -232,12 +232,19 @@ impl StoreEngine {
         self.matching(Target::Cells, condition).await
     }
 
+    pub(super) async fn checked_filter(&self, target: Target, filter: &str) -> Result<String> {
+        let table = self.store().table(target.table()).await?;
+        condition::on_table(target.table(), &Schema::from(table.schema()), filter)
+    }
+
     /// Rows that satisfy a filter.
     async fn matching(&self, target: Target, filter: &str) -> Result<HashSet<u64>> {
-        let batches = self.store().read(target.table(), &[target.key()], Some(filter)).await.map_err(|e| match e {
-            StoreError::Storage { source, .. } => wrong_filter(filter, &source),
-            other => other.into(),
-        })?;
+        let checked = self.checked_filter(target, filter).await?;
+        let batches =
+            self.store().read(target.table(), &[target.key()], Some(&checked)).await.map_err(|e| match e {
+                StoreError::Storage { source, .. } => condition::failed(filter, source.as_ref()),
+                other => other.into(),
+            })?;
         let mut all = HashSet::new();
         for batch in &batches {
             let ids =
@@ -277,8 +284,4 @@ impl StoreEngine {
         fields.insert(1, Field::new(DISTANCE, DataType::Float32, false));
         Ok(Arc::new(Schema::new(fields)))
     }
-}
-
-fn wrong_filter(filter: &str, cause: &dyn std::fmt::Display) -> Error {
-    Error::Request(format!("vector_search: where => '{filter}': {cause}"))
 }

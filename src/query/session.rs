@@ -19,6 +19,7 @@ use datafusion::sql::parser::{DFParser, Statement};
 use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
 use super::gather_model_calls::GatherModelCalls;
+use super::index_search::Planner;
 use super::nearest_by_index::NearestByIndex;
 use super::nesting;
 use super::parameters::Parameters;
@@ -42,7 +43,19 @@ const VIEWS: &[(&str, &str)] = &[
     ),
 ];
 
-/// SQL over one version of a store. Reads only.
+/// SQL over one version of a store. It reads and changes nothing.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let folder = tempfile::tempdir().unwrap();
+/// let uri = folder.path().join("store");
+/// let store = cellql_store::Store::init(uri.to_str().unwrap()).await.unwrap();
+/// let session = cellql::query::Session::open(store).await.unwrap();
+/// let query = session.sql("SELECT gene_id FROM genes WHERE symbol = 'INS'").await.unwrap();
+/// let rows = query.collect().await.unwrap();
+/// assert_eq!(rows[0].num_rows(), 1);
+/// # });
+/// ```
 pub struct Session {
     context: SessionContext,
     engine: Arc<StoreEngine>,
@@ -89,6 +102,7 @@ impl Session {
             .with_config(config)
             .with_default_features()
             .with_physical_optimizer_rules(physical)
+            .with_query_planner(Arc::new(Planner::new(Arc::clone(&engine))))
             .with_optimizer_rule(Arc::new(ProjectModelCalls))
             .with_optimizer_rule(Arc::new(DeferModelCalls))
             .with_optimizer_rule(Arc::new(NearestByIndex::new(Arc::clone(&engine))))
@@ -118,7 +132,8 @@ impl Session {
         Ok(())
     }
 
-    /// The tables `<schema>/<recipe>` under their recipes. With a single recipe there is no doubt what plain `<schema>` means.
+    /// The tables `<schema>/<recipe>` under their recipes. With a single recipe there is no doubt what plain `<schema>`
+    /// means.
     async fn tables_by_recipe(&self, schema: &str) -> Result<Arc<MemorySchemaProvider>> {
         let store = self.engine.store();
         let tables = Arc::new(MemorySchemaProvider::new());

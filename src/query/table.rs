@@ -12,8 +12,8 @@ use datafusion::prelude::Expr;
 use lance::Dataset;
 use lance::datafusion::LanceTableProvider;
 
-/// Rows per batch of scans that read expressions or vectors: thousands of numbers each, so lance's default of 8,192 rows would
-/// be 100 MB and more.
+/// Rows per batch of scans that read expressions or vectors: thousands of numbers each, so lance's default of 8,192
+/// rows would be 100 MB and more.
 const WIDE_ROWS: usize = 1024;
 /// Rows per batch of other scans: every batch costs the same, however small it is.
 const NARROW_ROWS: usize = 8192;

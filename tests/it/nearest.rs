@@ -102,12 +102,13 @@ fn distances(batches: &[arrow::record_batch::RecordBatch]) -> Vec<f64> {
 /// Asks both ways. Gives how many of the right rows were found, of how many, and whether an index was asked.
 async fn compare(session: &Session, case: &Case) -> (usize, usize, bool) {
     let sql = case.sql("cosine_distance", false);
-    let plan = format!("EXPLAIN FORMAT INDENT {sql}");
-    let plan = rows(session, &plan).await;
+    let plan = rows(session, &format!("EXPLAIN ANALYZE {sql}")).await;
     let plan: String =
         plan.iter().map(|b| b.column(1).as_string::<i32>().iter().flatten().collect::<String>()).collect();
-    let by_index = plan.contains("InListExpr") || plan.contains("cell_id IN") || plan.contains("by=index");
+    session.take_notices();
     let answer = rows(session, &sql).await;
+    let by_index = plan.contains("answered_by_index=1")
+        || session.take_notices().searches.iter().any(|search| search.contains("index 'near'"));
     let (found, shown) = (ids(&answer), distances(&answer));
     // Every row that qualifies, nearest first, by a plan that no rule knows: a sum is no distance.
     let plain =

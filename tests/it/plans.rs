@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use arrow::array::AsArray;
+use arrow::record_batch::RecordBatch;
 use cellql::index::{self, IndexKind};
 use cellql::query::Session;
 use cellql_store::Store;
@@ -118,6 +119,11 @@ async fn a_cancelled_query_ends_with_the_batch_that_runs() {
 
 /// 2,000 cells, some of which have random vectors with an index.
 pub async fn indexed(folder: &std::path::Path, kind: IndexKind, vectors: std::ops::Range<u64>) -> Store {
+    indexed_vectors(folder, kind, crate::search::some_vectors(vectors, 16, 3)).await
+}
+
+/// 2,000 cells with rows of an embedding table, 16 numbers each, and an index of them.
+async fn indexed_vectors(folder: &std::path::Path, kind: IndexKind, vectors: RecordBatch) -> Store {
     let path = folder.join("store");
     let genes = "INS,GCG,SST";
     let cells: String = (0..2000).map(|i| format!("c{i},{},{},{}\n", i % 7 + 1, i % 5, i % 3)).collect();
@@ -125,7 +131,7 @@ pub async fn indexed(folder: &std::path::Path, kind: IndexKind, vectors: std::op
     std::fs::write(&file, format!("cell,{genes}\n{cells}")).unwrap();
     let store = Store::init(path.to_str().unwrap()).await.unwrap();
     let (store, _) = crate::stores::take_in(&store, &file, crate::stores::any_cell()).await.unwrap();
-    let store = crate::search::with_vectors(&store, crate::search::some_vectors(vectors, 16, 3)).await;
+    let store = crate::search::with_vectors(&store, vectors).await;
     index::build(&store, "near", "random", Some(kind), silent()).await.unwrap().0
 }
 
@@ -139,7 +145,7 @@ fn literal(i: usize) -> String {
 async fn a_limited_order_by_distance_is_answered_by_the_index() {
     let folder = tempfile::tempdir().unwrap();
     let session = Session::open(indexed(folder.path(), IndexKind::Hnsw, 0..2000).await).await.unwrap();
-    let by_index = |plan: &str| plan.contains("cell_id IN");
+    let may_search = |plan: &str| plan.contains("IndexSearchExec");
     let fires = [
         "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q) LIMIT 10",
         "SELECT cell_id, cosine_distance(Q, vector) AS d FROM embeddings ORDER BY d, cell_id LIMIT 10",
@@ -153,12 +159,15 @@ async fn a_limited_order_by_distance_is_answered_by_the_index() {
         for i in 0..10 {
             let sql = sql.replace('Q', &literal(i));
             let plan = explain(&session, "EXPLAIN FORMAT INDENT", &sql).await;
-            assert!(by_index(&plan), "{plan}");
+            assert!(may_search(&plan), "{plan}");
+            let plan = explain(&session, "EXPLAIN ANALYZE", &sql).await;
+            assert_eq!((metric(&plan, "answered_by_index"), metric(&plan, "answered_by_scan")), (1, 0), "{plan}");
+            assert!(metric(&plan, "candidates") < 40, "{plan}");
             let found = ids(&rows(&session, &sql).await);
             // The same without the rule: a sum is no distance that it knows.
             let plain = sql.replace("cosine_distance", "0 + cosine_distance");
             let plan = explain(&session, "EXPLAIN FORMAT INDENT", &plain).await;
-            assert!(!by_index(&plan), "{plan}");
+            assert!(!may_search(&plan), "{plan}");
             let truth: HashSet<u64> = ids(&rows(&session, &plain).await).into_iter().collect();
             assert_eq!(found.len(), truth.len(), "{sql}");
             (hits, all) = (hits + found.iter().filter(|id| truth.contains(id)).count(), all + truth.len());
@@ -171,20 +180,91 @@ async fn a_limited_order_by_distance_is_answered_by_the_index() {
 async fn other_orders_by_distance_look_at_every_row() {
     let folder = tempfile::tempdir().unwrap();
     let session = Session::open(indexed(folder.path(), IndexKind::Hnsw, 0..2000).await).await.unwrap();
+    let joined = |side: &str| {
+        format!(
+            "SELECT e.cell_id FROM embeddings e JOIN ({side}) c ON c.cell_id = e.cell_id \
+             ORDER BY cosine_distance(e.vector, Q) LIMIT 10"
+        )
+    };
     for sql in [
-        "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q)",
-        "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q) DESC LIMIT 10",
-        "SELECT cell_id FROM embeddings ORDER BY l2_distance(vector, Q) LIMIT 10",
-        "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q) LIMIT 500",
-        "SELECT cell_id FROM embeddings WHERE cell_id % 100 = 0 ORDER BY cosine_distance(vector, Q) LIMIT 10",
+        "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q)".to_owned(),
+        "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q) DESC LIMIT 10".into(),
+        "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q) NULLS FIRST LIMIT 10".into(),
+        "SELECT cell_id FROM embeddings ORDER BY l2_distance(vector, Q) LIMIT 10".into(),
+        "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q) LIMIT 500".into(),
         "SELECT e.cell_id FROM embeddings e LEFT JOIN cells c ON c.cell_id = e.cell_id \
-         WHERE c.total_counts > 5 OR c.cell_id IS NULL ORDER BY cosine_distance(e.vector, Q) LIMIT 10",
-        "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, vector) LIMIT 10",
+         WHERE c.total_counts > 5 OR c.cell_id IS NULL ORDER BY cosine_distance(e.vector, Q) LIMIT 10"
+            .into(),
+        "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, vector) LIMIT 10".into(),
+        // Another execution of these would give other rows.
+        joined("SELECT cell_id FROM cells WHERE random() < 0.5"),
+        joined("SELECT cell_id FROM cells LIMIT 1000"),
+        joined("SELECT DISTINCT ON (n_genes, total_counts) cell_id FROM cells"),
     ] {
         let sql = sql.replace('Q', &literal(1));
         let plan = explain(&session, "EXPLAIN FORMAT INDENT", &sql).await;
-        assert!(!plan.contains("cell_id IN"), "{plan}");
+        assert!(!plan.contains("IndexSearch"), "{plan}");
+        assert!(plan.matches("/cells.lance").count() <= 1, "{plan}");
         rows(&session, &sql).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_that_keeps_few_rows_is_scanned_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let session = Session::open(indexed(folder.path(), IndexKind::Hnsw, 0..2000).await).await.unwrap();
+    let sql = "SELECT cell_id FROM embeddings WHERE cell_id % 100 = 0 ORDER BY cosine_distance(vector, Q) LIMIT 10";
+    let plan = explain(&session, "EXPLAIN ANALYZE", &sql.replace('Q', &literal(1))).await;
+    assert_eq!((metric(&plan, "answered_by_index"), metric(&plan, "answered_by_scan")), (0, 1), "{plan}");
+    assert_eq!((metric(&plan, "rows_kept"), metric(&plan, "candidates")), (20, 0), "{plan}");
+}
+
+/// An input that fails when it is executed, and an index without its files, show that EXPLAIN touches neither.
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_executes_neither_the_search_nor_its_inputs() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = indexed(folder.path(), IndexKind::Hnsw, 0..2000).await;
+    std::fs::remove_dir_all(store.local_path("indexes").unwrap()).unwrap();
+    let session = Session::open(store).await.unwrap();
+    for (sql, node) in [
+        (
+            "SELECT e.cell_id FROM embeddings e JOIN cells c ON c.cell_id = e.cell_id \
+             WHERE CAST(c.barcode AS BIGINT) > 0 ORDER BY cosine_distance(e.vector, Q) LIMIT 10",
+            "IndexSearchExec",
+        ),
+        ("SELECT cell_id FROM vector_search('cells', Q, where => 'CAST(barcode AS BIGINT) > 0')", "SearchExec"),
+    ] {
+        let sql = sql.replace('Q', &literal(1));
+        let plan = explain(&session, "EXPLAIN FORMAT INDENT", &sql).await;
+        assert!(plan.contains(node) && plan.contains("index 'near' or exact scan, decided at run time"), "{plan}");
+        assert!(session.sql(&sql).await.unwrap().collect().await.is_err(), "{sql}");
+    }
+    // Without its files the index answers nothing.
+    let sql = "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q) LIMIT 10".replace('Q', &literal(1));
+    let plan = explain(&session, "EXPLAIN ANALYZE", &sql).await;
+    assert_eq!((metric(&plan, "answered_by_index"), metric(&plan, "answered_by_scan")), (0, 1), "{plan}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_at_the_same_distance_are_told_apart_by_the_other_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    // 40 cells have the same vector.
+    let value = |row: u64, at: usize| ((row % 50 * 31 + at as u64 * 17) % 23) as f32 / 11.0 - 1.0;
+    let vectors = crate::search::vectors_of(0..2000, 16, value);
+    let session = Session::open(indexed_vectors(folder.path(), IndexKind::Hnsw, vectors).await).await.unwrap();
+    for sql in [
+        "SELECT cell_id FROM embeddings ORDER BY cosine_distance(vector, Q), cell_id DESC LIMIT 10",
+        "SELECT e.cell_id FROM embeddings e JOIN cells c ON c.cell_id = e.cell_id \
+         ORDER BY cosine_distance(e.vector, Q), c.total_counts DESC, c.barcode LIMIT 60",
+        "SELECT cell_id FROM embeddings WHERE cell_id % 3 > 0 ORDER BY cosine_distance(vector, Q), cell_id \
+         LIMIT 7 OFFSET 4",
+    ] {
+        for i in [0, 3, 8] {
+            let sql = sql.replace('Q', &literal(i));
+            assert!(explain(&session, "EXPLAIN FORMAT INDENT", &sql).await.contains("IndexSearchExec"), "{sql}");
+            let plain = sql.replace("cosine_distance", "0 + cosine_distance");
+            assert_eq!(ids(&rows(&session, &sql).await), ids(&rows(&session, &plain).await), "{sql}");
+        }
     }
 }
 
@@ -193,17 +273,18 @@ async fn a_search_is_explained_and_not_run() {
     let folder = tempfile::tempdir().unwrap();
     let session = Session::open(indexed(folder.path(), IndexKind::Hnsw, 0..2000).await).await.unwrap();
     let ask = |options: &str| format!("SELECT cell_id FROM vector_search('cells', 7{options})");
-    for (options, by) in [
-        ("", "by=index 'near'"),
-        (", where => 'total_counts > 5'", "by=index 'near'"),
-        (", where => 'cell_id < 20'", "by=exact scan"),
-        (", metric => 'l2'", "by=exact scan"),
-        (", k => 1000", "by=exact scan"),
+    for (options, planned, used) in [
+        ("", "by=index 'near' or", "index 'near'"),
+        (", where => 'total_counts > 5'", "by=index 'near' or", "index 'near'"),
+        (", where => 'cell_id < 20'", "by=index 'near' or", "exact scan"),
+        (", metric => 'l2'", "by=exact scan", "exact scan"),
+        (", k => 1000", "by=exact scan", "exact scan"),
     ] {
         let plan = explain(&session, "EXPLAIN FORMAT INDENT", &ask(options)).await;
-        assert!(plan.contains("SearchExec: cells") && plan.contains(by), "{plan}");
+        assert!(plan.contains("SearchExec: cells") && plan.contains(planned), "{plan}");
         assert!(session.take_notices().searches.is_empty(), "EXPLAIN does not search");
         rows(&session, &ask(options)).await;
-        assert_eq!(session.take_notices().searches.len(), 1);
+        let searches = session.take_notices().searches;
+        assert!(searches.len() == 1 && searches[0].ends_with(used), "{searches:?}");
     }
 }

@@ -50,6 +50,11 @@ impl Description {
         self.parameters.iter().position(|p| p.name.eq_ignore_ascii_case(parameter))
     }
 
+    /// Strings that can be given for a parameter, see [`Parameter::values`]; empty for an unknown parameter.
+    pub fn values(&self, parameter: &str) -> &'static [&'static str] {
+        self.position(parameter).map_or(&[], |at| self.parameters[at].values())
+    }
+
     /// How many parameters must be given; they stand before the others.
     pub fn required(&self) -> usize {
         self.parameters.iter().filter(|p| p.required).count()

@@ -1,11 +1,12 @@
-//! `embed_gene(expr, gene, model => , depth => , input => , precision => , total => )`: a gene in the context of a cell.
+//! `embed_gene(expr, gene, model => , depth => , input => , precision => , total => )`: a gene in the context of a
+//! cell.
 //!
 //! ```sql
 //! SELECT cell_id, embed_gene(expr, 'INS') AS ins FROM cells LIMIT 5;
 //! ```
 //!
-//! Gives the decoder's last hidden vector at that gene, whether the cell expresses it or not, as Float32 of fixed size; NULL
-//! where the cell has no embedding.
+//! Gives the decoder's last hidden vector at that gene, whether the cell expresses it or not, as Float32 of fixed size;
+//! NULL where the cell has no embedding.
 
 use std::sync::Arc;
 

@@ -147,11 +147,11 @@ pub trait Engine: Debug + Send + Sync {
     /// [`EngineError::Request`] for an unknown model.
     fn genes_seen(&self, model: &str, cells: &Profiles) -> Result<Vec<Option<u32>>, EngineError>;
 
-    /// Columns a search in `target` returns: its key, `_distance`, then what describes its rows.
+    /// Columns that a search returns: the key of its target, `_distance`, then what describes the rows.
     ///
     /// # Errors
-    /// [`EngineError::Request`] for something that cannot be searched.
-    fn search_schema(&self, target: &str) -> Result<SchemaRef, EngineError>;
+    /// [`EngineError::Request`] for something that cannot be searched, or a filter that does not fit it.
+    fn search_schema(&self, request: &SearchRequest) -> Result<SchemaRef, EngineError>;
 
     /// How a search will be answered, for EXPLAIN.
     ///

@@ -4,8 +4,8 @@
 //! SELECT cell_id, expression(enhance(expr, depth => 'f5'), 'INS') AS ins FROM cells LIMIT 5;
 //! ```
 //!
-//! Gives an `expr` of predicted log-normalised values, log1p of counts per 10,000 at the target depth, for every gene of the
-//! vocabulary that the store knows; NULL where the cell has no embedding. Predictions can be below zero.
+//! Gives an `expr` of predicted log-normalised values, log1p of counts per 10,000 at the target depth, for every gene
+//! of the vocabulary that the store knows; NULL where the cell has no embedding. Predictions can be below zero.
 
 use std::sync::Arc;
 

@@ -71,7 +71,7 @@ impl Engine for ThreeGenes {
         no_model()
     }
 
-    fn search_schema(&self, _: &str) -> Result<SchemaRef, EngineError> {
+    fn search_schema(&self, _: &SearchRequest) -> Result<SchemaRef, EngineError> {
         no_model()
     }
 
@@ -84,8 +84,8 @@ impl Engine for ThreeGenes {
     }
 }
 
-/// `cells`: `cell_id`, `kind`, `expr` (A = 1 and B = 2; A = 3 and C = 5; NULL; no gene), `vector` ([1, 2]; [3, 6]; NULL;
-/// NULL).
+/// `cells`: `cell_id`, `kind`, `expr` (A = 1 and B = 2; A = 3 and C = 5; NULL; no gene), `vector` ([1, 2]; [3, 6];
+/// NULL; NULL).
 fn cells() -> RecordBatch {
     let mut expr = ProfileBuilder::default();
     expr.push(&[0, 1], &[1.0, 2.0]);
@@ -114,7 +114,8 @@ pub(crate) fn context() -> SessionContext {
     context
 }
 
-/// Waits for a future that never waits itself: a query over one partition in memory starts no task, so it needs no runtime.
+/// Waits for a future that never waits itself: a query over one partition in memory starts no task, so it needs no
+/// runtime.
 fn finish<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
     let mut context = Context::from_waker(Waker::noop());

@@ -1,4 +1,5 @@
-//! `gene_score(expr, genes)`: how strongly a cell expresses a set of genes: the mean of ln(1 + counts per 10,000) over them.
+//! `gene_score(expr, genes)`: how strongly a cell expresses a set of genes: the mean of ln(1 + counts per 10,000) over
+//! them.
 //!
 //! ```sql
 //! SELECT cell_type, avg(gene_score(expr, ['INS', 'GCG', 'SST'])) AS endocrine FROM cells GROUP BY cell_type;

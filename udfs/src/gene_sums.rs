@@ -1,7 +1,8 @@
 //! Sums of values per gene over groups of cells: what `sum_expr` and `mean_expr` share.
 //!
 //! A state holds one number per gene that was seen, whatever the number of cells: [`GeneSums`]. Partial states of
-//! several threads are added gene by gene, in f64, so the result depends on their order only far below the f32 it ends as.
+//! several threads are added gene by gene, in f64, so the result depends on their order only far below the f32 it ends
+//! as.
 
 use std::sync::Arc;
 
@@ -20,8 +21,8 @@ use crate::parameters;
 /// A block of sums by position is used where at least every fourth gene of it has one.
 const FILLED: usize = 4;
 
-/// Sums of values per gene: those of low ids by position, the others as ascending pairs. Cells of one tissue share most of
-/// their genes, so a group of many cells is soon all block; a group of one cell stays as small as the cell.
+/// Sums of values per gene: those of low ids by position, the others as ascending pairs. Cells of one tissue share most
+/// of their genes, so a group of many cells is soon all block; a group of one cell stays as small as the cell.
 #[derive(Debug, Default)]
 pub(crate) struct GeneSums {
     block: Vec<f64>,

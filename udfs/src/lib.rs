@@ -1,8 +1,14 @@
 //! SQL functions over single cells, for DataFusion.
 //!
-//! One file per function. What a function needs of a model or a store it asks through the traits in [`engine`], so
-//! this crate knows neither candle nor lance and can be registered in any DataFusion session. What a function is called
-//! and takes it says once, in its [`description`].
+//! One file per function. A function asks for models and stores through the trait in [`engine`], so this crate knows
+//! neither candle nor lance, and its functions can be registered in any DataFusion session. The [`description`] of a
+//! function is the only place with its name, its parameters and their values.
+//!
+//! ```
+//! let pooled = cellql_udfs::FUNCTIONS.iter().find(|function| function.name == "embed").unwrap();
+//! assert!(pooled.usage().starts_with("embed(expr, model =>, pool =>"));
+//! assert_eq!(pooled.values("pool"), ["all", "max"]);
+//! ```
 
 pub mod centroid;
 pub mod constants;

@@ -34,22 +34,27 @@ pub struct Parameter {
     /// Whether it must be given.
     pub required: bool,
     pub(crate) accepts: Accepts,
+    values: &'static [&'static str],
 }
 
 impl Parameter {
     pub(crate) const fn required(name: &'static str, what: &'static str, accepts: Accepts) -> Self {
-        Self { name, what, required: true, accepts }
+        Self { name, what, required: true, accepts, values: &[] }
     }
 
     pub(crate) const fn optional(name: &'static str, what: &'static str, accepts: Accepts) -> Self {
-        Self { name, what, required: false, accepts }
+        Self { name, what, required: false, accepts, values: &[] }
     }
 
-    /// The words that its description names, such as `all` and `max` of `pool`; none for a parameter that takes no constant.
-    pub fn words(&self) -> impl Iterator<Item = &'static str> + use<> {
-        let constant = matches!(self.accepts, Accepts::Text | Accepts::Anything);
-        let text = if constant { self.what } else { "" };
-        text.split("`'").skip(1).filter_map(|rest| rest.split_once("'`")).map(|(word, _)| word)
+    /// With the strings that can be given for it.
+    pub(crate) const fn with_values(self, values: &'static [&'static str]) -> Self {
+        Self { values, ..self }
+    }
+
+    /// Strings that can be given, for completion: all of them where they are few, examples where the parameter has a
+    /// form such as `'t4'`. Empty for numbers, arrays and names that a store decides.
+    pub fn values(&self) -> &'static [&'static str] {
+        self.values
     }
 
     /// True where a constant array can be given.
@@ -72,22 +77,26 @@ pub(crate) const POOL: Parameter = Parameter::optional(
     "pool",
     "`'all'` (S and T tokens, maximum and mean over genes, end to end; the default) or `'max'` (maximum over all tokens)",
     Accepts::Text,
-);
+)
+.with_values(&["all", "max"]);
 pub(crate) const DEPTH: Parameter = Parameter::optional(
     "depth",
     "target depth T: `'t4'` (10⁴ counts, the default), `'f2'` (twice the cell's own) or `'a0.5'` (its log10 plus 0.5)",
     Accepts::Text,
-);
+)
+.with_values(&["t4", "f2", "a0.5"]);
 pub(crate) const INPUT: Parameter = Parameter::optional(
     "input",
     "what the values are: `'counts'` (the default), `'log'`, `'log+total'`, `'bulk'` or `'bulk-log'`",
     Accepts::Text,
-);
+)
+.with_values(&["counts", "log", "log+total", "bulk", "bulk-log"]);
 pub(crate) const PRECISION: Parameter = Parameter::optional(
     "precision",
     "numbers of the model's products: `'f32'` (the default), `'bf16'` or `'int8'`",
     Accepts::Text,
-);
+)
+.with_values(&["f32", "bf16", "int8"]);
 pub(crate) const TOTAL: Parameter = Parameter::optional(
     TOTAL_NAME,
     "the cell's total count, for input `'log+total'`; the data set's median total, for `'bulk'`",
@@ -152,17 +161,16 @@ fn check_type(function: &Description, parameter: &Parameter, given: &DataType) -
 
 #[cfg(test)]
 mod tests {
-    use cellql_schemas::recipe::{Dtype, Input, Pool};
+    use cellql_schemas::recipe::{Depth, Dtype, Input, Pool};
 
     use super::*;
 
     #[test]
-    fn descriptions_name_every_word_of_an_option() {
-        let words = |parameter: Parameter| parameter.words().collect::<Vec<_>>();
-        assert_eq!(words(POOL), Pool::ALL.map(Pool::name));
-        assert_eq!(words(INPUT), Input::ALL.map(Input::name));
-        assert_eq!(words(PRECISION), Dtype::ALL.map(Dtype::name));
-        assert_eq!(words(DEPTH), ["t4", "f2", "a0.5"]);
-        assert!(words(MODEL).is_empty() && words(TOTAL).is_empty() && words(GENES).is_empty());
+    fn the_values_of_an_option_are_those_that_it_accepts() {
+        assert_eq!(POOL.values(), Pool::ALL.map(Pool::name));
+        assert_eq!(INPUT.values(), Input::ALL.map(Input::name));
+        assert_eq!(PRECISION.values(), Dtype::ALL.map(Dtype::name));
+        assert!(DEPTH.values().iter().all(|value| value.parse::<Depth>().is_ok()));
+        assert!(MODEL.values().is_empty() && TOTAL.values().is_empty() && GENES.values().is_empty());
     }
 }

@@ -1,13 +1,13 @@
-//! `vector_search(table, query, k => 10, where => '…', recipe => '…', metric => '…', group => '…')`: the rows nearest to a row
-//! or a vector.
+//! `vector_search(table, query, k => 10, where => '…', recipe => '…', metric => '…', group => '…')`: the rows nearest
+//! to a row or a vector.
 //!
 //! ```sql
 //! SELECT cell_id, _distance, cell_type FROM vector_search('cells', 17, k => 5, where => 'donor_id = ''human1''');
 //! ```
 //!
-//! In `cells`, `query` is a `cell_id` or an array of numbers; in `genes`, a gene's name or an array, and `group` says the
-//! cells of which group the genes were embedded in. Rows come nearest first; a row is not its own neighbour. `metric` is
-//! `cosine`, `l2`, `inner_product` (its sign turned, so that the nearest come first) or `correlation`.
+//! In `cells`, `query` is a `cell_id` or an array of numbers; in `genes`, a gene's name or an array, and `group` says
+//! the cells of which group the genes were embedded in. Rows come nearest first; a row is not its own neighbour.
+//! `metric` is `cosine`, `l2`, `inner_product` (its sign turned, so that the nearest come first) or `correlation`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -40,7 +40,8 @@ pub const DESCRIPTION: Description = Description {
     name: NAME,
     kind: Kind::Table,
     parameters: &[
-        Parameter::required("table", "what to search: `'cells'` or `'genes'`", Accepts::Anything),
+        Parameter::required("table", "what to search: `'cells'` or `'genes'`", Accepts::Anything)
+            .with_values(&["cells", "genes"]),
         Parameter::required(
             "query",
             "a `cell_id`, a gene by any of its names, or an array of numbers",
@@ -57,7 +58,8 @@ pub const DESCRIPTION: Description = Description {
             "metric",
             "`'cosine'` (the default), `'l2'`, `'inner_product'` (its sign turned) or `'correlation'`",
             Accepts::Anything,
-        ),
+        )
+        .with_values(&["cosine", "l2", "inner_product", "correlation"]),
         Parameter::optional(
             "group",
             "of genes: the group of cells they were embedded in; left out, the only one",
@@ -115,8 +117,8 @@ impl TableFunctionImpl for VectorSearch {
         };
         let query = read_query(query)?;
         let (filter, recipe, metric, group) = (text(3)?, text(4)?, text(5)?, text(6)?);
-        let request = SearchRequest { target: target.clone(), query, k, filter, recipe, metric, group };
-        let schema = self.engine.search_schema(&target)?;
+        let request = SearchRequest { target, query, k, filter, recipe, metric, group };
+        let schema = self.engine.search_schema(&request)?;
         Ok(Arc::new(Neighbours { engine: Arc::clone(&self.engine), request, schema }))
     }
 }

@@ -176,7 +176,7 @@ fn in_quotes(before: &Before, names: &Names) -> Vec<String> {
     let word = before.word();
     let like = |all: &[String]| all.iter().filter(|v| begins(v, word)).map(|v| format!("{v}'")).collect();
     let words = |parameter: Option<&Parameter>| {
-        let words = parameter.into_iter().flat_map(Parameter::words);
+        let words = parameter.into_iter().flat_map(Parameter::values).copied();
         words.filter(|v| begins(v, word)).map(|v| format!("{v}'")).collect::<Vec<_>>()
     };
     let function = before.function();

@@ -1,7 +1,7 @@
-//! Embeddings that the store holds already, found by what cells express.
+//! Embeddings that the store holds, found by the content of cells.
 //!
-//! A vector is used only for a cell of exactly the same content, of a table that the very model made (by SHA-256) with the
-//! very recipe. So it does not matter how a query came to the cell, and a stale vector cannot be taken.
+//! A vector is used only for a cell with the same content hash, from a table that the model with the same SHA-256 made
+//! with the same recipe. So every shape of query finds it, and a stale vector is never used.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::ProjectionRequest;
 
-use super::memo::Remembered;
+use super::vector_cache::CachedVector;
 use crate::error::{Error, Result};
 use cellql_store::{ContentHash, Store, embedding_table};
 
 /// Rows of an embedding table by the content of their cells: 24 bytes of memory a cell.
 #[derive(Debug)]
-pub(super) struct Stored {
+pub(super) struct StoredEmbeddings {
     table: Arc<Dataset>,
     /// Ascending.
     rows: Vec<(ContentHash, u64)>,
@@ -41,7 +41,7 @@ async fn table_of(store: &Store, recipe: &Recipe, sha256: &str) -> Result<Option
     Ok(made_by_it.then_some(table))
 }
 
-impl Stored {
+impl StoredEmbeddings {
     /// Opens the table of a recipe; `None` where there is none, or another model made it.
     pub(super) async fn open(store: &Store, recipe: &Recipe, sha256: &str) -> Result<Option<Self>> {
         let Some(table) = table_of(store, recipe, sha256).await? else { return Ok(None) };
@@ -72,11 +72,11 @@ impl Stored {
     }
 
     /// What the table holds of some cells; `None` for those it lacks.
-    pub(super) async fn fetch(&self, wanted: &[ContentHash]) -> Result<Vec<Option<Remembered>>> {
+    pub(super) async fn fetch(&self, wanted: &[ContentHash]) -> Result<Vec<Option<CachedVector>>> {
         let row = |hash: &ContentHash| self.rows.binary_search_by_key(hash, |(h, _)| *h).ok().map(|at| self.rows[at].1);
         let found: Vec<(usize, u64)> =
             wanted.iter().enumerate().filter_map(|(i, hash)| Some((i, row(hash)?))).collect();
-        let mut out: Vec<Option<Remembered>> = vec![None; wanted.len()];
+        let mut out: Vec<Option<CachedVector>> = vec![None; wanted.len()];
         if found.is_empty() {
             return Ok(out);
         }
@@ -89,7 +89,7 @@ impl Stored {
         for (at, (i, _)) in found.iter().enumerate() {
             let vector = vectors.is_valid(at).then(|| vectors.value(at));
             let vector = vector.map(|v| Arc::from(v.as_primitive::<Float32Type>().values().as_ref()));
-            out[*i] = Some(Remembered { vector, genes_seen: seen.value(at) });
+            out[*i] = Some(CachedVector { vector, genes_seen: seen.value(at) });
         }
         Ok(out)
     }
