@@ -27,7 +27,7 @@ pub(super) struct EmbedArgs {
     /// Column of `cells` whose values are the groups [default: all cells are one group]
     #[arg(long, value_name = "COLUMN", requires = "genes", help_heading = GENES)]
     group_by: Option<String>,
-    /// Maximum number of cells of a group to average over, taken at equal distances [default: all]
+    /// Maximum number of cells of a group to average over, taken at equal distances [default: all cells]
     #[arg(long, value_name = "N", requires = "genes", help_heading = GENES)]
     cells_per_group: Option<u64>,
 }

@@ -77,7 +77,7 @@ struct EvaluatedArgs {
     /// Also evaluate cells that the model was trained on [default: only held-out cells]
     #[arg(long, help_heading = CELLS)]
     all_cells: bool,
-    /// Maximum number of cells, taken at equal distances over the table [default: all]
+    /// Maximum number of cells, taken at equal distances over the table [default: all cells]
     #[arg(long, value_name = "N", help_heading = CELLS)]
     cells: Option<usize>,
     /// Seed of the random numbers

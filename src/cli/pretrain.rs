@@ -92,7 +92,7 @@ pub(super) struct PretrainArgs {
     /// Fraction of the cells to hold out, chosen by the hash of their content [default: 0.1]
     #[arg(long, value_name = "FRACTION", help_heading = CELLS)]
     hold_out: Option<f64>,
-    /// Also hold out cells that satisfy this SQL condition [default: none]
+    /// Also hold out cells that satisfy this SQL condition
     #[arg(long, value_name = "CONDITION", help_heading = CELLS)]
     hold_out_where: Option<String>,
     /// Number of steps between two evaluations of the loss on held-out cells [default: 100]

@@ -301,6 +301,37 @@ fn statements_run_as_deeply_nested_as_the_limit_allows() {
     assert!(text(&out.stderr).contains("nested too deeply"), "{}", text(&out.stderr));
 }
 
+#[test]
+fn two_processes_that_embed_at_once_leave_a_row_per_cell() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let store = path(&store);
+    done(&["init", store, "--no-model"]);
+    done(&["ingest", store, path(&demo_file())]);
+    let (checkpoint, genes) = (reference("models.ckpt"), reference("gene_index.tsv"));
+    done(&["model", "import", store, path(&checkpoint), "--genes", path(&genes), "--name", "tiny"]);
+    for depth in ["t4", "t4.1", "t4.2"] {
+        let start = || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_cellql"));
+            command.args(["embed", store, "--depth", depth, "--publish-every", "0"]);
+            command.stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let both = [start(), start()];
+        for process in both {
+            let out = process.wait_with_output().unwrap();
+            assert!(out.status.success(), "{depth}: {}", text(&out.stderr));
+        }
+    }
+    let (out, _) = done(&["sql", store, "-c", "SHOW TABLES", "--format", "csv"]);
+    let tables: Vec<&str> = out.lines().filter_map(|l| l.split(',').find(|name| name.starts_with("tiny"))).collect();
+    assert_eq!(tables.len(), 3, "{out}");
+    for table in tables {
+        let sql = format!("SELECT count(*), count(DISTINCT cell_id) FROM embeddings.\"{table}\"");
+        let (out, _) = done(&["sql", store, "-c", &sql, "--format", "csv"]);
+        assert_eq!(out.lines().last(), Some("320,320"), "{table}");
+    }
+}
+
 /// Types and looks in a terminal; what it showed, or nothing without Python.
 fn in_terminal(folder: &Path, steps: &serde_json::Value, args: &[&str], envs: &[(&str, &str)]) -> Option<String> {
     let file = folder.join("steps.json");
