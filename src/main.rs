@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 
-/// Batches and cells are taken by one thread and given back by another, thousands a second: with glibc's allocator cells
-/// are read a seventh slower.
+/// Batches and cells are taken by one thread and given back by another, thousands a second: with glibc's allocator
+/// cells are read a seventh slower.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

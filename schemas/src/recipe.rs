@@ -26,7 +26,8 @@ pub enum RecipeError {
     },
     /// Text that is not a depth.
     #[error(
-        "unknown depth '{0}': write 't4' (10^4 counts), 'f2' (twice the cell's own counts) or 'a0.5' (its log10 plus 0.5)"
+        "unknown depth '{0}': write 't4' (10^4 counts), 'f2' (twice the cell's own counts) or 'a0.5' (its log10 \
+             plus 0.5)"
     )]
     Depth(String),
 }

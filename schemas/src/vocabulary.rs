@@ -17,7 +17,8 @@ pub enum VocabularyError {
     Duplicate(String),
     /// The column `index` is not 0, 1, 2, …
     #[error(
-        "reading a gene list: line {line} states index '{found}' for gene '{name}', expected {expected}; list genes in the order of the model"
+        "reading a gene list: line {line} states index '{found}' for gene '{name}', expected {expected}; list \
+             genes in the order of the model"
     )]
     Order {
         /// Line in the file, starting at 1.

@@ -8,7 +8,7 @@ use crate::error::Result;
 
 #[derive(Debug, Args)]
 pub(super) struct CompactArgs {
-    /// Store: a directory or an object-store URI
+    /// Store: a directory
     store: String,
     /// Number of newest versions to keep; older ones are deleted [default: keep all]
     #[arg(long, value_name = "N")]

@@ -20,7 +20,7 @@ pub(super) enum DatasetVerb {
     },
     /// Remove a data set with its cells and their embeddings
     Remove {
-        /// Store: a directory or an object-store URI
+        /// Store: a directory
         store: String,
         /// Name or id of the data set
         dataset: String,

@@ -16,7 +16,7 @@ use cellql_store::Store;
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// Store to create: a directory or an object-store URI
+    /// Store to create: a directory
     store: String,
 }
 

@@ -38,7 +38,7 @@ const GENES: &str = "Gene embeddings";
 /// Which cells are embedded by which recipe, and how the work runs.
 #[derive(Debug, Args)]
 pub(super) struct RecipeArgs {
-    /// Store: a directory or an object-store URI
+    /// Store: a directory
     pub(super) store: String,
     /// Name of the model [default: the only one of the store]
     #[arg(long, help_heading = RECIPE)]

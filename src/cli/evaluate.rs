@@ -25,7 +25,7 @@ use cellql_training::scaling::{Line, picture, training_flops};
 
 #[derive(Debug, Args)]
 pub(super) struct EvaluateArgs {
-    /// Store with the model and the cells: a directory or an object-store URI
+    /// Store with the model and the cells: a directory
     store: String,
     #[command(subcommand)]
     task: Task,

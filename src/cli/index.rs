@@ -31,7 +31,7 @@ pub(super) enum IndexVerb {
     },
     /// List the indexes of a store
     List {
-        /// Store: a directory or an object-store URI
+        /// Store: a directory
         store: String,
         #[command(flatten)]
         output: FormatArgs,

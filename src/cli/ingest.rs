@@ -19,9 +19,9 @@ const FILES: &str = "Reading files";
 
 #[derive(Debug, Args)]
 pub(super) struct IngestArgs {
-    /// Store: a directory or an object-store URI
+    /// Store: a directory
     store: String,
-    /// Files, directories or object-store URIs: .h5ad, 10x .h5, matrix.mtx, .loom, .csv/.tsv, .npz, Parquet, Lance
+    /// Files or directories: .h5ad, 10x .h5, matrix.mtx, .loom, .csv/.tsv, .npz, Parquet, Lance
     #[arg(required = true, value_name = "FILE")]
     files: Vec<String>,
     /// Name of the data set, if FILE is one file [default: the file's name]

@@ -9,7 +9,7 @@ use cellql_store::Store;
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
-    /// Store to create: a directory or an object-store URI
+    /// Store to create: a directory
     store: String,
     /// Do not add the model that comes with the program
     #[arg(long)]

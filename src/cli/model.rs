@@ -29,28 +29,28 @@ use cellql_store::Store;
 pub(super) enum ModelVerb {
     /// List the models of a store
     List {
-        /// Store: a directory or an object-store URI
+        /// Store: a directory
         store: String,
         #[command(flatten)]
         output: FormatArgs,
     },
     /// Show the dimensions, vocabulary, origin and licence of a model
     Show {
-        /// Store: a directory or an object-store URI
+        /// Store: a directory
         store: String,
         /// Name of the model [default: the only one of the store]
         name: Option<String>,
     },
     /// Add the model that comes with the program: size 3M, trained on public human cells
     Add {
-        /// Store: a directory or an object-store URI
+        /// Store: a directory
         store: String,
     },
     /// Import a checkpoint: the authors' models.ckpt, cellql's own .safetensors, or other .safetensors with --config
     Import(ImportArgs),
     /// Create a model with untrained weights
     Init {
-        /// Store: a directory or an object-store URI
+        /// Store: a directory
         store: String,
         /// Name of the model in the store
         #[arg(long)]
@@ -64,7 +64,7 @@ pub(super) enum ModelVerb {
     },
     /// Write a model to .safetensors, with configuration and vocabulary, or to .ckpt in the authors' format
     Export {
-        /// Store: a directory or an object-store URI
+        /// Store: a directory
         store: String,
         /// File to write: .safetensors or .ckpt
         #[arg(value_name = "FILE")]
@@ -83,7 +83,7 @@ pub(super) enum ModelVerb {
 
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// Store: a directory or an object-store URI
+    /// Store: a directory
     store: String,
     /// Checkpoint: .ckpt or .safetensors
     file: PathBuf,

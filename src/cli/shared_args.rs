@@ -21,7 +21,7 @@ pub(super) const OUTPUT: &str = "Output";
 /// A store that is only read.
 #[derive(Debug, Args)]
 pub(super) struct ReadArgs {
-    /// Store: a directory or an object-store URI
+    /// Store: a directory
     pub(super) store: String,
     /// Read this version of the store instead of the newest; `cellql versions` lists them
     #[arg(long, value_name = "VERSION")]

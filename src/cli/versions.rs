@@ -9,7 +9,7 @@ use cellql_store::Store;
 
 #[derive(Debug, Args)]
 pub(super) struct VersionsArgs {
-    /// Store: a directory or an object-store URI
+    /// Store: a directory
     store: String,
     #[command(flatten)]
     output: FormatArgs,

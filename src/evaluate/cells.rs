@@ -188,9 +188,8 @@ async fn addresses(
 
 /// A count, log-normalised: `ln(1 + count / total · 10,000)`, where `total` is the sum of counts of the cell.
 ///
-/// The quotient is taken before the product, unlike in [`cellql_schemas::expr::log_normalise`]: published scores rest on
-/// these
-/// bits.
+/// The quotient is taken before the product, unlike in [`cellql_schemas::expr::log_normalise`]: published scores rest
+/// on these bits.
 pub(super) fn log_normalised(count: f64, total: f64) -> f32 {
     (count / total * TARGET_SUM).ln_1p() as f32
 }

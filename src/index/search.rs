@@ -99,8 +99,9 @@ impl Searcher {
         })
     }
 
-    /// The index that [`Searcher::plan`] would open for such a request, by its row in `indexes`; `None` where every vector
-    /// is scanned. It opens no index: whether the files are whole and recent enough is known only when they are opened.
+    /// The index that [`Searcher::plan`] would open for such a request, by its row in `indexes`; `None` where every
+    /// vector is scanned. It opens no index: whether the files are whole and recent enough is known only when they are
+    /// opened.
     ///
     /// # Errors
     /// The table of indexes cannot be read.

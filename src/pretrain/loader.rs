@@ -3,11 +3,11 @@
 //! The rows to read are divided into blocks of rows that are neighbours on disk. In each epoch the blocks are shuffled,
 //! a number of them is read together as a chunk, and the cells of the chunk are shuffled. So the cells of a batch come
 //! from as many blocks as a chunk has. Chunks are independent of each other: a place in the order is three numbers
-//! ([`LoaderPosition`]), and a loader that starts at a place yields the same cells as one that reached it. Chunks are assigned
-//! to ranks in turn. While a chunk is used, the next ones are read, the blocks of a chunk in parallel.
+//! ([`LoaderPosition`]), and a loader that starts at a place yields the same cells as one that reached it. Chunks are
+//! assigned to ranks in turn. While a chunk is used, the next ones are read, the blocks of a chunk in parallel.
 //!
-//! Depends on the store and on the vocabulary's placement; the order of cells ([`Mixing`], [`LoaderPosition`]) is defined by
-//! `cellql_training`. Knows nothing of models.
+//! Depends on the store and on the vocabulary's placement; the order of cells ([`Mixing`], [`LoaderPosition`]) is
+//! defined by `cellql_training`. Knows nothing of models.
 
 use std::ops::Range;
 use std::sync::Arc;

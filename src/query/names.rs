@@ -171,7 +171,8 @@ fn no_table(name: &str, tables: &[Table]) -> String {
     format!("there is no table '{name}'.{hint}")
 }
 
-/// The name of a type without what only storage needs: nullability, metadata, and whether strings are dictionary-encoded.
+/// The name of a type without what only storage needs: nullability, metadata, and whether strings are
+/// dictionary-encoded.
 fn plain_type(data_type: &DataType) -> String {
     match data_type {
         DataType::Dictionary(_, values) => plain_type(values),

@@ -97,7 +97,8 @@ impl Parameters {
             Some(name) => {
                 let known = did_you_mean(name, self.0.keys().map(String::as_str));
                 format!(
-                    "{placeholder} has no value: give it with --param {name}=VALUE, in the shell with \\set {name} VALUE.{known}"
+                    "{placeholder} has no value: give it with --param {name}=VALUE, in the shell with \\set {name} \
+                         VALUE.{known}"
                 )
             }
             None => {
@@ -158,7 +159,8 @@ mod tests {
     fn values_go_wherever_a_value_may_stand() {
         let given = [("k", "3"), ("where", "donor_id = 'd1'"), ("n", "10"), ("m", "tiny")];
         let sql = "SELECT embed(expr, model => $m) FROM vector_search('cells', 1, k => $k, where => $where) LIMIT $n";
-        let expected = "SELECT embed(expr, model => 'tiny') FROM vector_search('cells', 1, k => 3, where => 'donor_id = ''d1''') LIMIT 10";
+        let expected = "SELECT embed(expr, model => 'tiny') FROM vector_search('cells', 1, k => 3, where => \
+             'donor_id = ''d1''') LIMIT 10";
         assert_eq!(bound(sql, &given).unwrap(), expected);
     }
 

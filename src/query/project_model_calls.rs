@@ -1,8 +1,8 @@
 //! Planner rule: calls of models in sort keys and aggregates become columns of a projection below.
 //!
 //! ```text
-//! Sort [cosine_distance(embed(expr), q)] ← input
-//! Projection [input's columns] ← Sort [cosine_distance(__model_0, q)] ← Projection [*, embed(expr) AS __model_0] ← input
+//! Sort [cosine_distance(embed(expr), q)] ← input Projection [input's columns] ← Sort [cosine_distance(__model_0, q)] ←
+//! Projection [*, embed(expr) AS __model_0] ← input
 //!
 //! Aggregate [centroid(embed(expr))] ← input
 //! Aggregate [centroid(__model_0)] ← Projection [*, embed(expr) AS __model_0] ← input

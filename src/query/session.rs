@@ -171,7 +171,8 @@ impl Session {
                 // Dropping it would recurse as deeply as planning it.
                 std::mem::forget(only);
                 Err(Error::Request(format!(
-                    "the statement is nested too deeply: more than {} levels of operators, joins or UNIONs; write a list of \
+                    "the statement is nested too deeply: more than {} levels of operators, joins or UNIONs; write \
+                         a list of \
                      values as IN (…), and rows as VALUES",
                     nesting::LIMIT
                 )))

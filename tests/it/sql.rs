@@ -85,7 +85,8 @@ async fn a_cell_is_embedded_once_per_query_and_only_if_needed() {
         ("SELECT embed(expr) FROM cells WHERE embed(expr) IS NOT NULL", 320),
         ("SELECT embed(expr) FROM cells WHERE donor_id = 'human2' AND cell_type = 'beta'", 20),
         (
-            "WITH v AS (SELECT cell_id, embed(expr) AS e FROM cells) SELECT a.cell_id FROM v a JOIN v b ON a.cell_id = b.cell_id AND a.e = b.e",
+            "WITH v AS (SELECT cell_id, embed(expr) AS e FROM cells) SELECT a.cell_id FROM v a JOIN v b ON \
+                 a.cell_id = b.cell_id AND a.e = b.e",
             320,
         ),
         ("SELECT cell_type, count(embed(expr)) FROM cells GROUP BY cell_type", 320),
@@ -95,7 +96,8 @@ async fn a_cell_is_embedded_once_per_query_and_only_if_needed() {
         ("SELECT cell_type, embed(expr) FROM cells ORDER BY total_counts LIMIT 10", 10),
         ("SELECT cell_id FROM cells ORDER BY cosine_distance(embed(expr), embed(expr)) LIMIT 10", 320),
         (
-            "SELECT cell_id FROM cells ORDER BY cosine_distance(embed(expr), embed(expr, pool => 'all')), cell_id LIMIT 3",
+            "SELECT cell_id FROM cells ORDER BY cosine_distance(embed(expr), embed(expr, pool => 'all')), cell_id \
+                 LIMIT 3",
             320,
         ),
         ("SELECT cell_type, centroid(embed(expr)) FROM cells WHERE cell_type = 'beta' GROUP BY cell_type", 40),

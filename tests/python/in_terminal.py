@@ -2,8 +2,8 @@
 
     in_terminal.py STEPS.json PROGRAM ARGUMENT…
 
-A step is ["type", text], ["see", text] (waits for it, past what was seen before) or ["wait", seconds]. Prints all that the
-terminal showed. Exit status: the program's, or 99 where something was not seen in time.
+A step is ["type", text], ["see", text] (waits for it, past what was seen before) or ["wait", seconds]. Prints all that
+the terminal showed. Exit status: the program's, or 99 where something was not seen in time.
 """
 
 import fcntl

@@ -3,9 +3,8 @@ from it, so that the tests of ingest compare with a reader that is not ours.
 
     python make_fixtures.py FOLDER [REAL.h5ad ...]
 
-FOLDER/NAME/...        the file or directory to ingest
-FOLDER/NAME.expected/  barcodes.txt, genes.txt, matrix.bin (int64 cells, int64 values, indptr, int32 indices, float32 data),
-                       obs.json (column -> list of values, null where missing)
+FOLDER/NAME/...        the file or directory to ingest FOLDER/NAME.expected/  barcodes.txt, genes.txt, matrix.bin (int64
+cells, int64 values, indptr, int32 indices, float32 data), obs.json (column -> list of values, null where missing)
 """
 
 import gzip
@@ -28,8 +27,9 @@ warnings.simplefilter("ignore")
 rng = np.random.default_rng(20260625)
 
 # Human symbols, current, previous and alias, a date, a name of no gene, one that R has changed.
-GENES = """INS GCG SST PPY GHRL IL8 CD8A CD4 CD3E MS4A1 NKG7 LYZ FCGR3A PPBP HLA-A HLA.B MT-CO1 MT-ND1 SEPT7 2-Sep ACTB GAPDH
-KRT19 PRSS1 REG1A COL1A1 PECAM1 VWF SDS TPSAB1 AARS AAED1 no_such_gene MKI67 TOP2A PCNA B2M EEF1A1 RPL10 RPS27""".split()
+GENES = """INS GCG SST PPY GHRL IL8 CD8A CD4 CD3E MS4A1 NKG7 LYZ FCGR3A PPBP HLA-A HLA.B MT-CO1 MT-ND1 SEPT7 2-Sep
+ACTB GAPDH KRT19
+PRSS1 REG1A COL1A1 PECAM1 VWF SDS TPSAB1 AARS AAED1 no_such_gene MKI67 TOP2A PCNA B2M EEF1A1 RPL10 RPS27""".split()
 CELLS = 60
 
 

@@ -32,7 +32,8 @@ pub const DESCRIPTION: Description = Description {
     )],
     returns: "the type of the vectors; NULL where the group has none.",
     summary: "The mean of a group's vectors, number by number, summed in f64. NULL vectors do not count.",
-    example: "SELECT cell_type, centroid(vector) AS centre FROM cells JOIN embeddings USING (cell_id) GROUP BY cell_type;",
+    example: "SELECT cell_type, centroid(vector) AS centre FROM cells JOIN embeddings USING (cell_id) GROUP BY \
+         cell_type;",
 };
 
 /// The function.

@@ -18,7 +18,8 @@ pub const DESCRIPTION: Description = Description {
     returns: "Float64 from 0 to 2; NULL where a vector or one of its numbers is NULL, \
               or where all numbers of a vector are equal.",
     summary: "One minus Pearson's correlation of two vectors, summed in f64.",
-    example: "SELECT cell_id, correlation_distance(vector, (SELECT vector FROM embeddings WHERE cell_id = 17)) AS distance\n\
+    example: "SELECT cell_id, correlation_distance(vector, (SELECT vector FROM embeddings WHERE cell_id = 17)) AS \
+         distance\n\
               FROM embeddings ORDER BY distance LIMIT 5;",
 };
 

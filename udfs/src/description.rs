@@ -102,13 +102,14 @@ mod tests {
     fn reference_page() -> String {
         let mut text = String::from(
             "# SQL functions\n\n\
-             Written from the descriptions in `udfs/src` by `CELLQL_BLESS=1 cargo test --workspace --locked --lib reference_page`;\n\
-             in SQL, `SELECT * FROM list_functions()` gives the same.\n\n\
-             Arguments can be given in order or by name (`pool => 'max'`); those with an arrow can be left out. Names of genes and\n\
-             models, options and numbers must be constants: they are checked before a query runs, and a wrong one is answered with\n\
-             the nearest right ones.\n\n\
-             All functions of DataFusion can be used as well, among them for vectors `cosine_distance(a, b)`, `inner_product(a, b)`\n\
-             and `array_distance(a, b)`; the table `information_schema.routines` lists them.\n\n",
+             This page is generated from the descriptions in `udfs/src` by\n\
+             `CELLQL_BLESS=1 cargo test --workspace --locked --lib reference_page`.\n\
+             In SQL, `SELECT * FROM list_functions()` returns the same.\n\n\
+             Arguments are given in order or by name (`pool => 'max'`). Arguments with an arrow are optional.\n\
+             Names of genes and models, options and numbers must be constants. They are checked before a query\n\
+             runs, and the error of a wrong one lists the nearest valid ones.\n\n\
+             All functions of DataFusion are available too, for vectors `cosine_distance(a, b)`,\n\
+             `inner_product(a, b)` and `array_distance(a, b)`. The table `information_schema.routines` lists them.\n\n",
         );
         for (kind, title) in [(Kind::Scalar, "Per row"), (Kind::Aggregate, "Per group"), (Kind::Table, "Tables")] {
             let _ = writeln!(text, "## {title}\n");

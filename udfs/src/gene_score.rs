@@ -28,9 +28,11 @@ pub const DESCRIPTION: Description = Description {
     kind: Kind::Scalar,
     parameters: &[EXPR, GENES],
     returns: "Float32; NULL for a NULL expression.",
-    summary: "The mean over an array of genes of ln(1 + counts per 10,000), as `log_normalise` gives it. Genes the cell does not \
+    summary: "The mean over an array of genes of ln(1 + counts per 10,000), as `log_normalise` gives it. Genes the \
+         cell does not \
               express count as 0, a gene named twice counts twice, and no background is taken off.",
-    example: "SELECT cell_type, avg(gene_score(expr, ['INS', 'GCG', 'SST'])) AS endocrine FROM cells GROUP BY cell_type;",
+    example: "SELECT cell_type, avg(gene_score(expr, ['INS', 'GCG', 'SST'])) AS endocrine FROM cells GROUP BY \
+         cell_type;",
 };
 
 #[derive(Debug)]

@@ -40,7 +40,8 @@ mod tests {
     fn vectors_of_any_number_type_are_compared() {
         let sql = "SELECT l2_distance(vector, [4, 6]) AS v FROM cells ORDER BY cell_id";
         assert_eq!(shown(sql), ["5.0", "1.0", "NULL", "NULL"]);
-        let sql = "SELECT l2_distance(b => vector, a => arrow_cast([1.0, 2.0], 'FixedSizeList(2, Float32)')) < 0.1 AS v \
+        let sql = "SELECT l2_distance(b => vector, a => arrow_cast([1.0, 2.0], 'FixedSizeList(2, Float32)')) < 0.1 \
+             AS v \
                    FROM cells ORDER BY cell_id";
         assert_eq!(shown(sql), ["true", "false", "NULL", "NULL"]);
         assert_eq!(shown("SELECT l2_distance([0, 3], [4.0, 0.0]) AS v"), ["5.0"]);

@@ -23,7 +23,8 @@ pub const DESCRIPTION: Description = Description {
     name: NAME,
     kind: Kind::Table,
     parameters: &[],
-    returns: "columns `function`, `kind` (`scalar`, `aggregate` or `table`), `arguments`, `returns`, `summary`, `example`.",
+    returns: "columns `function`, `kind` (`scalar`, `aggregate` or `table`), `arguments`, `returns`, `summary`, \
+         `example`.",
     summary: "The functions that cellql adds to SQL. Arguments with an arrow can be left out.",
     example: "SELECT function, arguments, summary FROM list_functions() WHERE kind = 'aggregate';",
 };

@@ -75,7 +75,8 @@ pub(crate) const MODEL: Parameter =
     Parameter::optional("model", "name of a model; left out, the store's only one", Accepts::Text);
 pub(crate) const POOL: Parameter = Parameter::optional(
     "pool",
-    "`'all'` (S and T tokens, maximum and mean over genes, end to end; the default) or `'max'` (maximum over all tokens)",
+    "`'all'` (S and T tokens, maximum and mean over genes, end to end; the default) or `'max'` (maximum over all \
+         tokens)",
     Accepts::Text,
 )
 .with_values(&["all", "max"]);

@@ -18,8 +18,10 @@ pub const DESCRIPTION: Description = Description {
     kind: Kind::Aggregate,
     parameters: ONLY_EXPR,
     returns: "an `expr`; NULL where no cell of the group has an expression.",
-    summary: "The sum of a group's expressions, gene by gene (pseudobulk). Cells whose expression is NULL are left out.",
-    example: "SELECT donor_id, cell_type, expression(sum_expr(expr), 'INS') AS ins FROM cells GROUP BY donor_id, cell_type;",
+    summary: "The sum of a group's expressions, gene by gene (pseudobulk). Cells whose expression is NULL are left \
+         out.",
+    example: "SELECT donor_id, cell_type, expression(sum_expr(expr), 'INS') AS ins FROM cells GROUP BY donor_id, \
+         cell_type;",
 };
 
 /// The function.

@@ -66,10 +66,12 @@ pub const DESCRIPTION: Description = Description {
             Accepts::Anything,
         ),
     ],
-    returns: "the key (`cell_id` or `gene_id`), `_distance` and what describes the row, nearest first; a row is not its own \
+    returns: "the key (`cell_id` or `gene_id`), `_distance` and what describes the row, nearest first; a row is \
+         not its own \
               neighbour.",
     summary: "The cells or genes nearest to one of them, or to a vector.",
-    example: "SELECT cell_id, _distance, cell_type FROM vector_search('cells', 17, k => 5, where => 'donor_id = ''human1''');",
+    example: "SELECT cell_id, _distance, cell_type FROM vector_search('cells', 17, k => 5, where => 'donor_id = \
+         ''human1''');",
 };
 /// Rows where `k` is left out.
 pub const DEFAULT_K: usize = 10;

@@ -95,7 +95,8 @@ impl MatrixMarket {
             shape if shape == (cells, genes) => false,
             (rows, columns) => {
                 let problem = format!(
-                    "are {rows} × {columns}, but there are {genes} features and {cells} barcodes; are these the files of this matrix?"
+                    "are {rows} × {columns}, but there are {genes} features and {cells} barcodes; are these the \
+                         files of this matrix?"
                 );
                 return Err(FormatError::new(path, "sizes", problem));
             }

@@ -21,9 +21,7 @@ pub enum StoreError {
         uri: String,
     },
     /// The location is not a directory or object-store URI that can be used.
-    #[error(
-        "opening {uri}: not a usable location for a store ({problem}); give a directory or an object-store URI such as s3://bucket/path"
-    )]
+    #[error("opening {uri}: not a usable location for a store ({problem}); give a directory")]
     Place {
         /// Location of the store.
         uri: String,
@@ -54,7 +52,8 @@ pub enum StoreError {
     },
     /// A table does not have the rows.
     #[error(
-        "reading rows by address: the table has no rows {first} to {end}; open the store again, it may have been compacted"
+        "reading rows by address: the table has no rows {first} to {end}; open the store again, it may have been \
+             compacted"
     )]
     NoRows {
         /// The first row address.
@@ -64,7 +63,8 @@ pub enum StoreError {
     },
     /// The store has a format that this program does not read.
     #[error(
-        "reading {path}: the store has format {found}, but this cellql reads format {reads}; use the cellql that wrote it"
+        "reading {path}: the store has format {found}, but this cellql reads format {reads}; use the cellql that \
+             wrote it"
     )]
     Format {
         /// The version file.

@@ -20,7 +20,8 @@ pub enum GeneError {
     },
     /// Several features without identity have the name.
     #[error(
-        "gene '{name}' is ambiguous: {} features of this store that resolve to no gene have the name; use an Ensembl id: {}",
+        "gene '{name}' is ambiguous: {} features of this store that resolve to no gene have the name; use an \
+             Ensembl id: {}",
         ensembl_ids.len(), ensembl_ids.join(", ")
     )]
     SeveralFeatures {
