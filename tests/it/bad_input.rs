@@ -155,7 +155,7 @@ async fn wrong_names_in_sql_are_answered_at_plan_time_with_near_ones() {
         ("SELECT * FROM vector_search('cells', 1, kk => 3)", &["no option 'kk'"]),
         ("SELECT * FROM vector_search('cells', 1, k => 0)", &["'k' must be a whole number above 0"]),
         ("SELECT * FROM vector_search('cells', 99999)", &["cell 99999 has no vector"]),
-        ("SELECT * FROM vector_search('cells', [1.0, 2.0])", &["2 numbers", "192"]),
+        ("SELECT * FROM vector_search('cells', [1.0, 2.0])", &["dimension 2", "192"]),
         ("SELECT * FROM vector_search('cells', 1, where => 'nothing = 3')", &["nothing = 3"]),
         ("SELECT * FROM vector_search('cells', 1, recipe => 'sell')", &["unknown recipe 'sell'", "'cell'"]),
         ("SELECT nothing FROM cells", &["nothing"]),

@@ -94,7 +94,7 @@ async fn wrong_requests_are_refused() {
         (&["clustering", "--label", "no_such"][..], "no_such"),
         (&["clustering", "--where", "cell_type = 'beta'"][..], "cannot be compared with them"),
         (&["clustering", "--label", "expr"][..], "--label expr"),
-        (&["clustering", "--folds", "0"][..], "fold 0"),
+        (&["clustering", "--folds", "0"][..], "--folds 0"),
         (&["enhancement", "--rates", "1.5"][..], "--rates 1.5"),
         (&["enhancement", "--rates", "1e-12", "--cells", "2"][..], "--rates 0.000000000001"),
         (&["scaling", "nowhere"][..], "unknown model 'nowhere'"),
