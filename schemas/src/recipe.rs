@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-pub use cellql_kernels::Dtype;
+pub use cellql_dtype::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::suggest::did_you_mean;

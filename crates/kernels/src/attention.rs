@@ -9,7 +9,6 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::dtype::Dtype;
 use super::isa::Isa;
 use super::linear::{bf16, to_bf16};
 use super::numeric::exp2_nonpositive;
@@ -17,6 +16,7 @@ use super::panel::{Extent, Operand, PANEL, STRIP, Sums};
 use super::product::{multiply_bf16, multiply_f32};
 use super::rows::{Aligned, Rows, stride};
 use crate::simd::{dispatch, max_of, sum_of};
+use cellql_dtype::Dtype;
 
 /// Queries of a tile.
 const QUERIES: usize = 4 * STRIP;

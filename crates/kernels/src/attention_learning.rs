@@ -11,13 +11,13 @@
 //! bf16 the seven products read bf16 and sum in f32. Limit: FLOPs, and in bf16 the exponentials.
 
 use super::attention_operands::{Group, KEYS, QUERIES, Shape, Side, scaled, unpanel};
-use super::dtype::Dtype;
 use super::isa::Isa;
 use super::numeric::exp2_nonpositive;
 use super::panel::PANEL;
 use super::rows::Aligned;
 use super::view::{RowsView, RowsViewMut};
 use crate::simd::{dispatch, dot};
+use cellql_dtype::Dtype;
 
 /// Attention of one encoder layer that learns. Queries, keys and values of a token lie side by side, `[tokens,
 /// 3·heads·dim]`.

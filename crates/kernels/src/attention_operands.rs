@@ -1,12 +1,12 @@
 //! Operands of [`super::attention_learning`]: keys, values and queries of a head in the layouts that its products read,
 //! and those products.
 
-use super::dtype::Dtype;
 use super::isa::Isa;
 use super::operands::{across, along, multiply, panels_across, transpose};
 use super::panel::{Extent, Operand, PANEL, Sums};
 use super::rows::{Aligned, stride};
 use super::view::{RowsView, RowsViewMut};
+use cellql_dtype::Dtype;
 
 /// Queries of a group, whole panels.
 pub(crate) const QUERIES: usize = 4 * PANEL;

@@ -5,13 +5,13 @@
 //! once at the end. In bf16 all three products read bf16 and sum in f32. Limit: FLOPs.
 
 use super::backward::add_scaled;
-use super::dtype::Dtype;
 use super::isa::Isa;
 use super::linear::{Activations, Linear, Then};
 use super::operands::{across, multiply, transpose};
 use super::panel::{Extent, Operand, PANEL, Sums};
 use super::rows::{Aligned, stride};
 use super::view::{RowsView, RowsViewMut};
+use cellql_dtype::Dtype;
 
 /// A linear layer with its weights packed for both directions.
 #[derive(Debug)]

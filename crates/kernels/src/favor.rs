@@ -7,7 +7,6 @@
 //! largest of a whole cell, every head and position. Keys are summed against a running maximum and the 1e-4 is added in
 //! the end, from Σ v and their number. Limit: FLOPs of the products with P and with the sums.
 
-use super::dtype::Dtype;
 use super::isa::Isa;
 use super::linear::{bf16, to_bf16};
 use super::numeric::exp_nonpositive;
@@ -17,6 +16,7 @@ use super::projection::Projection;
 use super::rows::{Aligned, stride};
 use super::view::{RowsView, RowsViewMut};
 use crate::simd::{dispatch, dot, max_of, multiply_add, sum_of};
+use cellql_dtype::Dtype;
 
 /// Added to every random feature, as the authors' code does.
 pub const FEATURE_EPS: f32 = 1e-4;

@@ -13,7 +13,6 @@
 
 use super::backward::add_scaled;
 use super::dense::transposed;
-use super::dtype::Dtype;
 use super::favor::FEATURE_EPS;
 use super::favor_rows::{
     denominators, features_backward, key_features, largest, norms_backward, query_features, quotients,
@@ -27,6 +26,7 @@ use super::product::multiply_f32;
 use super::projection::{Projection, scaled};
 use super::rows::{Aligned, LANES, Rows};
 use super::view::{RowsView, RowsViewMut};
+use cellql_dtype::Dtype;
 
 /// Attention of one decoder layer that learns. Rows hold heads side by side, `[rows, heads·dim]`.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //!
 //! [`Isa::best`] is in [`super::detection`], because it tries products before it believes in tiles.
 
-use super::dtype::Dtype;
+use cellql_dtype::Dtype;
 
 /// Instructions this CPU has, per number format. Only detection creates one with hardware levels, so a value proves
 /// that the instructions exist.

@@ -5,13 +5,13 @@
 //! unsigned, because the hardware multiplies unsigned by signed; they span each row's own smallest to largest value,
 //! and what their zero point adds to a sum is subtracted. Limit: FLOPs.
 
-use super::dtype::Dtype;
 use super::isa::Isa;
 use super::panel::{Extent, Operand, PANEL, Sums};
 use super::product::{multiply_bf16, multiply_f32, multiply_int8};
 use super::rows::{Aligned, stride};
 use super::view::{RowsView, RowsViewMut};
 use crate::simd::dispatch;
+use cellql_dtype::Dtype;
 
 /// Rows of a block: with 3,072 f32 each they fill a second-level cache of 1 MiB and more.
 pub const BLOCK: usize = 112;

@@ -4,13 +4,13 @@
 //! row, and rows that are summed over themselves lanes across them. The left operand is rows of lanes, the right one
 //! panels of 32 columns.
 
-use super::dtype::Dtype;
 use super::isa::Isa;
 use super::linear::{bf16, to_bf16};
 use super::panel::{Extent, Operand, PANEL, Sums};
 use super::product::{multiply_bf16, multiply_f32};
 use super::view::RowsView;
 use crate::simd::dispatch;
+use cellql_dtype::Dtype;
 
 /// `c = a·b` or `c += a·b` in f32 or bf16 ([`Dtype::floating`]). Rows of C have room for 32 numbers, in f32 for 16
 /// where no more are wanted.

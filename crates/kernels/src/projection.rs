@@ -1,12 +1,12 @@
 //! The exponents of a head's random features, x'·Pᵀ with x' = x·d^-¼. They are computed in f32 in every number format,
 //! because exponentials amplify rounding.
 
-use super::dtype::Dtype;
 use super::isa::Isa;
 use super::linear::Linear;
 use super::rows::{Aligned, LANES, stride};
 use super::view::{RowsView, RowsViewMut};
 use crate::simd::max_of;
+use cellql_dtype::Dtype;
 
 /// The features of one decoder layer's attention. Rows hold heads side by side, `[rows, heads·dim]`.
 #[derive(Debug)]

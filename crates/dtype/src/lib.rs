@@ -1,8 +1,18 @@
-//! Number formats of matrix products.
+//! The dtype of matrix products: [`Dtype`].
+//!
+//! Kernels compute in it, and recipes of embeddings and settings of training runs name it. It is a crate of its own, so
+//! that these do not depend on each other. Depends on serde. Knows nothing of kernels or models.
+//!
+//! ```
+//! use cellql_dtype::Dtype;
+//!
+//! assert_eq!("bf16".parse(), Ok(Dtype::Bf16));
+//! assert_eq!(Dtype::Int8.floating(), Dtype::Bf16);
+//! ```
 
 use serde::{Deserialize, Serialize};
 
-/// Number format in which a model's matrix products are computed. Everything else is f32.
+/// Dtype in which a model's matrix products are computed. Everything else is f32.
 ///
 /// Stored and spelled in lower case: `f32`, `bf16`, `int8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -18,17 +28,10 @@ pub enum Dtype {
     Int8,
 }
 
-/// Text that names no number format.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Text that names no dtype.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown precision '{0}': it is one of 'f32', 'bf16', 'int8'")]
 pub struct UnknownDtype(pub String);
-
-impl std::fmt::Display for UnknownDtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "unknown precision '{}': it is one of 'f32', 'bf16', 'int8'", self.0)
-    }
-}
-
-impl std::error::Error for UnknownDtype {}
 
 impl std::str::FromStr for Dtype {
     type Err = UnknownDtype;
@@ -39,10 +42,10 @@ impl std::str::FromStr for Dtype {
 }
 
 impl Dtype {
-    /// Every number format, in the order they are offered.
+    /// Every dtype, in the order they are listed to users.
     pub const ALL: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::Int8];
 
-    /// The word that names it.
+    /// Its name: `f32`, `bf16` or `int8`.
     pub fn name(self) -> &'static str {
         match self {
             Dtype::F32 => "f32",
@@ -51,8 +54,8 @@ impl Dtype {
         }
     }
 
-    /// The format of products that cannot be done in integers: bf16 for int8, else the same.
-    pub(crate) fn floating(self) -> Self {
+    /// The dtype of products that cannot be done in integers: bf16 for int8, else the same.
+    pub fn floating(self) -> Self {
         match self {
             Dtype::F32 => Dtype::F32,
             Dtype::Bf16 | Dtype::Int8 => Dtype::Bf16,
@@ -60,7 +63,7 @@ impl Dtype {
     }
 
     /// Inner elements per 32-bit lane.
-    pub(crate) fn per_lane(self) -> usize {
+    pub fn per_lane(self) -> usize {
         match self {
             Dtype::F32 => 1,
             Dtype::Bf16 => 2,
@@ -69,7 +72,7 @@ impl Dtype {
     }
 
     /// Lanes that hold `inner` elements. Lanes of packed formats come in whole tiles of sixteen.
-    pub(crate) fn lanes(self, inner: usize) -> usize {
+    pub fn lanes(self, inner: usize) -> usize {
         match self {
             Dtype::F32 => inner,
             _ => inner.div_ceil(16 * self.per_lane()) * 16,
