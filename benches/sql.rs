@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cellql::ingest::{IngestOptions, InputFile, ingest};
+use cellql::model_registry;
 use cellql::query::{Session, StoreEngine};
-use cellql::registry;
 use cellql_model::{Config, DEFAULT_TOKEN_BUDGET, Provenance, Sample, Size, initialise};
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::recipe::Recipe;
@@ -25,7 +25,7 @@ async fn store(folder: &Path) -> Store {
     let (store, _) = ingest(&store, &InputFile::local(&file), &IngestOptions::default(), silent()).await.unwrap();
     let vocabulary = Vocabulary::default_human();
     let weights = initialise(&Config::of_size(Size::M3, vocabulary.len()), vocabulary, 0).unwrap();
-    registry::add(&store, "m", &weights, &Provenance::Untrained { seed: 0 }).await.unwrap().0
+    model_registry::add(&store, "m", &weights, &Provenance::Untrained { seed: 0 }).await.unwrap().0
 }
 
 fn overhead(c: &mut Criterion) {

@@ -15,13 +15,13 @@ use crate::error::{Error, Result};
 use crate::evaluate::cells::{CellQuery, HeldOutStatus, LabelledCell, select_cells};
 use crate::evaluate::clustering::{self, ClusteringScores, dense_counts, embeddings, evaluate, pca_scores};
 use crate::evaluate::enhancement::{RateScores, RecoveryScores, enhancement};
+use crate::model_registry::{self, ModelEntry};
 use crate::pretrain::run::{METRICS, read_metrics};
 use crate::query::Session;
-use crate::registry::{self, ModelEntry};
 use cellql_model::{Model, Provenance, encode, initialise};
 use cellql_store::Store;
 use cellql_training::checkpoint;
-use cellql_training::scaling::{Line, picture, training_flops};
+use cellql_training::training_cost::{Line, picture, training_flops};
 
 #[derive(Debug, Args)]
 pub(super) struct EvaluateArgs {
@@ -111,9 +111,9 @@ struct Evaluated {
 }
 
 async fn load(store: &Store, args: &EvaluatedArgs, label: Option<String>, console: &Console) -> Result<Evaluated> {
-    let entries = registry::list(store).await?;
-    let entry = registry::find(&entries, args.model.as_deref())?.clone();
-    let model = registry::load(store, &entry).await?;
+    let entries = model_registry::list(store).await?;
+    let entry = model_registry::find(&entries, args.model.as_deref())?.clone();
+    let model = model_registry::load(store, &entry).await?;
     let placement = store.genes().await?.place(model.vocabulary());
     let query =
         CellQuery { condition: args.condition.clone(), with_trained: args.all_cells, label, at_most: args.cells };
@@ -214,12 +214,12 @@ async fn evaluate_clustering(
 
 /// Writes the held-out loss over training FLOPs of runs. The model of each run is in the store under the run's name.
 async fn report_scaling(store: &Store, runs: &[PathBuf], out: Option<&Path>, format: Format) -> Result<()> {
-    let entries = registry::list(store).await?;
+    let entries = model_registry::list(store).await?;
     let mut lines = Vec::new();
     for run in runs {
         let name = run.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let entry = registry::find(&entries, Some(&name))?;
-        let model = registry::load(store, entry).await?;
+        let entry = model_registry::find(&entries, Some(&name))?;
+        let model = model_registry::load(store, entry).await?;
         let progress = checkpoint::progress(run)?
             .ok_or_else(|| Error::input(run, "folder", "it is not the folder of a run of pretrain"))?;
         let of_model = match entry.provenance() {

@@ -6,8 +6,8 @@ use super::output::{self, Format};
 use super::shared_args::ReadArgs;
 use super::{dataset, index, model};
 use crate::error::Result;
+use crate::model_registry;
 use crate::query::Session;
-use crate::registry;
 
 #[derive(Debug, Args)]
 pub(super) struct InfoArgs {
@@ -24,7 +24,7 @@ pub(super) async fn run(args: InfoArgs) -> Result<()> {
         output::text("\ndata sets")?;
         output::write(session.sql(dataset::SUMMARY).await?, Format::Table).await?;
     }
-    let models = registry::list(&store).await?;
+    let models = model_registry::list(&store).await?;
     if !models.is_empty() {
         output::text("\nmodels")?;
         output::write(model::summary(&session, &models).await?, Format::Table).await?;

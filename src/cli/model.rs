@@ -19,8 +19,8 @@ use super::output::{self, Format, FormatArgs, TEXT_WIDTH};
 use super::shared_args::open_to_write;
 use crate::error::{Error, Result};
 use crate::ingest::file_sha256;
+use crate::model_registry::{self, ModelEntry};
 use crate::query::Session;
-use crate::registry::{self, ModelEntry};
 use cellql_model::{CheckpointKey, Model, ModelError, Provenance, Weights, decode, encode, initialise};
 use cellql_model::{read_checkpoint, read_safetensors, write_checkpoint};
 use cellql_store::Store;
@@ -140,7 +140,7 @@ pub(super) async fn run(verb: ModelVerb, console: &Console) -> Result<()> {
             let store = Store::open(&store).await?;
             let session = Session::open(store.clone()).await?;
             let frame = match format {
-                Format::Table => summary(&session, &registry::list(&store).await?).await?,
+                Format::Table => summary(&session, &model_registry::list(&store).await?).await?,
                 _ => session.sql("SELECT * FROM models ORDER BY name").await?,
             };
             output::write(frame, format).await
@@ -184,14 +184,14 @@ fn source(entry: &ModelEntry) -> String {
 /// Opens a store and finds a model in it.
 async fn find(uri: &str, name: Option<&str>) -> Result<(Store, ModelEntry)> {
     let store = Store::open(uri).await?;
-    let entry = registry::find(&registry::list(&store).await?, name)?.clone();
+    let entry = model_registry::find(&model_registry::list(&store).await?, name)?.clone();
     Ok((store, entry))
 }
 
 /// Prints the dimensions and the origin of a model.
 async fn show(uri: &str, name: Option<&str>) -> Result<()> {
     let (store, entry) = find(uri, name).await?;
-    let model = registry::load(&store, &entry).await?;
+    let model = model_registry::load(&store, &entry).await?;
     let (encoder, decoder) = (&model.config().encoder, &model.config().decoder);
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
@@ -267,7 +267,7 @@ async fn export(
         return Err(Error::input(out, "file", problem));
     }
     let (store, entry) = find(uri, name).await?;
-    let bytes = registry::bytes(&store, &entry).await?;
+    let bytes = model_registry::bytes(&store, &entry).await?;
     if half && extension != "safetensors" {
         return Err(Error::input(out, "file", "--half works only for .safetensors"));
     }
@@ -303,7 +303,7 @@ fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Resu
 
 /// Adds the model that comes with the program.
 pub(super) async fn add_shipped(store: &Store, console: &Console) -> Result<Store> {
-    let (store, entry) = registry::add_shipped(store).await?;
+    let (store, entry) = model_registry::add_shipped(store).await?;
     print_added(&entry, console);
     Ok(store)
 }
@@ -313,7 +313,7 @@ async fn init(store: &Store, size: &ModelSize, seed: u64, name: &str, console: &
     let vocabulary = Vocabulary::default_human();
     let config = size.config(vocabulary.len())?;
     let weights = initialise(&config, vocabulary, seed)?;
-    let (store, entry) = registry::add(store, name, &weights, &Provenance::Untrained { seed }).await?;
+    let (store, entry) = model_registry::add(store, name, &weights, &Provenance::Untrained { seed }).await?;
     print_added(&entry, console);
     Ok(store)
 }
@@ -337,7 +337,7 @@ async fn import(args: ImportArgs, console: &Console) -> Result<()> {
     let sha256 = file_sha256(&args.file)?;
     let file = args.file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let provenance = Provenance::Imported { file, sha256, key, note: LICENCE_NOTE.to_owned() };
-    let (_, entry) = registry::add(&store, &args.name, &weights, &provenance).await?;
+    let (_, entry) = model_registry::add(&store, &args.name, &weights, &provenance).await?;
     print_added(&entry, console);
     console.say(&format!("note: {LICENCE_NOTE}"));
     Ok(())

@@ -14,10 +14,10 @@ use super::model_size::ModelSize;
 use super::output;
 use super::shared_args::{CELLS, EXECUTION, one_of, open_to_write};
 use crate::error::{Error, Result};
+use crate::model_registry::{self, ModelEntry};
 use crate::pretrain::run::{METRICS, read_metrics};
 use crate::pretrain::split::numbering;
 use crate::pretrain::{Loader, Run, RunResult, SplitCounts, split};
-use crate::registry::{self, ModelEntry};
 use cellql_model::{Device, Provenance, Weights, decode, encode, initialise};
 use cellql_schemas::recipe::Dtype;
 use cellql_store::Store;
@@ -179,7 +179,7 @@ fn settings(args: &PretrainArgs) -> Result<Settings> {
 async fn from_model(args: &PretrainArgs, store: &Store) -> Result<Option<ModelEntry>> {
     match &args.from {
         None => Ok(None),
-        Some(name) => Ok(Some(registry::find(&registry::list(store).await?, Some(name))?.clone())),
+        Some(name) => Ok(Some(model_registry::find(&model_registry::list(store).await?, Some(name))?.clone())),
     }
 }
 
@@ -191,7 +191,7 @@ async fn initial_weights(
     from: Option<&ModelEntry>,
 ) -> Result<Weights> {
     if let Some(entry) = from {
-        return Ok(decode(&entry.name, &registry::bytes(store, entry).await?)?);
+        return Ok(decode(&entry.name, &model_registry::bytes(store, entry).await?)?);
     }
     let vocabulary = match &args.genes {
         None => Vocabulary::default_human(),
@@ -224,7 +224,7 @@ fn learner(args: &PretrainArgs, settings: &Settings) -> Result<Box<dyn Learner>>
 }
 
 async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Store, console: &Console) -> Result<()> {
-    registry::check_name(name)?;
+    model_registry::check_name(name)?;
     let folder = folder(args, name, &store)?;
     let from = from_model(args, &store).await?;
     if let Some(from) = &from {
@@ -234,7 +234,7 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
     let (_, sha256) = encode(&weights)?;
     // A resumed run reads the version of the store that it started with.
     let begun = checkpoint::progress(&folder)?;
-    if registry::list(&store).await?.iter().any(|model| model.name == name) {
+    if model_registry::list(&store).await?.iter().any(|model| model.name == name) {
         let why = if begun.is_some_and(|p| p.step >= p.settings.steps) { ": this run is done" } else { "" };
         return Err(Error::Request(format!("the store already has a model '{name}'{why}; choose another name")));
     }
@@ -276,7 +276,7 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
         return Ok(());
     }
     let provenance = provenance(&ended, &measured, from.map(|entry| entry.sha256), numbering(&read).await?)?;
-    let (_, entry) = registry::add(&store, name, &ended.weights, &provenance).await?;
+    let (_, entry) = model_registry::add(&store, name, &ended.weights, &provenance).await?;
     report(&ended, &measured, &entry, &folder)
 }
 

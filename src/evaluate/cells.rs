@@ -9,9 +9,9 @@ use cellql_schemas::suggest::did_you_mean;
 use roaring::RoaringTreemap;
 
 use crate::error::{Error, Result};
+use crate::model_registry::ModelEntry;
 use crate::pretrain::split;
 use crate::query::condition;
-use crate::registry::ModelEntry;
 use cellql_model::Provenance;
 use cellql_store::Store;
 use cellql_store::sql::quote_filter_column;

@@ -23,7 +23,7 @@ use cellql_store::Store;
 use cellql_training::checkpoint::{self, Progress, write_whole};
 use cellql_training::learner::{AllReduce, Learner};
 use cellql_training::optimiser::{Moments, norm};
-use cellql_training::{Cell, Example, LoaderPosition, Loss, Mixing, Parameters, Settings, StepMetrics, seeded};
+use cellql_training::{Cell, Example, FlatWeights, LoaderPosition, Loss, Mixing, Settings, StepMetrics, seeded};
 
 /// File of metrics: one JSON object per step and line.
 pub const METRICS: &str = "metrics.jsonl";
@@ -78,7 +78,7 @@ impl RunResult {
 
 /// What changes from step to step.
 struct TrainingState {
-    parameters: Parameters,
+    parameters: FlatWeights,
     moments: Moments,
     progress: Progress,
 }
@@ -139,7 +139,7 @@ impl Run<'_> {
 
     /// The state of the folder's checkpoint, or that before the first step.
     fn state(&self, weights: &Weights, cells_read: &str) -> Result<TrainingState> {
-        let mut parameters = Parameters::of(weights)?;
+        let mut parameters = FlatWeights::of(weights)?;
         let store_version = self.store.version().version;
         let fresh = Progress {
             settings: self.settings.clone(),
@@ -314,7 +314,7 @@ impl Run<'_> {
         cells: &[Cell],
         (step, part): (u64, usize),
         measured: &MeasuredGenes,
-        parameters: &Parameters,
+        parameters: &FlatWeights,
     ) -> Result<Vec<Example>> {
         let genes = parameters.config().n_genes();
         let example = |(i, cell): (usize, &Cell)| {

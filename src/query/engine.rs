@@ -20,7 +20,7 @@ use super::stored_embeddings::StoredEmbeddings;
 use super::vector_cache::VectorCache;
 use crate::error::{Error, Result};
 use crate::index::Searcher;
-use crate::registry::{self, ModelEntry};
+use crate::model_registry::{self, ModelEntry};
 use cellql_model::{DEFAULT_TOKEN_BUDGET, Device, Model};
 use cellql_store::Store;
 use cellql_store::genes::Catalogue;
@@ -82,7 +82,7 @@ impl StoreEngine {
     pub async fn open(store: Store) -> Result<Self> {
         Ok(Self {
             genes: store.genes().await?,
-            models: registry::list(&store).await?,
+            models: model_registry::list(&store).await?,
             store,
             loaded: Mutex::default(),
             turn: Mutex::default(),
@@ -141,7 +141,7 @@ impl StoreEngine {
     /// # Errors
     /// [`Error::Request`] with the names there are.
     pub fn entry(&self, name: Option<&str>) -> Result<&ModelEntry> {
-        registry::find(&self.models, name)
+        model_registry::find(&self.models, name)
     }
 
     /// Its models.
@@ -165,7 +165,7 @@ impl StoreEngine {
             return Ok(Arc::clone(model));
         }
         let entry = self.entry(Some(name))?;
-        let model = self.wait(registry::load(&self.store, entry))?;
+        let model = self.wait(model_registry::load(&self.store, entry))?;
         let model = model.on(self.device.clone());
         let placement = self.genes.place(model.vocabulary());
         let fresh = Arc::new(Loaded { model, placement });

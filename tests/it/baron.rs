@@ -8,8 +8,8 @@ use std::time::Instant;
 use cellql::error::Error;
 use cellql::index::{self, IndexKind, KnnRequest, Metric, QueryVector, Searcher, Vectors, exact};
 use cellql::ingest::IngestOptions;
+use cellql::model_registry;
 use cellql::query::Session;
-use cellql::registry;
 use cellql_model::{Config, Provenance, Size, initialise};
 use cellql_schemas::vocabulary::Vocabulary;
 use cellql_store::embedding_table;
@@ -33,7 +33,7 @@ async fn the_whole_data_set_is_ingested_embedded_and_searched() {
     // One layer shows what four do, in a quarter of the time.
     config.encoder.depth = 1;
     let weights = initialise(&config, vocabulary, 0).unwrap();
-    let (store, _) = registry::add(&store, "small", &weights, &Provenance::Untrained { seed: 0 }).await.unwrap();
+    let (store, _) = model_registry::add(&store, "small", &weights, &Provenance::Untrained { seed: 0 }).await.unwrap();
     let start = Instant::now();
     let store = embed_all(&store, "small").await;
     let seconds = start.elapsed().as_secs_f64();

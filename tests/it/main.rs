@@ -8,7 +8,7 @@ mod crash;
 mod evaluate;
 mod fixtures;
 mod formats;
-mod meaning;
+mod interpretation;
 mod mutations;
 mod nearest;
 mod plans;

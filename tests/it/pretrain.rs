@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use cellql::error::ErrorKind;
+use cellql::model_registry;
 use cellql::pretrain::loader::read_cells;
 use cellql::pretrain::run::{BAD_BATCH, METRICS, read_metrics};
 use cellql::pretrain::{Loader, Split, split};
-use cellql::registry;
 use cellql_model::Provenance;
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
@@ -216,9 +216,9 @@ fn pretrain(store: &Path, genes: &Path, name: &str, more: &[&str]) -> Command {
     command
 }
 
-async fn model(store: &Path, name: &str) -> registry::ModelEntry {
+async fn model(store: &Path, name: &str) -> model_registry::ModelEntry {
     let store = Store::open(store.to_str().unwrap()).await.unwrap();
-    registry::find(&registry::list(&store).await.unwrap(), Some(name)).unwrap().clone()
+    model_registry::find(&model_registry::list(&store).await.unwrap(), Some(name)).unwrap().clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]

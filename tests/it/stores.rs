@@ -11,8 +11,8 @@ use arrow::datatypes::{DataType, Float32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use cellql::ingest::{IngestOptions, IngestReport, InputFile, ingest};
 use cellql::jobs::{EmbedOptions, embed_cells};
+use cellql::model_registry;
 use cellql::query::{Session, StoreEngine};
-use cellql::registry;
 use cellql_model::{CheckpointKey, Provenance, read_checkpoint};
 use cellql_schemas::recipe::Recipe;
 use cellql_schemas::vocabulary::Vocabulary;
@@ -151,7 +151,7 @@ pub async fn add_reference_model(store: &Store, key: CheckpointKey) -> Store {
         key: Some(key.name().into()),
         note: String::new(),
     };
-    registry::add(store, key.name(), &weights, &provenance).await.unwrap().0
+    model_registry::add(store, key.name(), &weights, &provenance).await.unwrap().0
 }
 
 pub async fn embed_all(store: &Store, model: &str) -> Store {

@@ -29,7 +29,7 @@
 
 mod block;
 pub mod counts;
-mod dense;
+mod delimited;
 mod error;
 mod features;
 mod gene_order;

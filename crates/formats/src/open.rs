@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use cellql_schemas::feature::Feature;
 
 use crate::block::{Block, CellSource, ObsColumn};
-use crate::dense::Dense;
+use crate::delimited::Delimited;
 use crate::error::{FormatError, Result};
 use crate::gzip;
 use crate::h5::file::{H5, is_hdf5};
@@ -88,7 +88,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
         Some(Format::Parquet) => Ok(Box::new(TableSource::open(path, Box::new(Parquet::open(path)?))?)),
         Some(Format::Npz) => Ok(Box::new(Npz::open(path, options)?)),
         Some(Format::MatrixMarket) => Ok(Box::new(MatrixMarket::open(path, options)?)),
-        Some(Format::Dense) => Ok(Box::new(Dense::open(path)?)),
+        Some(Format::Dense) => Ok(Box::new(Delimited::open(path)?)),
         Some(Format::Lance) | None => Err(FormatError::new(path, "directory", "is not a data set; name a file in it")),
     })?;
     Ok(Box::new(PanicGuard { path: path.to_owned(), source, _decompressed: None }))

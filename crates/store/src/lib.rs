@@ -32,7 +32,7 @@
 //! ```
 
 mod compact;
-mod content;
+mod content_hash;
 mod error;
 pub mod genes;
 mod init;
@@ -44,7 +44,7 @@ mod transaction;
 mod version;
 
 pub use compact::Compacted;
-pub use content::ContentHash;
+pub use content_hash::ContentHash;
 pub use error::{Result, StoreError};
 pub use store::{OnWait, Store, embedding_table, gene_embedding_table, is_one_of};
 pub use take::{RowReader, runs};

@@ -12,11 +12,11 @@ use candle_nn::VarBuilder;
 use cellql_kernels::Dtype;
 
 use crate::error::{Result, TrainingError};
+use crate::flat_weights::FlatWeights;
 use crate::learner::Learner;
 #[cfg(feature = "nccl")]
 use crate::nccl::Communicators;
 use crate::network::Loss;
-use crate::parameters::Parameters;
 use crate::read_depth::Example;
 use cellql_model::{DecoderInput, FusedOps, Packed, Tokens, XTrimoGene};
 
@@ -75,7 +75,7 @@ impl OnDevices {
     }
 
     /// Functions of a device, where it has some, and how many [`AT_ONCE`] it takes.
-    fn functions(&self, number: usize, parameters: &Parameters) -> candle_core::Result<(Option<FusedOps>, usize)> {
+    fn functions(&self, number: usize, parameters: &FlatWeights) -> candle_core::Result<(Option<FusedOps>, usize)> {
         if !self.fused {
             return Ok((None, AT_ONCE));
         }
@@ -95,7 +95,7 @@ impl OnDevices {
     fn model(
         &self,
         number: usize,
-        parameters: &Parameters,
+        parameters: &FlatWeights,
         fused: Option<FusedOps>,
     ) -> candle_core::Result<(XTrimoGene, Vec<Var>)> {
         let (device, mut tensors, mut vars) = (&self.devices[number], parameters.buffers().clone(), Vec::new());
@@ -113,7 +113,7 @@ impl OnDevices {
     fn share(
         &self,
         number: usize,
-        parameters: &Parameters,
+        parameters: &FlatWeights,
         examples: &[Example],
         with_gradient: bool,
     ) -> candle_core::Result<(Loss, Option<Tensor>)> {
@@ -148,7 +148,7 @@ impl OnDevices {
     /// Every device at once; an error of one is found before any waits for another.
     fn run(
         &self,
-        parameters: &Parameters,
+        parameters: &FlatWeights,
         examples: &[Example],
         flat: Option<&mut [f32]>,
     ) -> candle_core::Result<Loss> {
@@ -188,7 +188,7 @@ impl OnDevices {
 fn squares(
     model: &XTrimoGene,
     device: &Device,
-    parameters: &Parameters,
+    parameters: &FlatWeights,
     examples: &[&Example],
 ) -> candle_core::Result<Tensor> {
     let mask = parameters.config().mask_token_id as f32;
@@ -213,11 +213,11 @@ fn squares(
 }
 
 impl Learner for OnDevices {
-    fn learn(&self, parameters: &Parameters, examples: &[Example], flat: &mut [f32]) -> Result<Loss> {
+    fn learn(&self, parameters: &FlatWeights, examples: &[Example], flat: &mut [f32]) -> Result<Loss> {
         self.run(parameters, examples, Some(flat)).map_err(TrainingError::compute("a step on devices"))
     }
 
-    fn loss(&self, parameters: &Parameters, examples: &[Example]) -> Result<Loss> {
+    fn loss(&self, parameters: &FlatWeights, examples: &[Example]) -> Result<Loss> {
         self.run(parameters, examples, None).map_err(TrainingError::compute("a loss on devices"))
     }
 }

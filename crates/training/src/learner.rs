@@ -4,8 +4,8 @@
 use cellql_kernels::Dtype;
 
 use crate::error::{Result, TrainingError};
+use crate::flat_weights::FlatWeights;
 use crate::network::{BufferPool, Loss, Network};
-use crate::parameters::Parameters;
 use crate::read_depth::Example;
 
 /// Computes the loss of examples and the gradient of its sum of squares.
@@ -14,13 +14,13 @@ pub trait Learner: Send + Sync {
     ///
     /// # Errors
     /// A weight is missing or misshapen, or memory does not suffice.
-    fn learn(&self, parameters: &Parameters, examples: &[Example], flat: &mut [f32]) -> Result<Loss>;
+    fn learn(&self, parameters: &FlatWeights, examples: &[Example], flat: &mut [f32]) -> Result<Loss>;
 
     /// The loss alone.
     ///
     /// # Errors
     /// As [`Learner::learn`].
-    fn loss(&self, parameters: &Parameters, examples: &[Example]) -> Result<Loss>;
+    fn loss(&self, parameters: &FlatWeights, examples: &[Example]) -> Result<Loss>;
 }
 
 /// Learns with the kernels of the CPU.
@@ -44,12 +44,12 @@ impl OnKernels {
 }
 
 impl Learner for OnKernels {
-    fn learn(&self, parameters: &Parameters, examples: &[Example], flat: &mut [f32]) -> Result<Loss> {
+    fn learn(&self, parameters: &FlatWeights, examples: &[Example], flat: &mut [f32]) -> Result<Loss> {
         let network = Network::pack(parameters, self.dtype)?.recomputing(self.recomputes);
         Ok(network.learn(examples, flat, &self.buffers))
     }
 
-    fn loss(&self, parameters: &Parameters, examples: &[Example]) -> Result<Loss> {
+    fn loss(&self, parameters: &FlatWeights, examples: &[Example]) -> Result<Loss> {
         Ok(Network::pack(parameters, self.dtype)?.loss(examples))
     }
 }

@@ -19,7 +19,7 @@ use cellql_kernels::{
 use super::encoder::blocks;
 use super::layers::{Linear, Norm, NormGradient};
 use crate::error::Result;
-use crate::parameters::Parameters;
+use crate::flat_weights::FlatWeights;
 
 /// One layer, packed for a step.
 #[derive(Debug)]
@@ -171,7 +171,7 @@ impl Scratch {
 }
 
 impl Layer {
-    pub(super) fn pack(parameters: &Parameters, dtype: Dtype, n: usize) -> Result<Self> {
+    pub(super) fn pack(parameters: &FlatWeights, dtype: Dtype, n: usize) -> Result<Self> {
         let (decoder, at) = (&parameters.config().decoder, format!("decoder.performer.net.layers.{n}"));
         let (width, inner) = (decoder.hidden_dim, decoder.heads * decoder.dim_head);
         let linear = |name: &str, from, to| Linear::pack(parameters, dtype, &format!("{at}.{name}"), from, to);

@@ -11,7 +11,7 @@ use cellql_kernels::{
 
 use super::layers::{Linear, Norm, NormGradient};
 use crate::error::Result;
-use crate::parameters::Parameters;
+use crate::flat_weights::FlatWeights;
 
 #[derive(Debug)]
 struct Layer {
@@ -127,7 +127,7 @@ pub(super) fn blocks(rows: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 impl Encoder {
-    pub(super) fn pack(parameters: &Parameters, dtype: Dtype) -> Result<Self> {
+    pub(super) fn pack(parameters: &FlatWeights, dtype: Dtype) -> Result<Self> {
         let (dim, heads) = (parameters.config().encoder.hidden_dim, parameters.config().encoder.heads);
         let layer = |n: usize| -> Result<Layer> {
             let at = format!("encoder.transformer_encoder.{n}");

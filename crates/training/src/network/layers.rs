@@ -5,7 +5,7 @@ use std::ops::Range;
 use cellql_kernels::{BLOCK, Dense, DenseGradient, Dtype, Isa, LayerNorm, Rows, RowsView, RowsViewMut, norm_backward};
 
 use crate::error::Result;
-use crate::parameters::Parameters;
+use crate::flat_weights::FlatWeights;
 
 /// A linear layer, packed for a step.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(super) struct Linear {
 
 impl Linear {
     pub(super) fn pack(
-        parameters: &Parameters,
+        parameters: &FlatWeights,
         dtype: Dtype,
         name: &str,
         inputs: usize,
@@ -30,7 +30,7 @@ impl Linear {
     }
 
     pub(super) fn pack_named(
-        parameters: &Parameters,
+        parameters: &FlatWeights,
         dtype: Dtype,
         weight: &str,
         bias: &str,
@@ -74,7 +74,7 @@ pub(super) struct NormGradient {
 }
 
 impl Norm {
-    pub(super) fn pack(parameters: &Parameters, name: &str, dim: usize) -> Result<Self> {
+    pub(super) fn pack(parameters: &FlatWeights, name: &str, dim: usize) -> Result<Self> {
         let weight = parameters.at(&format!("{name}.weight"), &[dim])?;
         let bias = parameters.at(&format!("{name}.bias"), &[dim])?;
         let (scale, shift) = (parameters.values[weight.clone()].to_vec(), parameters.values[bias.clone()].to_vec());

@@ -25,7 +25,7 @@ use cellql_kernels::{Dtype, Rows, RowsView};
 use rayon::prelude::*;
 
 use crate::error::{Result, TrainingError};
-use crate::parameters::Parameters;
+use crate::flat_weights::FlatWeights;
 use crate::read_depth::Example;
 use decoder::Layer;
 use encoder::Encoder;
@@ -101,7 +101,7 @@ impl<'a> Network<'a> {
     ///
     /// # Errors
     /// [`TrainingError::Weight`] where a weight is missing or misshapen, [`TrainingError::Setting`] for int8.
-    pub fn pack(parameters: &'a Parameters, dtype: Dtype) -> Result<Self> {
+    pub fn pack(parameters: &'a FlatWeights, dtype: Dtype) -> Result<Self> {
         TrainingError::check_dtype(dtype)?;
         let config = parameters.config();
         let (dim, width) = (config.encoder.hidden_dim, config.decoder.hidden_dim);

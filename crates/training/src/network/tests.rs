@@ -8,8 +8,8 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{BufferPool, Loss, Network};
 use crate::device::OnDevices;
+use crate::flat_weights::FlatWeights;
 use crate::learner::Learner;
-use crate::parameters::Parameters;
 use crate::read_depth::{Example, ReadDepthAware};
 use cellql_model::{Config, DecoderConfig, EncoderConfig, Size, Weights, initialise};
 
@@ -50,7 +50,7 @@ fn examples(cells: usize) -> Vec<Example> {
 }
 
 /// The loss and its gradients by candle's automatic differentiation of tensors.
-fn by_graph(parameters: &Parameters, examples: &[Example], learner: &OnDevices) -> (Loss, Vec<f32>) {
+fn by_graph(parameters: &FlatWeights, examples: &[Example], learner: &OnDevices) -> (Loss, Vec<f32>) {
     let mut flat = vec![0.0; parameters.values.len()];
     (learner.learn(parameters, examples, &mut flat).unwrap(), flat)
 }
@@ -67,8 +67,8 @@ fn learners() -> Vec<(&'static str, OnDevices)> {
     all
 }
 
-fn by_hand(weights: &Weights, dtype: Dtype, examples: &[Example]) -> (Loss, Parameters, Vec<f32>) {
-    let parameters = Parameters::of(weights).unwrap();
+fn by_hand(weights: &Weights, dtype: Dtype, examples: &[Example]) -> (Loss, FlatWeights, Vec<f32>) {
+    let parameters = FlatWeights::of(weights).unwrap();
     let mut flat = vec![0.0; parameters.values.len()];
     let loss = Network::pack(&parameters, dtype).unwrap().learn(examples, &mut flat, &BufferPool::default());
     (loss, parameters, flat)
@@ -173,7 +173,7 @@ fn a_batch_is_the_sum_of_its_cells_and_of_any_number_of_threads() {
 fn what_is_computed_again_is_what_was_kept() {
     for (depth, dtype) in [(1, Dtype::F32), (3, Dtype::F32), (3, Dtype::Bf16)] {
         let (weights, cells) = (small(depth), examples(3));
-        let (parameters, buffers) = (Parameters::of(&weights).unwrap(), BufferPool::default());
+        let (parameters, buffers) = (FlatWeights::of(&weights).unwrap(), BufferPool::default());
         let learn = |recomputes: bool| {
             let mut flat = vec![0.0; parameters.values.len()];
             let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();

@@ -10,7 +10,7 @@ use cellql_model::{LEAK, mix_bins, value_bins};
 
 use super::layers::Linear;
 use crate::error::Result;
-use crate::parameters::Parameters;
+use crate::flat_weights::FlatWeights;
 
 /// The embedding of continuous values, and the vector of the mask token.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub(super) struct Scratch {
 }
 
 impl Values {
-    pub(super) fn pack(parameters: &Parameters) -> Result<Self> {
+    pub(super) fn pack(parameters: &FlatWeights) -> Result<Self> {
         let (bins, dim) = (parameters.config().bin_num, parameters.config().encoder.hidden_dim);
         let table_at = parameters.at("token_emb.emb.weight", &[bins, dim])?;
         let table = &parameters.values[table_at.clone()];

@@ -14,7 +14,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::shipped;
+use crate::shipped_model;
 use cellql_model::FileBytes;
 use cellql_model::{Model, Provenance, Weights, decode, encode};
 use cellql_store::Store;
@@ -65,7 +65,7 @@ impl ModelEntry {
 
     /// Whether it is the model that comes with the program.
     fn is_shipped(&self) -> bool {
-        self.name == shipped::NAME
+        self.name == shipped_model::NAME
     }
 
     fn path(&self) -> String {
@@ -82,14 +82,14 @@ pub async fn add(store: &Store, name: &str, weights: &Weights, provenance: &Prov
     put(store, name, FileBytes::from(bytes), weights, provenance).await
 }
 
-/// Adds the model that comes with the program to a store, under the name [`shipped::NAME`].
+/// Adds the model that comes with the program to a store, under the name [`shipped_model::NAME`].
 ///
 /// # Errors
 /// As [`add`].
 pub async fn add_shipped(store: &Store) -> Result<(Store, ModelEntry)> {
-    let bytes = FileBytes::Held(Bytes::from_static(shipped::WEIGHTS));
-    let weights = decode(shipped::NAME, &bytes)?;
-    put(store, shipped::NAME, bytes, &weights, &shipped::provenance()?).await
+    let bytes = FileBytes::Held(Bytes::from_static(shipped_model::WEIGHTS));
+    let weights = decode(shipped_model::NAME, &bytes)?;
+    put(store, shipped_model::NAME, bytes, &weights, &shipped_model::provenance()?).await
 }
 
 /// Checks that a name is valid for a model, so that a long training does not fail when its model is added.

@@ -24,7 +24,7 @@ pub struct Slot {
 
 /// The weights of a model in one row. Buffers, which no gradient changes, stand apart.
 #[derive(Debug, Clone)]
-pub struct Parameters {
+pub struct FlatWeights {
     config: Config,
     vocabulary: Vocabulary,
     slots: Vec<Slot>,
@@ -38,7 +38,7 @@ fn is_buffer(name: &str) -> bool {
     name.ends_with("projection_matrix")
 }
 
-impl Parameters {
+impl FlatWeights {
     /// Of a model's tensors.
     ///
     /// # Errors

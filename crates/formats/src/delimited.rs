@@ -20,7 +20,7 @@ const MAX_LINE_BYTES: u64 = 1 << 28;
 const SAMPLED_NAMES: usize = 500;
 
 /// A dense text file.
-pub(crate) struct Dense {
+pub(crate) struct Delimited {
     path: PathBuf,
     features: Vec<Feature>,
     barcodes: Vec<String>,
@@ -48,7 +48,7 @@ struct Lines {
 
 type Reader = csv::Reader<LineLimited>;
 
-impl Dense {
+impl Delimited {
     /// Opens the file and determines its orientation.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let mut lines = Lines::open(path)?;
@@ -208,7 +208,7 @@ fn name(field: &[u8]) -> String {
     String::from_utf8_lossy(field).trim().trim_start_matches('\u{feff}').to_owned()
 }
 
-impl CellSource for Dense {
+impl CellSource for Delimited {
     fn n_cells(&self) -> Option<u64> {
         match &self.layout {
             Layout::Cells(_) => None,
