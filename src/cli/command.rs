@@ -48,7 +48,7 @@ pub(super) enum Verb {
     Compact(CompactArgs),
     /// Summarise a store: cells, data sets, models and indexes
     Info(InfoArgs),
-    /// Run SQL on a store; opens a shell on a terminal without --command and --file
+    /// Run SQL statements on a store, or open a SQL shell
     Sql(SqlArgs),
     /// Add, list, show or export models
     Model {
@@ -66,7 +66,7 @@ pub(super) enum Verb {
     Search(SearchArgs),
     /// Train a model on the cells of a store
     Pretrain(Box<PretrainArgs>),
-    /// Evaluate a model: read-depth enhancement, clustering by cell type, or scaling of the loss
+    /// Evaluate a model: read-depth enhancement, clustering by cell type, or the loss over the training compute
     Evaluate(EvaluateArgs),
     /// Create a store of 320 pancreas cells with a model and an index, and run example queries
     Demo(DemoArgs),

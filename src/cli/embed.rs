@@ -40,16 +40,17 @@ const GENES: &str = "Gene embeddings";
 pub(super) struct RecipeArgs {
     /// Store: a directory
     pub(super) store: String,
-    /// Name of the model [default: the only one of the store]
+    /// Name of the model [default: the only one, or the only one besides the shipped model]
     #[arg(long, help_heading = RECIPE)]
     pub(super) model: Option<String>,
-    /// How token embeddings become one vector: all (4 x the model's width) or max (the width)
+    /// How token embeddings become one vector: all (4 x the encoder's width) or max (the width)
     #[arg(long, value_parser = one_of::<Pool>(Pool::ALL.map(Pool::name)), default_value = "all", help_heading = RECIPE)]
     pub(super) pool: Pool,
-    /// Target depth: t4 (10^4 counts), f2 (2 x the cell's own counts), a0.5 (log10 of its counts + 0.5)
+    /// Total counts that the model shall assume (token T): t4 (10^4 counts), f2 (2 x the cell's own counts), a0.5
+    /// (log10 of the cell's own counts + 0.5)
     #[arg(long, default_value = "t4", help_heading = RECIPE)]
     pub(super) depth: Depth,
-    /// Kind of the values; data sets of another kind are left out
+    /// Embed only data sets whose values are of this kind (column `input` of `cellql dataset list`)
     #[arg(long, value_parser = one_of::<Input>(Input::ALL.map(Input::name)), default_value = "counts",
           help_heading = RECIPE)]
     pub(super) input: Input,

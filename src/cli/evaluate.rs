@@ -68,7 +68,7 @@ enum Task {
 
 #[derive(Debug, Args)]
 struct EvaluatedArgs {
-    /// Name of the model [default: the only one of the store]
+    /// Name of the model [default: the only one, or the only one besides the shipped model]
     #[arg(long)]
     model: Option<String>,
     /// Evaluate only cells that satisfy this SQL condition

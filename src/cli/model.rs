@@ -38,7 +38,7 @@ pub(super) enum ModelVerb {
     Show {
         /// Store: a directory
         store: String,
-        /// Name of the model [default: the only one of the store]
+        /// Name of the model [default: the only one, or the only one besides the shipped model]
         name: Option<String>,
     },
     /// Add the model that comes with the program: size 3M, trained on public human cells
@@ -69,7 +69,7 @@ pub(super) enum ModelVerb {
         /// File to write: .safetensors or .ckpt
         #[arg(value_name = "FILE")]
         out: PathBuf,
-        /// Name of the model [default: the only one of the store]
+        /// Name of the model [default: the only one, or the only one besides the shipped model]
         #[arg(long)]
         name: Option<String>,
         /// Entry of a .ckpt that takes the model

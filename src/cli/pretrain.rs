@@ -68,7 +68,7 @@ pub(super) struct PretrainArgs {
     /// Peak learning rate of Adam, reached after the warm-up [default: 0.0001]
     #[arg(long, value_name = "RATE", help_heading = OPTIMISATION)]
     learning_rate: Option<f64>,
-    /// Number of steps over which the learning rate rises linearly from 0 [default: 9766]
+    /// Number of steps over which the learning rate rises linearly from 0; set it for shorter runs [default: 9766]
     #[arg(long, value_name = "STEPS", help_heading = OPTIMISATION)]
     warm_up: Option<u64>,
     /// Learning rate after the warm-up [default: constant]
