@@ -13,7 +13,7 @@
 //! needs.
 //!
 //! It fires on sorts and aggregates (keys, groups, arguments, conditions) with a call of a model. It must not fire for
-//! a call inside CASE, which is for some rows only, nor on grouping sets, whose columns are told apart by their
+//! a call inside CASE, which is for some rows only, nor on grouping sets, whose columns are distinguished by their
 //! expressions.
 
 use std::sync::Arc;

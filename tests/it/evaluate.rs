@@ -37,7 +37,7 @@ async fn a_model_is_judged_beside_what_needs_none() {
         let (nmi, ari, silhouette) = (number(&row[4]), number(&row[5]), number(&row[6]));
         assert!((0.0..=1.0).contains(&nmi) && (-0.5..=1.0).contains(&ari) && (-1.0..=1.0).contains(&silhouette));
     }
-    // Types of pancreas cells are told apart by their principal components; counts as they are say less.
+    // Principal components separate the types of pancreas cells; plain counts separate them less.
     let (components, counts) = (&rows[4], &rows[5]);
     assert_eq!(components[1], "50");
     assert!(number(&components[5]) > 0.5 && number(&components[5]) > number(&counts[5]), "{components:?} {counts:?}");
