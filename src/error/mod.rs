@@ -9,6 +9,7 @@ use cellql_model::ModelError;
 use cellql_store::StoreError;
 use cellql_store::genes::GeneError;
 use cellql_training::TrainingError;
+use cellql_udfs::engine::EngineError;
 use datafusion::error::DataFusionError;
 
 pub use query::{Place, place, pointed};
@@ -236,7 +237,13 @@ fn kind_of_query(error: &DataFusionError) -> ErrorKind {
         | DataFusionError::ArrowError(_, _)
         | DataFusionError::NotImplemented(_)
         | DataFusionError::Configuration(_) => ErrorKind::Request,
-        DataFusionError::External(inner) => inner.downcast_ref::<Error>().map_or(ErrorKind::Internal, Error::kind),
+        DataFusionError::External(inner) => {
+            match (inner.downcast_ref::<Error>(), inner.downcast_ref::<EngineError>()) {
+                (Some(error), _) => error.kind(),
+                (_, Some(EngineError::Argument { .. })) => ErrorKind::Request,
+                _ => ErrorKind::Internal,
+            }
+        }
         _ => ErrorKind::Internal,
     }
 }

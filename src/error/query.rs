@@ -1,6 +1,7 @@
 //! What DataFusion says of a failed query, as a person reads it: the sentence without its wrappings, and the place.
 
 use cellql_schemas::suggest::nearest;
+use cellql_udfs::engine::EngineError;
 use datafusion::common::{Column, SchemaError};
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::parser::ParserError;
@@ -36,7 +37,7 @@ pub(super) fn message(error: &DataFusionError) -> String {
         },
         DataFusionError::External(inner) => match inner.downcast_ref::<super::Error>() {
             Some(ours) => ours.to_string(),
-            None => error.find_root().strip_backtrace(),
+            None => inner.to_string(),
         },
         other => other.strip_backtrace(),
     }
@@ -63,7 +64,7 @@ fn no_column(field: &Column, valid: &[Column]) -> String {
 }
 
 /// Where in its statement an error is: DataFusion's span where it gives one, else the place of the parser's error, of
-/// the unknown column, or of the name that a message quotes. `None` where nothing tells.
+/// the unknown column, or of the argument that a function refuses. `None` where nothing tells.
 pub fn place(error: &DataFusionError, statement: &str) -> Option<Place> {
     let span = error.diagnostic().and_then(|d| d.span).filter(|span| span.start.line > 0);
     if let Some(span) = span {
@@ -78,7 +79,10 @@ pub fn place(error: &DataFusionError, statement: &str) -> Option<Place> {
             SchemaError::FieldNotFound { field, .. } => only_token(&field.name, statement),
             _ => None,
         },
-        DataFusionError::Plan(text) | DataFusionError::Execution(text) => quoted_value(text, statement),
+        DataFusionError::External(inner) => match inner.downcast_ref::<EngineError>() {
+            Some(EngineError::Argument { value, .. }) => only_token(value, statement),
+            _ => None,
+        },
         _ => None,
     }
 }
@@ -98,14 +102,8 @@ fn syntax_error(message: &str, statement: &str) -> Option<Place> {
     (place.line > 0 && place.column > 0).then_some(place)
 }
 
-/// The place of the first value or name in single quotes that the statement has once. A function that refuses an
-/// argument knows its value and not its place: DataFusion plans calls without spans.
-fn quoted_value(message: &str, statement: &str) -> Option<Place> {
-    let values = message.split('\'').skip(1).step_by(2).filter(|value| !value.is_empty());
-    values.into_iter().find_map(|value| only_token(value, statement))
-}
-
-/// The place of a name or string in a statement that has it once.
+/// The place of a name or string in a statement that has it once. A function that refuses an argument knows its value
+/// and not its place: DataFusion plans calls without spans.
 fn only_token(value: &str, statement: &str) -> Option<Place> {
     let dialect = datafusion::sql::sqlparser::dialect::GenericDialect {};
     let tokens = Tokenizer::new(&dialect, statement).tokenize_with_location().ok()?;
@@ -159,15 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn places_come_from_spans_messages_or_the_token_that_is_quoted() {
+    fn places_come_from_spans_the_parser_or_the_argument_that_is_refused() {
         let syntax = |text: &str| DataFusionError::SQL(Box::new(ParserError::ParserError(text.into())), None);
         let at = |line, column| Some(Place { line, column });
         assert_eq!(place(&syntax("Expected: x, found: FROM at Line: 2, Column: 13"), ""), at(2, 13));
         assert_eq!(place(&syntax("Expected: x, found: EOF"), "SELECT a,\n FROM \n"), at(2, 6));
-        let plan = |text: &str| DataFusionError::Plan(text.into());
-        assert_eq!(place(&plan("unknown gene 'INSS'. Did you mean 'INS'?"), "SELECT f('INSS')"), at(1, 10));
-        assert_eq!(place(&plan("unknown gene 'INSS'."), "SELECT f('INSS'), f('INSS')"), None);
-        assert_eq!(place(&plan("it went wrong"), "SELECT 1"), None);
+        let refused: DataFusionError = EngineError::Request("unknown gene".into()).about("INSS").into();
+        assert_eq!(place(&refused, "SELECT f('INSS')"), at(1, 10));
+        assert_eq!(place(&refused, "SELECT f('INSS'), f('INSS')"), None, "either of them");
+        assert_eq!(place(&DataFusionError::Plan("'x' went wrong".into()), "SELECT 'x'"), None);
     }
 
     #[test]

@@ -13,13 +13,13 @@ use cellql_schemas::recipe::{Depth, Recipe};
 use cellql_schemas::vocabulary::Placement;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use rand_distr::{Binomial, Distribution};
 
 use super::cells::{LabelledCell, log_normalised};
 use crate::error::{Error, Result};
 use cellql_analysis::recovery::{mean_absolute_error, mean_relative_error, pearson};
 use cellql_model::{Model, Sample};
 use cellql_store::progress::OnProgress;
+use cellql_training::downsampled;
 
 /// Cells with this many counts or fewer are left out.
 const MIN_COUNTS: f64 = 1000.0;
@@ -136,8 +136,7 @@ impl OriginalCell {
     fn downsample(&self, rate: f64, rng: &mut ChaCha8Rng) -> Result<Option<DownsampledCell>> {
         let mut kept = Vec::new();
         for (gene, position, count) in &self.genes {
-            let drawn = Binomial::new(*count, rate).map_err(|e| Error::Request(format!("rate {rate}: {e}")))?;
-            let count = drawn.sample(rng);
+            let count = downsampled(*count, rate, rng)?;
             if count > 0 {
                 kept.push((*gene, *position, count));
             }

@@ -6,6 +6,7 @@
 //! Depends on `store`. Knows nothing of models or SQL: it indexes vectors, wherever they come from.
 
 mod build;
+mod choice;
 mod entries;
 mod files;
 mod hnsw;

@@ -1,4 +1,4 @@
-//! Answering requests for nearest neighbours, and the choice of how each is answered.
+//! Answers requests for nearest neighbours of one embedding table, by its index or by a scan.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,6 @@ use rayon::prelude::*;
 use tokio::sync::OnceCell;
 
 use super::ivf;
-use super::kind::IndexKind;
 use super::loaded::{IndexedTable, LoadedIndex};
 use super::metric::Metric;
 use super::neighbour::Neighbour;
@@ -18,14 +17,6 @@ use super::vectors::{self, Vectors, exact};
 use crate::error::{Error, Result};
 use cellql_store::{Store, embedding_table, is_one_of};
 
-/// Tables of fewer vectors are scanned: a scan is exact and faster than loading a graph.
-const MIN_INDEXED: usize = 1_000;
-/// An index is used for k up to the number of vectors divided by this: ef_search is 4 k, and a greater part of the
-/// graph would be visited.
-const MAX_K_SHARE: usize = 20;
-/// Filters that keep a smaller part of the vectors are answered by a scan of those rows. A graph search would visit
-/// many vectors for each one that passes.
-const MIN_FILTER_SHARE: f64 = 0.1;
 /// Bytes of vectors that stay in memory between requests by default.
 const CACHE_BYTES: usize = 4 << 30;
 /// Rows that a scan of a larger table reads at once.
@@ -39,7 +30,7 @@ pub struct Searcher {
     recipe: String,
     table: String,
     /// Rows of the table.
-    rows: usize,
+    pub(super) rows: usize,
     /// Dimension of the vectors.
     dim: usize,
     version: u64,
@@ -79,44 +70,6 @@ impl Searcher {
     /// Recipe of the embedding table.
     pub fn recipe(&self) -> &str {
         &self.recipe
-    }
-
-    /// Chooses how a request is answered. An index is used for cosine distance, in a table that is large enough, for a
-    /// k that is small in proportion, and with a filter that keeps enough rows. `filter_rows` is the number of rows
-    /// that pass the filter, `None` without a filter.
-    ///
-    /// # Errors
-    /// The table of indexes cannot be read.
-    pub async fn plan(&self, k: usize, metric: Metric, filter_rows: Option<usize>) -> Result<SearchMethod> {
-        if !self.suits_index(k, metric, filter_rows) {
-            return Ok(SearchMethod::Exact);
-        }
-        Ok(match self.index().await? {
-            LoadedIndex::None => SearchMethod::Exact,
-            LoadedIndex::Hnsw(index) => SearchMethod::Index(IndexKind::Hnsw, index.name.clone()),
-            LoadedIndex::Ivf(name, _) => SearchMethod::Index(IndexKind::Ivf, name.clone()),
-            LoadedIndex::Unusable(why) => SearchMethod::ExactInstead(why.clone()),
-        })
-    }
-
-    /// The index that [`Searcher::plan`] would open for such a request, by its row in `indexes`; `None` where every
-    /// vector is scanned. It opens no index: whether the files are whole and recent enough is known only when they are
-    /// opened.
-    ///
-    /// # Errors
-    /// The table of indexes cannot be read.
-    pub async fn candidate_index(&self, k: usize, metric: Metric) -> Result<Option<SearchMethod>> {
-        if !self.suits_index(k, metric, None) {
-            return Ok(None);
-        }
-        let entry = self.indexed_table().best_entry().await?;
-        Ok(entry.map(|entry| SearchMethod::Index(entry.kind, entry.name)))
-    }
-
-    fn suits_index(&self, k: usize, metric: Metric, filter_rows: Option<usize>) -> bool {
-        let large_enough = self.rows >= MIN_INDEXED && k <= self.rows / MAX_K_SHARE;
-        let keeps_enough = filter_rows.is_none_or(|kept| kept as f64 >= MIN_FILTER_SHARE * self.rows as f64);
-        metric == Metric::Cosine && large_enough && keeps_enough
     }
 
     /// Answers a request.
@@ -257,11 +210,11 @@ impl Searcher {
     }
 
     /// The index of the table, opened on first use.
-    async fn index(&self) -> Result<&LoadedIndex> {
+    pub(super) async fn index(&self) -> Result<&LoadedIndex> {
         self.index.get_or_try_init(|| LoadedIndex::open(self.indexed_table())).await
     }
 
-    fn indexed_table(&self) -> IndexedTable<'_> {
+    pub(super) fn indexed_table(&self) -> IndexedTable<'_> {
         IndexedTable {
             store: &self.store,
             recipe: &self.recipe,

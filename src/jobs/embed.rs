@@ -11,9 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, UInt32Array};
-use arrow::compute::filter_record_batch;
-use arrow::datatypes::{SchemaRef, UInt64Type};
+use arrow::array::{Array, ArrayRef, UInt32Array};
+use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::recipe::Recipe;
@@ -26,7 +25,8 @@ use roaring::RoaringTreemap;
 
 use super::cells::{BATCH_CELLS, EligibleCells};
 use super::record::{FinishedCells, JobRecord};
-use super::{MemoryBudget, Shard, check_model, recipe_metadata};
+use super::resume::{cell_ids, ids, remaining, rows_of_cells};
+use super::{MemoryBudget, Shard, recipe_metadata};
 use crate::error::{Error, Result};
 use crate::query::{StoreEngine, condition};
 use cellql_model::Sample;
@@ -194,18 +194,12 @@ impl EmbedRun<'_> {
 
     /// Sets which cells have no row in the table, and the counts of the report and of the job's row.
     async fn find_missing(&mut self, store: &Store, selection: &CellSelection) -> Result<()> {
-        let mut missing = ids(store, cells::TABLE, Some(&selection.filter)).await?;
-        let all = missing.len();
         let table = embedding_table(&self.report.recipe);
-        self.table_version = store.version().tables.get(&table).copied();
-        if self.table_version.is_some() {
-            check_model(store, &table, &selection.model_sha256).await?;
-            missing -= ids(store, &table, None).await?;
-        }
-        (self.record.cells, self.record.done) = (all, all - missing.len());
+        let remaining = remaining(store, &table, &selection.filter, &selection.model_sha256).await?;
+        (self.record.cells, self.record.done) = (remaining.cells, remaining.cells - remaining.missing.len());
         self.report.already = self.record.done - self.report.added;
         self.report.unsuitable = selection.unsuitable;
-        self.missing = missing;
+        (self.missing, self.table_version) = (remaining.missing, remaining.table_version);
         Ok(())
     }
 
@@ -291,28 +285,8 @@ fn rows(batches: &[RecordBatch]) -> u64 {
     batches.iter().map(|b| b.num_rows() as u64).sum()
 }
 
-/// The first column of a batch.
-fn cell_ids(batch: &RecordBatch) -> &[u64] {
-    batch.column(0).as_primitive::<UInt64Type>().values()
-}
-
 fn without_vector(batch: &RecordBatch) -> u64 {
     batch.column_by_name(embeddings::VECTOR).map_or(0, |vectors| vectors.null_count() as u64)
-}
-
-/// The rows of a batch whose cells, in the first column, are in a set.
-fn rows_of_cells(batch: &RecordBatch, cells: &RoaringTreemap) -> Result<RecordBatch> {
-    let keep: BooleanArray = cell_ids(batch).iter().map(|id| Some(cells.contains(*id))).collect();
-    filter_record_batch(batch, &keep).map_err(Error::internal("selecting cells to embed"))
-}
-
-/// The `cell_id`s of the rows of a table that satisfy a condition.
-async fn ids(store: &Store, table: &str, filter: Option<&str>) -> Result<RoaringTreemap> {
-    let mut all = RoaringTreemap::new();
-    for batch in store.read(table, &[cells::CELL_ID], filter).await? {
-        all.extend(cell_ids(&batch).iter().copied());
-    }
-    Ok(all)
 }
 
 /// The cells of a job: those of the shard and condition whose data set has the recipe's input.

@@ -8,6 +8,7 @@ mod cells;
 mod embed;
 mod embed_genes;
 mod record;
+mod resume;
 mod shard;
 
 use std::collections::HashMap;

@@ -96,13 +96,7 @@ fn parse(text: &str) -> Result<ast::Expr> {
         return Err(Error::Request(problem));
     }
     if nesting::is_expression_too_deep(&condition) {
-        // Dropping it would recurse as deeply as planning it.
-        std::mem::forget(condition);
-        let limit = nesting::LIMIT;
-        return Err(Error::Request(format!(
-            "the condition is nested too deeply: more than {limit} levels of operators; write a list of values as \
-             IN (…)"
-        )));
+        return Err(nesting::refused(condition, "condition", "operators; write a list of values as IN (…)"));
     }
     Ok(condition)
 }

@@ -15,7 +15,7 @@ use cellql_udfs::over_cells::Cells;
 use tokio::runtime::Handle;
 
 use super::compute::EMBED;
-use super::search::Target;
+use super::nesting;
 use super::stored_embeddings::StoredEmbeddings;
 use super::vector_cache::VectorCache;
 use crate::error::{Error, Result};
@@ -121,9 +121,13 @@ impl StoreEngine {
     /// Waits for a future from a function, which runs on threads of the async runtime: those must not wait, another
     /// may.
     pub(super) fn wait<T: Send>(&self, future: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        let waited = std::thread::scope(|scope| scope.spawn(|| self.runtime.block_on(future)).join());
-        waited
-            .unwrap_or_else(|_| Err(Error::Request("reading the store failed: its files make the reader fail".into())))
+        let unreadable = || Error::Request("reading the store failed: its files make the reader fail".into());
+        std::thread::scope(|scope| {
+            // Conditions are planned there.
+            let thread = std::thread::Builder::new().stack_size(nesting::STACK);
+            let waiting = thread.spawn_scoped(scope, || self.runtime.block_on(future));
+            waiting.map_err(Error::internal("starting a thread"))?.join().map_err(|_| unreadable())?
+        })
     }
 
     /// The store.
@@ -276,13 +280,7 @@ impl Engine for StoreEngine {
     }
 
     fn search_schema(&self, request: &SearchRequest) -> Result<SchemaRef, EngineError> {
-        let target = request.target.parse::<Target>().map_err(EngineError::Request)?;
-        Ok(self.wait(async {
-            if let Some(filter) = &request.filter {
-                self.checked_filter(target, filter).await?;
-            }
-            self.answer_schema(target).await
-        })?)
+        self.wait(async { Ok(self.check_search(request).await) })?
     }
 
     async fn plan_search(&self, request: &SearchRequest) -> Result<String, EngineError> {

@@ -1,13 +1,19 @@
 //! What a session has names for: tables, columns, functions. Answers questions about them and adds near names to
 //! errors.
 
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+
 use arrow::datatypes::DataType;
 use cellql_schemas::suggest::did_you_mean;
 use cellql_store::sql::quote_identifier;
 use cellql_udfs::description::Description;
 use datafusion::catalog::TableProvider;
+use datafusion::common::{Diagnostic, Span};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::TableType;
+use datafusion::sql::planner::object_name_to_table_reference;
+use datafusion::sql::sqlparser::ast::{ObjectName, Query, Spanned, Statement, TableFactor, Visit, Visitor};
 
 use super::session::{CATALOG, SCHEMA, Session};
 use crate::error::{Error, Result};
@@ -132,29 +138,68 @@ impl Session {
         }
     }
 
-    /// An error of the planner, with near names where it is about a table it does not know.
-    pub(super) async fn with_near_names(&self, error: DataFusionError) -> Error {
-        let DataFusionError::Plan(text) = error.find_root() else {
-            return error.into();
-        };
-        let named = |prefix: &str| text.strip_prefix(prefix)?.strip_suffix("' not found").map(str::to_owned);
-        let better = if let Some(name) = named("table '") {
-            let name = name.strip_prefix(&format!("{CATALOG}.")).unwrap_or(&name);
-            let name = name.strip_prefix(&format!("{SCHEMA}.")).unwrap_or(name);
-            self.tables().await.ok().map(|tables| no_table(name, &tables))
-        } else {
-            named("table function '").map(|name| {
-                let state = self.context().state();
-                let known = did_you_mean(&name, state.table_functions().keys().map(String::as_str));
-                format!("there is no table function '{name}'.{known}")
-            })
-        };
-        match (better, error.diagnostic()) {
-            (Some(text), Some(place)) => DataFusionError::Plan(text).with_diagnostic(place.clone()).into(),
-            (Some(text), None) => DataFusionError::Plan(text).into(),
-            (None, _) => error.into(),
+    /// Checks that the tables and table functions which a statement reads exist. Names that it gives to subqueries
+    /// with `WITH` are left to the planner.
+    ///
+    /// # Errors
+    /// A plan error with near names and the place in the statement.
+    pub(super) async fn check_tables(&self, statement: &Statement) -> Result<()> {
+        let mut read = ReadNames::default();
+        let _: ControlFlow<()> = statement.visit(&mut read);
+        let state = self.context().state();
+        for name in &read.functions {
+            let (function, at) = last_part(name);
+            if !state.table_functions().contains_key(&function.to_lowercase()) {
+                let known = did_you_mean(&function, state.table_functions().keys().map(String::as_str));
+                return Err(unknown(format!("there is no table function '{function}'.{known}"), at));
+            }
         }
+        for name in &read.tables {
+            let (table, at) = last_part(name);
+            let Ok(reference) = object_name_to_table_reference(name.clone(), true) else { continue };
+            let is_local = name.0.len() == 1 && read.subqueries.contains(&table.to_lowercase());
+            if !is_local && !self.context().table_exist(reference.clone())? {
+                return Err(unknown(no_table(&reference.to_string(), &self.tables().await?), at));
+            }
+        }
+        Ok(())
     }
+}
+
+/// Names that a statement reads from.
+#[derive(Default)]
+struct ReadNames {
+    tables: Vec<ObjectName>,
+    functions: Vec<ObjectName>,
+    /// Names that `WITH` gives, in lower case.
+    subqueries: HashSet<String>,
+}
+
+impl Visitor for ReadNames {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        let with = query.with.iter().flat_map(|with| &with.cte_tables);
+        self.subqueries.extend(with.map(|table| table.alias.name.value.to_lowercase()));
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+        if let TableFactor::Table { name, args, .. } = factor {
+            if args.is_some() { &mut self.functions } else { &mut self.tables }.push(name.clone());
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+fn last_part(name: &ObjectName) -> (String, Option<Span>) {
+    let ident = name.0.last().and_then(|part| part.as_ident());
+    let at = name.0.first().and_then(|part| Span::try_from_sqlparser_span(part.span()));
+    (ident.map_or_else(|| name.to_string(), |ident| ident.value.clone()), at)
+}
+
+fn unknown(text: String, at: Option<Span>) -> Error {
+    DataFusionError::Plan(text.clone()).with_diagnostic(Diagnostic::new_error(text, at)).into()
 }
 
 fn described(name: String, table: &dyn TableProvider) -> Table {

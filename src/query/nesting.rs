@@ -11,6 +11,8 @@ use std::ops::ControlFlow;
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{Expr, Query, Select, SetExpr, Statement, Visit, Visitor};
 
+use crate::error::Error;
+
 /// Levels of nesting that a statement may have: operators, function calls, joins, subqueries, and parts of a `UNION`.
 pub(crate) const LIMIT: usize = 500;
 /// Bytes of stack of a thread that plans statements. A join takes the most of a level: 70 kB in a development build.
@@ -30,6 +32,13 @@ pub(super) fn is_expression_too_deep(expression: &Expr) -> bool {
     let mut depth = Depth { now: 0, deepest: 0 };
     let _: ControlFlow<()> = expression.visit(&mut depth);
     depth.deepest > LIMIT
+}
+
+/// The error of a statement or condition beyond [`LIMIT`]. The tree is leaked, because dropping it would recurse as
+/// deeply as planning it.
+pub(super) fn refused<T>(tree: T, what: &str, levels: &str) -> Error {
+    std::mem::forget(tree);
+    Error::Request(format!("the {what} is nested too deeply: more than {LIMIT} levels of {levels}"))
 }
 
 /// Levels of nesting of a statement, the longest way from its root to a leaf; where that is beyond [`LIMIT`], a number

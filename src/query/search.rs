@@ -1,7 +1,6 @@
 //! Searches as SQL asks them: neighbours of a cell, a gene or a vector, with the rows that describe them.
 
 use std::collections::{HashMap, HashSet};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use arrow::array::{AsArray, Float32Array, UInt32Array};
@@ -10,7 +9,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::suggest::did_you_mean;
 use cellql_schemas::{cells, gene_embeddings, genes};
-use cellql_udfs::engine::{Query, SearchRequest};
+use cellql_udfs::engine::{EngineError, Query, SearchRequest};
 
 use super::{StoreEngine, condition};
 use crate::error::{Error, Result};
@@ -28,22 +27,19 @@ pub(super) enum Target {
     Genes,
 }
 
-impl FromStr for Target {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
+impl Target {
+    fn of(request: &SearchRequest) -> Result<Self> {
+        match request.target.as_str() {
             cells::TABLE => Ok(Target::Cells),
             genes::TABLE => Ok(Target::Genes),
-            _ => {
-                let hint = did_you_mean(text, [cells::TABLE, genes::TABLE]);
-                Err(format!("vector_search: cannot search '{text}', only 'cells' and 'genes'.{hint}"))
+            other => {
+                let hint = did_you_mean(other, [cells::TABLE, genes::TABLE]);
+                let problem = format!("vector_search: cannot search '{other}', only 'cells' and 'genes'.{hint}");
+                Err(Error::Request(problem))
             }
         }
     }
-}
 
-impl Target {
     fn table(self) -> &'static str {
         match self {
             Target::Cells => cells::TABLE,
@@ -98,6 +94,19 @@ impl StoreEngine {
         one_of(&all, name, "embeddings", "recipe")
     }
 
+    fn gene_recipe(&self, name: Option<&str>) -> Result<String> {
+        let prefix = format!("{}/", gene_embeddings::SCHEMA);
+        let names: Vec<String> =
+            self.store().tables().filter_map(|t| t.strip_prefix(&prefix)).map(str::to_owned).collect();
+        if names.is_empty() {
+            return Err(Error::Request(
+                "the store has no gene embeddings to search; make them with: cellql embed STORE --genes --model NAME"
+                    .into(),
+            ));
+        }
+        one_of(&names, name, "gene embeddings", "recipe")
+    }
+
     /// The searcher over a recipe's embeddings, opened once per session.
     ///
     /// # Errors
@@ -113,10 +122,44 @@ impl StoreEngine {
         Ok(opened)
     }
 
+    /// Checks what a search names before any of it runs, and gives the columns of its answer.
+    pub(super) async fn check_search(&self, request: &SearchRequest) -> Result<SchemaRef, EngineError> {
+        let about = |given: Option<&str>| {
+            let given = given.unwrap_or_default().to_owned();
+            move |error: Error| EngineError::from(error).about(&given)
+        };
+        let target = Target::of(request).map_err(about(Some(&request.target)))?;
+        metric(request).map_err(about(request.metric.as_deref()))?;
+        let recipe = request.recipe.as_deref();
+        match target {
+            Target::Cells => self.recipe(recipe),
+            Target::Genes => self.gene_recipe(recipe),
+        }
+        .map_err(about(recipe))?;
+        match (&request.query, target) {
+            (Query::Gene(name), Target::Genes) => self.genes().find(name).map(|_| ()).map_err(Error::from),
+            (Query::Gene(name), Target::Cells) => Err(Error::Request(format!(
+                "vector_search: '{name}' is no cell_id; genes are searched with vector_search('genes', '{name}')"
+            ))),
+            (Query::Cell(id), Target::Genes) => {
+                Err(Error::Request(format!("vector_search: {id} is no gene; name one, for example 'CD8A'")))
+            }
+            (Query::Cell(_), Target::Cells) | (Query::Vector(_), _) => Ok(()),
+        }
+        .map_err(match &request.query {
+            Query::Gene(name) => about(Some(name)),
+            Query::Cell(_) | Query::Vector(_) => about(None),
+        })?;
+        if let Some(filter) = &request.filter {
+            self.checked_filter(target, filter).await.map_err(about(Some(filter)))?;
+        }
+        Ok(self.answer_schema(target).await?)
+    }
+
     /// How a search will be answered, as far as that is known without running any of it.
     pub(super) async fn method_of(&self, request: &SearchRequest) -> Result<String> {
         let metric = metric(request)?;
-        let target: Target = request.target.parse().map_err(Error::Request)?;
+        let target = Target::of(request)?;
         if target == Target::Genes {
             return Ok(SearchMethod::Exact.to_string());
         }
@@ -129,7 +172,7 @@ impl StoreEngine {
 
     /// Answers a search.
     pub(super) async fn answer(&self, request: SearchRequest) -> Result<RecordBatch> {
-        let target: Target = request.target.parse().map_err(Error::Request)?;
+        let target = Target::of(&request)?;
         let found = match target {
             Target::Cells => self.nearest_cells(&request).await?,
             Target::Genes => self.nearest_genes(&request).await?,
@@ -152,11 +195,7 @@ impl StoreEngine {
                 })?;
                 QueryVector { vector, exclude: Some(*id) }
             }
-            Query::Gene(name) => {
-                return Err(Error::Request(format!(
-                    "vector_search: '{name}' is no cell_id; genes are searched with vector_search('genes', '{name}')"
-                )));
-            }
+            Query::Gene(name) => return Err(Error::Request(format!("vector_search: '{name}' is no cell_id"))),
         };
         let (k, metric) = (request.k, metric(request)?);
         let request = KnnRequest { queries: &[query], k, metric, filter: filter.as_ref() };
@@ -167,16 +206,7 @@ impl StoreEngine {
 
     /// Genes are some tens of thousands: every one is looked at.
     async fn nearest_genes(&self, request: &SearchRequest) -> Result<Vec<Neighbour>> {
-        let prefix = format!("{}/", gene_embeddings::SCHEMA);
-        let names: Vec<String> =
-            self.store().tables().filter_map(|t| t.strip_prefix(&prefix)).map(str::to_owned).collect();
-        if names.is_empty() {
-            return Err(Error::Request(
-                "the store has no gene embeddings to search; make them with: cellql embed STORE --genes --model NAME"
-                    .into(),
-            ));
-        }
-        let recipe = one_of(&names, request.recipe.as_deref(), "gene embeddings", "recipe")?;
+        let recipe = self.gene_recipe(request.recipe.as_deref())?;
         let table = gene_embedding_table(&recipe);
         let group = one_of(&self.groups(&table).await?, request.group.as_deref(), "groups of cells", "group")?;
         let in_group = format!("{} = {}", quote_filter_column(gene_embeddings::GROUP), quote_literal(&group));
@@ -191,9 +221,7 @@ impl StoreEngine {
                 return Err(Error::Request(problem));
             }
             Query::Vector(vector) => (metric.prepare(vector), None),
-            Query::Cell(id) => {
-                return Err(Error::Request(format!("vector_search: {id} is no gene; name one, for example 'CD8A'")));
-            }
+            Query::Cell(id) => return Err(Error::Request(format!("vector_search: {id} is no gene"))),
             Query::Gene(name) => {
                 let id = u64::from(self.genes().find(name)?);
                 let at = vectors.ids.iter().position(|gene| *gene == id);

@@ -15,6 +15,7 @@ use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::{DFParser, Statement};
+use datafusion::sql::sqlparser::ast;
 
 use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
@@ -167,31 +168,26 @@ impl Session {
     pub async fn sql_with(&self, statement: &str, parameters: &Parameters) -> Result<DataFrame> {
         let mut all = DFParser::parse_sql(statement)?;
         match (all.pop_front(), all.pop_front()) {
-            (Some(only), None) if nesting::is_too_deep(&only) => {
-                // Dropping it would recurse as deeply as planning it.
-                std::mem::forget(only);
-                Err(Error::Request(format!(
-                    "the statement is nested too deeply: more than {} levels of operators, joins or UNIONs; write \
-                         a list of \
-                     values as IN (…), and rows as VALUES",
-                    nesting::LIMIT
-                )))
-            }
-            (Some(only), None) => match self.plan(only, parameters).await {
-                Ok(frame) => Ok(frame),
-                Err(error) => Err(self.with_near_names(error).await),
-            },
+            (Some(only), None) if nesting::is_too_deep(&only) => Err(nesting::refused(
+                only,
+                "statement",
+                "operators, joins or UNIONs; write a list of values as IN (…), and rows as VALUES",
+            )),
+            (Some(only), None) => self.plan(only, parameters).await,
             (None, _) => Err(Error::Request("there is no statement to run".into())),
             _ => Err(Error::Request("expected one statement, found several".into())),
         }
     }
 
-    async fn plan(&self, mut statement: Statement, parameters: &Parameters) -> Result<DataFrame, DataFusionError> {
+    async fn plan(&self, mut statement: Statement, parameters: &Parameters) -> Result<DataFrame> {
         prepare(&mut statement, parameters)?;
+        if let Some(inner) = statement_inside(&statement) {
+            self.check_tables(inner).await?;
+        }
         let plan = self.context.state().statement_to_plan(statement).await?;
         cellql_udfs::constants::check_arrays(&plan)?;
         SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).verify_plan(&plan)?;
-        self.context.execute_logical_plan(plan).await
+        Ok(self.context.execute_logical_plan(plan).await?)
     }
 
     pub(super) fn context(&self) -> &SessionContext {
@@ -264,6 +260,15 @@ impl Session {
     /// The table cannot be read.
     pub async fn measured_genes(&self) -> Result<usize> {
         self.count("var").await
+    }
+}
+
+/// The statement that runs or that EXPLAIN is about.
+fn statement_inside(statement: &Statement) -> Option<&ast::Statement> {
+    match statement {
+        Statement::Statement(inner) => Some(inner),
+        Statement::Explain(explain) => statement_inside(&explain.statement),
+        _ => None,
     }
 }
 

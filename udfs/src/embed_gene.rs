@@ -43,7 +43,7 @@ fn gene(engine: &dyn Engine, arguments: &Arguments, model: &str) -> Result<u32> 
     let Some(name) = arguments.text("gene")? else {
         return plan_err!("{NAME}: name the gene: {NAME}(expr, 'CD8A')");
     };
-    Ok(engine.gene_of_model(model, name)?)
+    Ok(engine.gene_of_model(model, name).map_err(|e| e.about(name))?)
 }
 
 impl OverCells for EmbedGene {

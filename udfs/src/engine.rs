@@ -17,6 +17,14 @@ pub enum EngineError {
     /// The query asks for something that is not there; the message names it and what is.
     #[error("{0}")]
     Request(String),
+    /// A constant argument is not what its parameter takes.
+    #[error("{problem}")]
+    Argument {
+        /// The argument as it was given, without quotes.
+        value: String,
+        /// What is wrong with it; names the value and what there is instead.
+        problem: String,
+    },
     /// The query is right but the data cannot be treated so.
     #[error("{0}")]
     Data(String),
@@ -25,12 +33,22 @@ pub enum EngineError {
     Internal(String),
 }
 
+impl EngineError {
+    /// A wrong request is a wrong argument of this value; other failures stay what they are.
+    pub fn about(self, value: &str) -> Self {
+        match self {
+            EngineError::Request(problem) => EngineError::Argument { value: value.to_owned(), problem },
+            other => other,
+        }
+    }
+}
+
 impl From<EngineError> for DataFusionError {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Request(_) => DataFusionError::Plan(error.to_string()),
             EngineError::Data(_) => DataFusionError::Execution(error.to_string()),
-            EngineError::Internal(_) => DataFusionError::External(Box::new(error)),
+            EngineError::Argument { .. } | EngineError::Internal(_) => DataFusionError::External(Box::new(error)),
         }
     }
 }

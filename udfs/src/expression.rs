@@ -42,17 +42,17 @@ const GENE: Parameter = Parameter::required(
 pub(crate) struct Expression;
 
 /// What the second argument names.
-enum Asked {
+enum Genes {
     One(u32),
     Several(Vec<u32>),
 }
 
-fn asked(engine: &dyn Engine, arguments: &Arguments) -> Result<Asked> {
+fn genes(engine: &dyn Engine, arguments: &Arguments) -> Result<Genes> {
     if let Some(genes) = arguments.genes(engine, GENE.name)? {
-        return Ok(Asked::Several(genes));
+        return Ok(Genes::Several(genes));
     }
     match arguments.text(GENE.name)? {
-        Some(name) => Ok(Asked::One(engine.gene(name)?)),
+        Some(name) => Ok(Genes::One(engine.gene(name).map_err(|e| e.about(name))?)),
         None => plan_err!("{NAME}: name a gene, for example {NAME}(expr, 'INS')"),
     }
 }
@@ -81,23 +81,23 @@ impl OverCells for Expression {
         if arguments.is_list_to_come(GENE.name) {
             return Ok(DataType::List(item()));
         }
-        Ok(match asked(engine, arguments)? {
-            Asked::One(_) => DataType::Float32,
-            Asked::Several(_) => DataType::List(item()),
+        Ok(match genes(engine, arguments)? {
+            Genes::One(_) => DataType::Float32,
+            Genes::Several(_) => DataType::List(item()),
         })
     }
 
     fn check_arrays(engine: &dyn Engine, arguments: &Arguments) -> Result<()> {
-        asked(engine, arguments).map(|_| ())
+        genes(engine, arguments).map(|_| ())
     }
 
     fn call(engine: &dyn Engine, arguments: &Arguments, cells: Cells) -> Result<ArrayRef> {
-        match asked(engine, arguments)? {
-            Asked::One(gene) => {
+        match genes(engine, arguments)? {
+            Genes::One(gene) => {
                 let value = |cell: Option<cellql_schemas::expr::Profile>| cell.map(|c| c.value_of(gene));
                 Ok(Arc::new(cells.profiles.iter().map(value).collect::<Float32Array>()))
             }
-            Asked::Several(genes) => lists(cells.profiles, &genes),
+            Genes::Several(genes) => lists(cells.profiles, &genes),
         }
     }
 }

@@ -35,12 +35,12 @@ impl OverCells for GenesSeen {
     const DESCRIPTION: &'static Description = &DESCRIPTION;
 
     fn data_type(engine: &dyn Engine, arguments: &Arguments) -> Result<DataType> {
-        engine.model(arguments.text("model")?)?;
+        arguments.model(engine)?;
         Ok(DataType::UInt32)
     }
 
     fn call(engine: &dyn Engine, arguments: &Arguments, cells: Cells) -> Result<ArrayRef> {
-        let model = engine.model(arguments.text("model")?)?;
+        let model = arguments.model(engine)?;
         Ok(Arc::new(UInt32Array::from(engine.genes_seen(&model, cells.profiles)?)))
     }
 }

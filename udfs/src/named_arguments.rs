@@ -7,11 +7,13 @@
 use std::ops::ControlFlow;
 
 use cellql_schemas::suggest::did_you_mean;
-use datafusion::common::{DataFusionError, Result};
+use datafusion::common::{DataFusionError, Diagnostic, Result, Span as StatementSpan};
+use datafusion::sql::sqlparser::ast::Spanned;
 use datafusion::sql::sqlparser::ast::{
     Expr, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectName, Statement, TableFactor, Value, VisitMut,
     VisitorMut,
 };
+use datafusion::sql::sqlparser::tokenizer::Span;
 
 use crate::description::Description;
 
@@ -64,13 +66,18 @@ impl VisitorMut for Rewrite<'_> {
 }
 
 fn positional(function: &Description, args: &mut Vec<FunctionArg>) -> Result<()> {
-    let wrong = |text: String| Err(DataFusionError::Plan(format!("{}: {text}", function.name)));
+    let wrong = |text: String, at: Span| {
+        let text = format!("{}: {text}", function.name);
+        let place = Diagnostic::new_error(text.clone(), StatementSpan::try_from_sqlparser_span(at));
+        Err(DataFusionError::Plan(text).with_diagnostic(place))
+    };
     let mut places: Vec<Option<FunctionArgExpr>> = Vec::new();
     let mut named = false;
     for arg in args.drain(..) {
+        let at = arg.span();
         let (name, value) = match arg {
             FunctionArg::Unnamed(value) if named => {
-                return wrong(format!("the argument {value} has no name but follows a named one"));
+                return wrong(format!("the argument {value} has no name but follows a named one"), value.span());
             }
             FunctionArg::Unnamed(value) => {
                 places.push(Some(value));
@@ -82,11 +89,11 @@ fn positional(function: &Description, args: &mut Vec<FunctionArg>) -> Result<()>
         named = true;
         let Some(place) = function.position(&name) else {
             let hint = did_you_mean(&name, function.parameters.iter().map(|p| p.name));
-            return wrong(format!("there is no option '{name}'; call it as {}.{hint}", function.usage()));
+            return wrong(format!("there is no option '{name}'; call it as {}.{hint}", function.usage()), at);
         };
         places.resize(places.len().max(place + 1), None);
         if places[place].replace(value).is_some() {
-            return wrong(format!("'{name}' is given twice"));
+            return wrong(format!("'{name}' is given twice"), at);
         }
     }
     let null = || FunctionArgExpr::Expr(Expr::value(Value::Null));

@@ -11,7 +11,7 @@ use datafusion::common::{DataFusionError, Result, ScalarValue, plan_err};
 use datafusion::prelude::Expr;
 
 use crate::description::Description;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineError};
 use crate::parameters::{self, TOTAL_NAME};
 
 /// Parses an option, or gives its default where it was left out.
@@ -22,8 +22,12 @@ where
 {
     match given {
         None => Ok(T::default()),
-        Some(text) => text.parse().map_err(|e: T::Err| DataFusionError::Plan(format!("{function}: {e}"))),
+        Some(text) => text.parse().map_err(|e: T::Err| wrong_option(function, text, e)),
     }
+}
+
+fn wrong_option(function: &str, value: &str, error: impl Display) -> DataFusionError {
+    EngineError::Request(format!("{function}: {error}")).about(value).into()
 }
 
 /// What a list of strings holds; `None` for any other value.
@@ -125,10 +129,16 @@ impl<'a> Arguments<'a> {
             return plan_err!("{function}: '{parameter}' is an empty array; name one gene at least");
         }
         let find = |name: Option<String>| match name {
-            Some(name) => Ok(engine.gene(&name)?),
+            Some(name) => Ok(engine.gene(&name).map_err(|e| e.about(&name))?),
             None => plan_err!("{function}: '{parameter}' holds a NULL; every item must be the name of a gene"),
         };
         names.into_iter().map(find).collect::<Result<Vec<_>>>().map(Some)
+    }
+
+    /// The model that `model` names, or the one meant by none.
+    pub(crate) fn model(&self, engine: &dyn Engine) -> Result<String> {
+        let name = self.text("model")?;
+        Ok(engine.model(name).map_err(|e| e.about(name.unwrap_or_default()))?)
     }
 
     /// Reads `model`, `pool`, `depth`, `input` and `precision`, as far as the function has them.
@@ -138,11 +148,11 @@ impl<'a> Arguments<'a> {
             pool: parsed(function, self.text("pool")?)?,
             depth: parsed(function, self.text("depth")?)?,
             input: parsed(function, self.text("input")?)?,
-            precision: self
-                .text("precision")?
-                .map_or(Ok(Dtype::default()), dtype)
-                .map_err(|e| DataFusionError::Plan(format!("{function}: {e}")))?,
-            model: engine.model(self.text("model")?)?,
+            precision: match self.text("precision")? {
+                None => Dtype::default(),
+                Some(text) => dtype(text).map_err(|e| wrong_option(function, text, e))?,
+            },
+            model: self.model(engine)?,
         };
         let given = self.function.position(TOTAL_NAME).and_then(|at| self.constants.get(at));
         let is_given = given.is_some_and(|total| total.is_none_or(|value| !value.is_null()));

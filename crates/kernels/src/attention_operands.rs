@@ -1,4 +1,4 @@
-//! Operands of [`super::attention_learning`]: keys, values and queries of a head in the layouts that its products read,
+//! Operands of [`super::attention_backward`]: keys, values and queries of a head in the layouts that its products read,
 //! and those products.
 
 use super::isa::Isa;

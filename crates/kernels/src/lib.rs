@@ -3,7 +3,7 @@
 //! - Inference: linear layers in f32, bf16 and int8 ([`Linear`]), attention of the encoder ([`Attention`]) and of the
 //!   decoder ([`Favor`]), norms and activations. A row's result does not depend on the other rows of a batch or on the
 //!   number of threads: every reduction has a fixed order.
-//! - Training: the same with backward passes ([`Dense`], [`LearningAttention`], [`LearningFavor`], [`norm_backward`]…).
+//! - Training: the same with backward passes ([`TrainableLinear`], [`TrainableAttention`], [`TrainableFavor`], [`norm_backward`]…).
 //!   They take one cell at a time and start no threads, because training distributes whole cells over threads.
 //! - [`device`]: kernels for training on GPUs (feature `cuda`), and the same as plain loops.
 //!
@@ -31,19 +31,19 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
-mod attention_learning;
+mod attention_backward;
 mod attention_operands;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod backward;
-mod dense;
 mod detection;
 pub mod device;
 mod favor;
-mod favor_learning;
+mod favor_backward;
 mod favor_rows;
 mod isa;
 mod linear;
+mod linear_backward;
 mod norm;
 mod numeric;
 mod operands;
@@ -56,14 +56,16 @@ mod softmax;
 mod view;
 
 pub use attention::Attention;
-pub use attention_learning::{AttentionScratch, LearningAttention};
+pub use attention_backward::{AttentionScratch, TrainableAttention};
 pub use backward::{add_scaled, gelu_backward, norm_backward, softmax_backward};
 pub use cellql_dtype::{Dtype, UnknownDtype};
-pub use dense::{Dense, DenseGradient, DenseScratch, transposed};
 pub use favor::{Context, FEATURE_EPS, Favor, FavorScratch, KeySums};
-pub use favor_learning::{KeyGradient, LearningContext, LearningFavor, LearningScratch, LearningSums, SumsGradient};
+pub use favor_backward::{
+    FavorBackwardScratch, KeyGradient, SumsGradient, TrainableContext, TrainableFavor, TrainableSums,
+};
 pub use isa::Isa;
 pub use linear::{Activations, BLOCK, Linear, Then};
+pub use linear_backward::{LinearGradient, LinearScratch, TrainableLinear, transposed};
 pub use norm::{LayerNorm, NORM_EPS};
 pub use numeric::gelu;
 pub use rows::Rows;

@@ -37,7 +37,6 @@
 //! ```
 
 mod batch;
-mod checkpoint;
 mod config;
 mod custom_ops;
 mod decoder;
@@ -49,6 +48,7 @@ mod export;
 mod file;
 mod file_bytes;
 mod fused;
+mod import;
 mod init;
 mod input;
 mod model;
@@ -62,7 +62,6 @@ mod xtrimogene;
 
 pub use batch::DEFAULT_TOKEN_BUDGET;
 pub use batch::Packed;
-pub use checkpoint::{CheckpointKey, read_checkpoint, read_safetensors};
 pub use config::{Config, DecoderConfig, EncoderConfig, Size};
 pub use device::Device;
 pub use error::{ModelError, Result};
@@ -70,6 +69,7 @@ pub use export::write_checkpoint;
 pub use file::{Provenance, Weights, decode, encode};
 pub use file_bytes::FileBytes;
 pub use fused::FusedOps;
+pub use import::{CheckpointKey, read_checkpoint, read_safetensors};
 pub use init::initialise;
 pub use input::{NotCounts, NotEmbeddable, Sample, Tokens};
 pub use model::{Embeddings, Model};

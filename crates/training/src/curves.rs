@@ -1,5 +1,6 @@
 //! Pictures of a run: losses over cells, drawn as SVG.
 
+use plotters::coord::CoordTranslate;
 use plotters::prelude::*;
 
 use crate::error::{Result, TrainingError};
@@ -47,6 +48,19 @@ pub fn ticks(low: f64, high: f64) -> Vec<f64> {
     (first..=(high / step).floor() as i64).map(|n| n as f64 * step).collect()
 }
 
+/// What stands before a label in a legend: a short line in the style of its series.
+pub(crate) fn legend_line(style: ShapeStyle) -> impl Fn((i32, i32)) -> PathElement<(i32, i32)> {
+    move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style)
+}
+
+/// Draws the legend of a chart in its upper right corner.
+pub(crate) fn draw_legend<'a, DB: DrawingBackend + 'a, CT: CoordTranslate>(
+    chart: &mut ChartContext<'a, DB, CT>,
+) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    let mut labels = chart.configure_series_labels();
+    labels.position(SeriesLabelPosition::UpperRight).background_style(WHITE.mix(0.8)).border_style(BLACK).draw()
+}
+
 fn draw(
     svg: &mut String,
     title: &str,
@@ -71,14 +85,9 @@ fn draw(
         .draw()?;
     for (points, colour, label) in [(learned, LEARNED, "cells learned from"), (held, HELD_OUT, "held-out cells")] {
         let line = chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
-        line.label(label).legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
+        line.label(label).legend(legend_line(colour.stroke_width(2)));
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK)
-        .draw()?;
+    draw_legend(&mut chart)?;
     root.present()?;
     Ok(())
 }

@@ -18,9 +18,10 @@
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
-use rand_distr::{Beta, Binomial, Distribution};
+use rand_distr::{Beta, Distribution};
 use serde::{Deserialize, Serialize};
 
+use crate::downsampling::downsampled;
 use crate::error::{Result, TrainingError};
 
 /// The largest count. Sums of counts up to it are exact in 64 bits.
@@ -175,14 +176,10 @@ impl ReadDepthAware {
         let part = Beta::new(self.kept_fraction.0, self.kept_fraction.1).map_err(|e| wrong(&e))?;
         loop {
             let part = part.sample(rng);
-            let downsample = |&count: &u64| match count {
-                0 => Ok(0),
-                count => Binomial::new(count, part).map(|counts| counts.sample(rng)),
-            };
-            let downsampled = full.iter().map(downsample).collect::<Result<Vec<u64>, _>>().map_err(|e| wrong(&e))?;
+            let kept = full.iter().map(|count| downsampled(*count, part, rng)).collect::<Result<Vec<u64>>>()?;
             // Fewer counts have no depth above zero. That happens about once in a million draws.
-            if downsampled.iter().sum::<u64>() >= 2 {
-                return Ok(downsampled);
+            if kept.iter().sum::<u64>() >= 2 {
+                return Ok(kept);
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use plotters::prelude::*;
 
-use crate::curves::ticks;
+use crate::curves::{draw_legend, legend_line, ticks};
 use crate::error::{Result, TrainingError};
 use cellql_model::Config;
 
@@ -88,14 +88,9 @@ fn draw(
         chart
             .draw_series(LineSeries::new(points, colour.stroke_width(2)).point_size(3))?
             .label(&line.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
+            .legend(legend_line(colour.stroke_width(2)));
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK)
-        .draw()?;
+    draw_legend(&mut chart)?;
     root.present()?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! One cell, forward and backward: encoder, decoder, loss at the masked positions, and the gradient of every weight.
 
-use cellql_kernels::{BLOCK, LearningContext, Rows, RowsView, RowsViewMut, Then, add_scaled, dot};
+use cellql_kernels::{BLOCK, Rows, RowsView, RowsViewMut, Then, TrainableContext, add_scaled, dot};
 
 use super::decoder::{self, QueryRows, SharedQueries};
 use super::encoder::blocks;
@@ -46,7 +46,7 @@ struct Forward {
     own: Rows,
     /// The shared rows at the cell's own positions.
     own_as_zero: Rows,
-    contexts: Vec<LearningContext>,
+    contexts: Vec<TrainableContext>,
     /// Masked positions before and after the last layer, `[masked, width]`.
     queries: Rows,
     answers: Rows,
@@ -117,7 +117,7 @@ impl Network<'_> {
         let mut own = Rows::new(own_tokens.1, self.width);
         for (first, rows) in blocks(own_tokens.1) {
             let x = own_tokens.0.view(first);
-            self.embed.dense.forward(x, rows, Then::Bias, own.view_mut(first), &mut scratch.activations);
+            self.embed.linear.forward(x, rows, Then::Bias, own.view_mut(first), &mut scratch.activations);
         }
         self.decode(cell, own_tokens.0, own, shared, scratch)
     }
@@ -201,7 +201,7 @@ impl Network<'_> {
         own_as_zero: &Rows,
         shared: &SharedRows,
         scratch: &mut decoder::Scratch,
-    ) -> LearningContext {
+    ) -> TrainableContext {
         let (layer, count) = (&self.layers[0], cell.own().len());
         let (mut sums, mut added) = (shared.sums.clone(), layer.favor().no_keys());
         layer.add_keys(own_as_zero, count, -1.0, &mut sums, None, scratch);
@@ -305,9 +305,9 @@ impl Network<'_> {
         let (tokens, own) = (cell.positions.len(), &cell.own);
         let (mut d_encoded, mut d_tokens) = (Rows::new(tokens, self.dim), Rows::new(BLOCK, self.dim));
         for (first, rows) in blocks(own.len()) {
-            gradient.embed.add(d_own.view(first), forward.own_tokens.view(first), rows, &mut scratch.dense);
+            gradient.embed.add(d_own.view(first), forward.own_tokens.view(first), rows, &mut scratch.linear);
             let activations = &mut scratch.activations;
-            self.embed.dense.backward(d_own.view(first), rows, Then::Bias, d_tokens.view_mut(0), activations);
+            self.embed.linear.backward(d_own.view(first), rows, Then::Bias, d_tokens.view_mut(0), activations);
             for i in 0..rows {
                 let d = d_tokens.row(i);
                 gradient.add_position(own[first + i], d);

@@ -12,8 +12,8 @@
 use std::ops::Range;
 
 use cellql_kernels::{
-    Activations, BLOCK, DenseGradient, DenseScratch, Dtype, Isa, KeyGradient, LearningContext, LearningFavor,
-    LearningScratch, LearningSums, Rows, RowsView, SumsGradient, Then, add_scaled, gelu, gelu_backward,
+    Activations, BLOCK, Dtype, FavorBackwardScratch, Isa, KeyGradient, LinearGradient, LinearScratch, Rows, RowsView,
+    SumsGradient, Then, TrainableContext, TrainableFavor, TrainableSums, add_scaled, gelu, gelu_backward,
 };
 
 use super::encoder::blocks;
@@ -35,7 +35,7 @@ pub(super) struct Layer {
     key: Linear,
     value: Linear,
     out: Linear,
-    favor: LearningFavor,
+    favor: TrainableFavor,
     feed_norm: Norm,
     w1: Linear,
     w2: Linear,
@@ -44,13 +44,13 @@ pub(super) struct Layer {
 #[derive(Debug, Clone)]
 pub(super) struct LayerGradient {
     norm: NormGradient,
-    query: DenseGradient,
-    key: DenseGradient,
-    value: DenseGradient,
-    out: DenseGradient,
+    query: LinearGradient,
+    key: LinearGradient,
+    value: LinearGradient,
+    out: LinearGradient,
     feed_norm: NormGradient,
-    w1: DenseGradient,
-    w2: DenseGradient,
+    w1: LinearGradient,
+    w2: LinearGradient,
 }
 
 /// Rows whose queries a layer answers.
@@ -131,9 +131,9 @@ pub(super) struct Scratch {
     d_h: Rows,
     d_attended: Rows,
     d_q: Rows,
-    favor: LearningScratch,
+    favor: FavorBackwardScratch,
     activations: Activations,
-    dense: DenseScratch,
+    linear: LinearScratch,
 }
 
 impl Scratch {
@@ -174,7 +174,7 @@ impl Layer {
     pub(super) fn pack(parameters: &FlatWeights, dtype: Dtype, n: usize) -> Result<Self> {
         let (decoder, at) = (&parameters.config().decoder, format!("decoder.performer.net.layers.{n}"));
         let (width, inner) = (decoder.hidden_dim, decoder.heads * decoder.dim_head);
-        let linear = |name: &str, from, to| Linear::pack(parameters, dtype, &format!("{at}.{name}"), from, to);
+        let layer = |name: &str, from, to| Linear::pack(parameters, dtype, &format!("{at}.{name}"), from, to);
         let shape = [parameters.config().nb_features(), decoder.dim_head];
         let projection = parameters.buffer(&format!("{at}.0.fn.fast_attention.projection_matrix"), &shape)?;
         Ok(Self {
@@ -183,18 +183,18 @@ impl Layer {
             heads: decoder.heads,
             inner,
             norm: Norm::pack(parameters, &format!("{at}.0.norm"), width)?,
-            query: linear("0.fn.to_q", width, inner)?,
-            key: linear("0.fn.to_k", width, inner)?,
-            value: linear("0.fn.to_v", width, inner)?,
-            out: linear("0.fn.to_out", inner, width)?,
-            favor: LearningFavor::new(Isa::best(), &projection, decoder.heads, decoder.dim_head),
+            query: layer("0.fn.to_q", width, inner)?,
+            key: layer("0.fn.to_k", width, inner)?,
+            value: layer("0.fn.to_v", width, inner)?,
+            out: layer("0.fn.to_out", inner, width)?,
+            favor: TrainableFavor::new(Isa::best(), &projection, decoder.heads, decoder.dim_head),
             feed_norm: Norm::pack(parameters, &format!("{at}.1.norm"), width)?,
-            w1: linear("1.fn.fn.w1", width, 4 * width)?,
-            w2: linear("1.fn.fn.w2", 4 * width, width)?,
+            w1: layer("1.fn.fn.w1", width, 4 * width)?,
+            w2: layer("1.fn.fn.w2", 4 * width, width)?,
         })
     }
 
-    pub(super) fn favor(&self) -> &LearningFavor {
+    pub(super) fn favor(&self) -> &TrainableFavor {
         &self.favor
     }
 
@@ -217,8 +217,8 @@ impl Layer {
         let Scratch { h, keys, activations, .. } = scratch;
         let KeysAndValues { k, v } = &mut keys[slot];
         self.norm.forward(x, rows, h);
-        self.key.dense.forward(h.view(0), rows, Then::Bias, k.view_mut(place), activations);
-        self.value.dense.forward(h.view(0), rows, Then::Bias, v.view_mut(place), activations);
+        self.key.linear.forward(h.view(0), rows, Then::Bias, k.view_mut(place), activations);
+        self.value.linear.forward(h.view(0), rows, Then::Bias, v.view_mut(place), activations);
     }
 
     /// Adds the keys of some rows to sums (`sign` 1) or subtracts them (−1). Appends their largest x'·Pᵀ to `largest`,
@@ -228,7 +228,7 @@ impl Layer {
         x: &Rows,
         count: usize,
         sign: f32,
-        sums: &mut LearningSums,
+        sums: &mut TrainableSums,
         mut largest: Option<&mut Vec<f32>>,
         scratch: &mut Scratch,
     ) {
@@ -251,7 +251,7 @@ impl Layer {
             self.norm.forward(x.view(first), rows, &mut scratch.h);
             scratch.q.resize(BLOCK, self.inner);
             let h = scratch.h.view(0);
-            self.query.dense.forward(h, rows, Then::Bias, scratch.q.view_mut(0), &mut scratch.activations);
+            self.query.linear.forward(h, rows, Then::Bias, scratch.q.view_mut(0), &mut scratch.activations);
             self.favor.query_features(scratch.q.view(0), rows, &mut scratch.e);
             out.scatter(&scratch.e, first..first + rows);
         }
@@ -271,7 +271,7 @@ impl Layer {
             }
             None => {
                 self.norm.forward(x.view(0), at.len(), h);
-                self.query.dense.forward(h.view(0), at.len(), Then::Bias, q.view_mut(0), activations);
+                self.query.linear.forward(h.view(0), at.len(), Then::Bias, q.view_mut(0), activations);
                 self.favor.query_features(q.view(0), at.len(), e);
             }
         }
@@ -279,16 +279,16 @@ impl Layer {
 
     /// Computes the [`LayerActivations`] of `rows` query rows, which come after `before` others. The input of the
     /// feed-forward goes to `scratch.h2`.
-    fn feed_forward(&self, rows: usize, before: usize, context: &LearningContext, scratch: &mut Scratch) {
+    fn feed_forward(&self, rows: usize, before: usize, context: &TrainableContext, scratch: &mut Scratch) {
         let (slot, place) = scratch.slot(self.n, before);
         let Scratch { x, e, layer_activations, h2, favor, activations, .. } = scratch;
         let LayerActivations { over, attended, y, hidden } = &mut layer_activations[slot];
         let over = &mut over[place * self.heads..][..rows * self.heads];
         self.favor.attend(e.view(0), rows, context, attended.view_mut(place), over, favor);
         let add = Then::Add(x.view(0));
-        self.out.dense.forward(attended.view(place), rows, add, y.view_mut(place), activations);
+        self.out.linear.forward(attended.view(place), rows, add, y.view_mut(place), activations);
         self.feed_norm.forward(y.view(place), rows, h2);
-        self.w1.dense.forward(h2.view(0), rows, Then::Bias, hidden.view_mut(place), activations);
+        self.w1.linear.forward(h2.view(0), rows, Then::Bias, hidden.view_mut(place), activations);
     }
 
     /// Some rows through the layer, which has `all` query rows in total.
@@ -296,7 +296,7 @@ impl Layer {
         &self,
         queries: &QueryRows,
         all: usize,
-        context: &LearningContext,
+        context: &TrainableContext,
         out: &mut Rows,
         scratch: &mut Scratch,
     ) {
@@ -312,7 +312,7 @@ impl Layer {
             hidden.gather(&layer_activations[slot].hidden, place..place + rows);
             (0..rows).for_each(|i| gelu(hidden.row_mut(i)));
             let add = Then::Add(layer_activations[slot].y.view(place));
-            self.w2.dense.forward(hidden.view(0), rows, add, answer.view_mut(0), activations);
+            self.w2.linear.forward(hidden.view(0), rows, add, answer.view_mut(0), activations);
             out.scatter(answer, to.iter().copied());
         }
     }
@@ -323,7 +323,7 @@ impl Layer {
     pub(super) fn backward(
         &self,
         queries: &QueryRows,
-        context: &LearningContext,
+        context: &TrainableContext,
         d: &mut Rows,
         mut shared: Option<SharedQueries>,
         sums: &mut SumsGradient,
@@ -359,14 +359,14 @@ impl Layer {
         &self,
         rows: usize,
         before: usize,
-        context: &LearningContext,
+        context: &TrainableContext,
         sums: &mut SumsGradient,
         gradient: &mut LayerGradient,
         scratch: &mut Scratch,
     ) {
         let (slot, place) = scratch.slot(self.n, before);
         let Scratch {
-            layer_activations, e, t, d, h2, d_hidden, d_y, d_h, d_attended, favor, activations, dense, ..
+            layer_activations, e, t, d, h2, d_hidden, d_y, d_h, d_attended, favor, activations, linear, ..
         } = scratch;
         let LayerActivations { over, attended, y, hidden } = &mut layer_activations[slot];
         let over = &over[place * self.heads..][..rows * self.heads];
@@ -375,27 +375,27 @@ impl Layer {
             rows.resize(BLOCK, width);
         }
         d_attended.resize(BLOCK, inner);
-        self.w2.dense.backward(d.view(0), rows, Then::Bias, d_hidden.view_mut(0), activations);
+        self.w2.linear.backward(d.view(0), rows, Then::Bias, d_hidden.view_mut(0), activations);
         (0..rows).for_each(|i| gelu_backward(hidden.row_mut(place + i), d_hidden.row_mut(i)));
-        gradient.w2.add(d.view(0), hidden.view(place), rows, dense);
-        gradient.w1.add(d_hidden.view(0), h2.view(0), rows, dense);
-        self.w1.dense.backward(d_hidden.view(0), rows, Then::Bias, d_h.view_mut(0), activations);
+        gradient.w2.add(d.view(0), hidden.view(place), rows, linear);
+        gradient.w1.add(d_hidden.view(0), h2.view(0), rows, linear);
+        self.w1.linear.backward(d_hidden.view(0), rows, Then::Bias, d_h.view_mut(0), activations);
         d_y.gather(d, 0..rows);
         self.feed_norm.backward(y.view(place), d_h.view(0), rows, d_y.view_mut(0), &mut gradient.feed_norm);
-        gradient.out.add(d_y.view(0), attended.view(place), rows, dense);
-        self.out.dense.backward(d_y.view(0), rows, Then::Bias, d_attended.view_mut(0), activations);
+        gradient.out.add(d_y.view(0), attended.view(place), rows, linear);
+        self.out.linear.backward(d_y.view(0), rows, Then::Bias, d_attended.view_mut(0), activations);
         let (attended, d_attended) = (attended.view(place), d_attended.view_mut(0));
         self.favor.attend_backward(e.view(0), rows, context, over, attended, d_attended, t, sums, favor);
     }
 
     /// Adds the gradient through the queries of a block, `scratch.x`, to `scratch.d_y`, from their t.
     fn queries_backward(&self, rows: usize, gradient: &mut LayerGradient, scratch: &mut Scratch) {
-        let Scratch { x, t, h, q, d_y, d_h, d_q, favor, activations, dense, .. } = scratch;
+        let Scratch { x, t, h, q, d_y, d_h, d_q, favor, activations, linear, .. } = scratch;
         d_h.resize(BLOCK, self.width);
         d_q.resize(BLOCK, self.inner);
         self.favor.inputs_backward(q.view(0), rows, t.view(0), d_q.view_mut(0), favor);
-        gradient.query.add(d_q.view(0), h.view(0), rows, dense);
-        self.query.dense.backward(d_q.view(0), rows, Then::Bias, d_h.view_mut(0), activations);
+        gradient.query.add(d_q.view(0), h.view(0), rows, linear);
+        self.query.linear.backward(d_q.view(0), rows, Then::Bias, d_h.view_mut(0), activations);
         self.norm.backward(x.view(0), d_h.view(0), rows, d_y.view_mut(0), &mut gradient.norm);
     }
 
@@ -422,7 +422,7 @@ impl Layer {
             t.gather(features, at.start + first..at.start + first + rows);
             d_y.gather(d, first..first + rows);
             self.norm.forward(block.view(0), rows, h);
-            self.query.dense.forward(h.view(0), rows, Then::Bias, q.view_mut(0), activations);
+            self.query.linear.forward(h.view(0), rows, Then::Bias, q.view_mut(0), activations);
             self.queries_backward(rows, gradient, scratch);
             d.scatter(&scratch.d_y, first..first + rows);
         }
@@ -450,7 +450,7 @@ impl Layer {
                     self.keys(x.view(first), (first, rows), scratch);
                 }
             }
-            let Scratch { h, keys: made, d_h, d_q: d_k, d_attended: d_v, d_y, favor, activations, dense, .. } =
+            let Scratch { h, keys: made, d_h, d_q: d_k, d_attended: d_v, d_y, favor, activations, linear, .. } =
                 &mut *scratch;
             let (k, v) = (made[slot].k.view(place), made[slot].v.view(place));
             for (rows, width) in [(&mut *d_k, inner), (&mut *d_v, inner), (&mut *d_h, width), (&mut *d_y, width)] {
@@ -462,11 +462,11 @@ impl Layer {
                     d_k.row_mut(i).iter_mut().chain(d_v.row_mut(i)).for_each(|d| *d = -*d);
                 }
             }
-            gradient.key.add(d_k.view(0), h.view(0), rows, dense);
-            gradient.value.add(d_v.view(0), h.view(0), rows, dense);
-            self.key.dense.backward(d_k.view(0), rows, Then::Bias, d_y.view_mut(0), activations);
+            gradient.key.add(d_k.view(0), h.view(0), rows, linear);
+            gradient.value.add(d_v.view(0), h.view(0), rows, linear);
+            self.key.linear.backward(d_k.view(0), rows, Then::Bias, d_y.view_mut(0), activations);
             let add = Then::Add(d_y.view(0));
-            self.value.dense.backward(d_v.view(0), rows, add, d_h.view_mut(0), activations);
+            self.value.linear.backward(d_v.view(0), rows, add, d_h.view_mut(0), activations);
             self.norm.backward(x.view(first), d_h.view(0), rows, d.view_mut(first), &mut gradient.norm);
         }
     }

@@ -6,7 +6,7 @@
 //! backward pass.
 
 use cellql_kernels::{
-    Activations, AttentionScratch, BLOCK, DenseGradient, DenseScratch, Dtype, Isa, LearningAttention, Rows, Then,
+    Activations, AttentionScratch, BLOCK, Dtype, Isa, LinearGradient, LinearScratch, Rows, Then, TrainableAttention,
 };
 
 use super::layers::{Linear, Norm, NormGradient};
@@ -25,10 +25,10 @@ struct Layer {
 
 #[derive(Debug, Clone)]
 struct LayerGradient {
-    in_proj: DenseGradient,
-    out_proj: DenseGradient,
-    linear1: DenseGradient,
-    linear2: DenseGradient,
+    in_proj: LinearGradient,
+    out_proj: LinearGradient,
+    linear1: LinearGradient,
+    linear2: LinearGradient,
     norm1: NormGradient,
     norm2: NormGradient,
 }
@@ -38,7 +38,7 @@ struct LayerGradient {
 pub(super) struct Encoder {
     layers: Vec<Layer>,
     norm: Norm,
-    attention: LearningAttention,
+    attention: TrainableAttention,
     dim: usize,
 }
 
@@ -83,7 +83,7 @@ pub(super) struct Scratch {
     d_hidden: Rows,
     d_y: Rows,
     activations: Activations,
-    dense: DenseScratch,
+    linear: LinearScratch,
     attention: AttentionScratch,
 }
 
@@ -132,12 +132,12 @@ impl Encoder {
         let layer = |n: usize| -> Result<Layer> {
             let at = format!("encoder.transformer_encoder.{n}");
             let (weight, bias) = (format!("{at}.self_attn.in_proj_weight"), format!("{at}.self_attn.in_proj_bias"));
-            let linear = |name: &str, from, to| Linear::pack(parameters, dtype, &format!("{at}.{name}"), from, to);
+            let layer = |name: &str, from, to| Linear::pack(parameters, dtype, &format!("{at}.{name}"), from, to);
             Ok(Layer {
                 in_proj: Linear::pack_named(parameters, dtype, &weight, &bias, dim, 3 * dim)?,
-                out_proj: linear("self_attn.out_proj", dim, dim)?,
-                linear1: linear("linear1", dim, 4 * dim)?,
-                linear2: linear("linear2", 4 * dim, dim)?,
+                out_proj: layer("self_attn.out_proj", dim, dim)?,
+                linear1: layer("linear1", dim, 4 * dim)?,
+                linear2: layer("linear2", 4 * dim, dim)?,
                 norm1: Norm::pack(parameters, &format!("{at}.norm1"), dim)?,
                 norm2: Norm::pack(parameters, &format!("{at}.norm2"), dim)?,
             })
@@ -145,7 +145,7 @@ impl Encoder {
         Ok(Self {
             layers: (0..parameters.config().encoder.depth).map(layer).collect::<Result<_>>()?,
             norm: Norm::pack(parameters, "encoder.norm", dim)?,
-            attention: LearningAttention { isa: Isa::best(), dtype, heads, dim: dim / heads },
+            attention: TrainableAttention { isa: Isa::best(), dtype, heads, dim: dim / heads },
             dim,
         })
     }
@@ -194,7 +194,7 @@ impl Encoder {
         let Scratch { stored: StoredActivations { entered, qkv, .. }, activations, .. } = scratch;
         for (first, rows) in blocks(tokens) {
             let (x, out) = (entered[n].view(first), qkv[slot].view_mut(first));
-            self.layers[n].in_proj.dense.forward(x, rows, Then::Bias, out, activations);
+            self.layers[n].in_proj.linear.forward(x, rows, Then::Bias, out, activations);
         }
     }
 
@@ -208,11 +208,11 @@ impl Encoder {
         let residual = entered[n].view(first);
         let add = Then::Add(residual);
         let attended = attended[n].0.view(first);
-        layer.out_proj.dense.forward(attended, rows, add, before1.view_mut(place), activations);
+        layer.out_proj.linear.forward(attended, rows, add, before1.view_mut(place), activations);
         layer.norm1.forward(before1.view(place), rows, y);
-        layer.linear1.dense.forward(y.view(0), rows, Then::Relu, hidden.view_mut(place), activations);
+        layer.linear1.linear.forward(y.view(0), rows, Then::Relu, hidden.view_mut(place), activations);
         let add = Then::Add(y.view(0));
-        layer.linear2.dense.forward(hidden.view(place), rows, add, before2.view_mut(place), activations);
+        layer.linear2.linear.forward(hidden.view(place), rows, add, before2.view_mut(place), activations);
     }
 
     /// From the gradient of the encoded tokens to that of the tokens, in place. `scratch` is as [`Encoder::forward`]
@@ -233,15 +233,15 @@ impl Encoder {
                 self.feed_forward_backward(n, first, rows, d, gradient, scratch);
             }
             let slot = scratch.slot(n);
-            let Scratch { stored, d_qkv, d_attended, y: around, attention, activations, dense, .. } = scratch;
+            let Scratch { stored, d_qkv, d_attended, y: around, attention, activations, linear, .. } = scratch;
             let (qkv, (attended, log_sums)) = (stored.qkv[slot].view(0), &stored.attended[n]);
             let (out, d_out) = (attended.view(0), d_attended.view(0));
             self.attention.backward(qkv, tokens, out, log_sums, d_out, d_qkv.view_mut(0), attention);
             for (first, rows) in blocks(tokens) {
-                gradient.in_proj.add(d_qkv.view(first), stored.entered[n].view(first), rows, dense);
+                gradient.in_proj.add(d_qkv.view(first), stored.entered[n].view(first), rows, linear);
                 around.gather(d, first..first + rows);
                 let add = Then::Add(around.view(0));
-                layer.in_proj.dense.backward(d_qkv.view(first), rows, add, d.view_mut(first), activations);
+                layer.in_proj.linear.backward(d_qkv.view(first), rows, add, d.view_mut(first), activations);
             }
         }
     }
@@ -264,27 +264,27 @@ impl Encoder {
             }
             false => self.feed_forward(n, first, rows, scratch),
         }
-        let Scratch { stored, d_attended, y, d_before2, d_hidden, d_y, activations, dense, .. } = scratch;
+        let Scratch { stored, d_attended, y, d_before2, d_hidden, d_y, activations, linear, .. } = scratch;
         let LayerActivations { before1, hidden, before2 } = &stored.layer_activations[slot];
         for (rows, width) in [(&mut *d_before2, self.dim), (&mut *d_hidden, 4 * self.dim), (&mut *d_y, self.dim)] {
             rows.resize(BLOCK, width);
         }
         d_before2.clear();
         layer.norm2.backward(before2.view(place), d.view(first), rows, d_before2.view_mut(0), &mut gradient.norm2);
-        gradient.linear2.add(d_before2.view(0), hidden.view(place), rows, dense);
-        layer.linear2.dense.backward(d_before2.view(0), rows, Then::Bias, d_hidden.view_mut(0), activations);
+        gradient.linear2.add(d_before2.view(0), hidden.view(place), rows, linear);
+        layer.linear2.linear.backward(d_before2.view(0), rows, Then::Bias, d_hidden.view_mut(0), activations);
         for i in 0..rows {
             let through = d_hidden.row_mut(i).iter_mut().zip(hidden.row(place + i));
             through.for_each(|(d, h)| *d = if *h > 0.0 { *d } else { 0.0 });
         }
-        gradient.linear1.add(d_hidden.view(0), y.view(0), rows, dense);
+        gradient.linear1.add(d_hidden.view(0), y.view(0), rows, linear);
         let add = Then::Add(d_before2.view(0));
-        layer.linear1.dense.backward(d_hidden.view(0), rows, add, d_y.view_mut(0), activations);
+        layer.linear1.linear.backward(d_hidden.view(0), rows, add, d_y.view_mut(0), activations);
         (first..first + rows).for_each(|i| d.row_mut(i).fill(0.0));
         layer.norm1.backward(before1.view(place), d_y.view(0), rows, d.view_mut(first), &mut gradient.norm1);
         let attended = stored.attended[n].0.view(first);
-        gradient.out_proj.add(d.view(first), attended, rows, dense);
-        layer.out_proj.dense.backward(d.view(first), rows, Then::Bias, d_attended.view_mut(first), activations);
+        gradient.out_proj.add(d.view(first), attended, rows, linear);
+        layer.out_proj.linear.backward(d.view(first), rows, Then::Bias, d_attended.view_mut(first), activations);
     }
 
     /// Adds a gradient to the flat vector of all gradients.

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use cellql_kernels::{BLOCK, Dense, DenseGradient, Dtype, Isa, LayerNorm, Rows, RowsView, RowsViewMut, norm_backward};
+use cellql_kernels::{
+    BLOCK, Dtype, Isa, LayerNorm, LinearGradient, Rows, RowsView, RowsViewMut, TrainableLinear, norm_backward,
+};
 
 use crate::error::Result;
 use crate::flat_weights::FlatWeights;
@@ -10,7 +12,7 @@ use crate::flat_weights::FlatWeights;
 /// A linear layer, packed for a step.
 #[derive(Debug)]
 pub(super) struct Linear {
-    pub(super) dense: Dense,
+    pub(super) linear: TrainableLinear,
     dtype: Dtype,
     inputs: usize,
     outputs: usize,
@@ -39,17 +41,18 @@ impl Linear {
     ) -> Result<Self> {
         let (weight, bias) = (parameters.at(weight, &[outputs, inputs])?, parameters.at(bias, &[outputs])?);
         let values = &parameters.values;
-        let dense = Dense::pack(Isa::best(), dtype, &values[weight.clone()], &values[bias.clone()], inputs, outputs);
-        Ok(Self { dense, dtype, inputs, outputs, weight, bias })
+        let linear =
+            TrainableLinear::pack(Isa::best(), dtype, &values[weight.clone()], &values[bias.clone()], inputs, outputs);
+        Ok(Self { linear, dtype, inputs, outputs, weight, bias })
     }
 
     /// A gradient of zero.
-    pub(super) fn gradient(&self) -> DenseGradient {
-        DenseGradient::new(Isa::best(), self.dtype, self.inputs, self.outputs)
+    pub(super) fn gradient(&self) -> LinearGradient {
+        LinearGradient::new(Isa::best(), self.dtype, self.inputs, self.outputs)
     }
 
     /// Adds a gradient to the flat vector of all gradients.
-    pub(super) fn add_to(&self, gradient: &DenseGradient, flat: &mut [f32]) {
+    pub(super) fn add_to(&self, gradient: &LinearGradient, flat: &mut [f32]) {
         // Two tensors never share numbers.
         if let Ok([weight, bias]) = flat.get_disjoint_mut([self.weight.clone(), self.bias.clone()]) {
             gradient.add_to(weight, bias);

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use cellql_kernels::{Activations, BLOCK, LearningSums, Rows, Then, add_scaled};
+use cellql_kernels::{Activations, BLOCK, Rows, Then, TrainableSums, add_scaled};
 use rayon::prelude::*;
 
 use super::Network;
@@ -19,7 +19,7 @@ use super::thread_state::ThreadState;
 pub(super) struct SharedRows {
     /// Input of the first layer, `[positions, width]`.
     pub(super) rows: Rows,
-    pub(super) sums: LearningSums,
+    pub(super) sums: TrainableSums,
     /// Per position, over all heads.
     pub(super) largest: Vec<f32>,
     /// Features of queries, `[positions, features]`; `None` where the first layer is the last, which has few query
@@ -59,7 +59,13 @@ impl Network<'_> {
             let (tokens, mut rows) = (self.zero_tokens(at.clone()), Rows::new(at.len(), self.width));
             let mut activations = Activations::default();
             for (first, count) in blocks(at.len()) {
-                self.embed.dense.forward(tokens.view(first), count, Then::Bias, rows.view_mut(first), &mut activations);
+                self.embed.linear.forward(
+                    tokens.view(first),
+                    count,
+                    Then::Bias,
+                    rows.view_mut(first),
+                    &mut activations,
+                );
             }
             let (layer, mut largest) = (&self.layers[0], Vec::new());
             let mut sums = layer.favor().no_keys();
@@ -126,9 +132,9 @@ impl Network<'_> {
             let tokens = self.zero_tokens(at.clone());
             let mut d_tokens = Rows::new(BLOCK, self.dim);
             for (first, rows) in blocks(at.len()) {
-                gradient.embed.add(d.view(first), tokens.view(first), rows, &mut thread.scratch.dense);
+                gradient.embed.add(d.view(first), tokens.view(first), rows, &mut thread.scratch.linear);
                 let activations = &mut thread.scratch.activations;
-                self.embed.dense.backward(d.view(first), rows, Then::Bias, d_tokens.view_mut(0), activations);
+                self.embed.linear.backward(d.view(first), rows, Then::Bias, d_tokens.view_mut(0), activations);
                 for i in 0..rows {
                     let d = d_tokens.row(i);
                     gradient.add_position(at.start + first + i, d);

@@ -1,6 +1,6 @@
 //! What a thread holds while it goes through its cells of a batch: gradients, loss and buffers.
 
-use cellql_kernels::{Activations, DenseGradient, DenseScratch, KeyGradient, Rows, add_scaled};
+use cellql_kernels::{Activations, KeyGradient, LinearGradient, LinearScratch, Rows, add_scaled};
 
 use super::Loss;
 use super::decoder::{self, LayerGradient};
@@ -13,7 +13,7 @@ use super::values::{self, ValuesGradient};
 pub(super) struct Gradient {
     pub(super) values: ValuesGradient,
     pub(super) encoder: EncoderGradient,
-    pub(super) embed: DenseGradient,
+    pub(super) embed: LinearGradient,
     pub(super) layers: Vec<LayerGradient>,
     pub(super) norms: [NormGradient; 2],
     /// Of `to_final`: weight, `[width]`, and bias.
@@ -37,7 +37,7 @@ pub(super) struct Scratch {
     pub(super) encoder: encoder::Scratch,
     pub(super) decoder: decoder::Scratch,
     pub(super) activations: Activations,
-    pub(super) dense: DenseScratch,
+    pub(super) linear: LinearScratch,
     /// Input of each decoder layer, and the gradient of one of them, `[positions, width]`.
     pub(super) entered: Vec<Rows>,
     pub(super) d: Rows,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use cellql_kernels::{
-    Activations, BLOCK, DenseGradient, DenseScratch, Dtype, Rows, RowsView, RowsViewMut, Then, softmax_backward,
+    Activations, BLOCK, Dtype, LinearGradient, LinearScratch, Rows, RowsView, RowsViewMut, Then, softmax_backward,
     transposed,
 };
 use cellql_model::{LEAK, mix_bins, value_bins};
@@ -19,7 +19,7 @@ pub(super) struct Values {
     bias: Vec<f32>,
     mlp2: Linear,
     /// `[bins, dim]`, as the products read it.
-    table: cellql_kernels::Dense,
+    table: cellql_kernels::TrainableLinear,
     table_at: Range<usize>,
     weight_at: Range<usize>,
     bias_at: Range<usize>,
@@ -33,8 +33,8 @@ pub(super) struct Values {
 pub(super) struct ValuesGradient {
     weight: Vec<f32>,
     bias: Vec<f32>,
-    mlp2: DenseGradient,
-    table: DenseGradient,
+    mlp2: LinearGradient,
+    table: LinearGradient,
     /// Of the vector of the mask token, `[dim]`.
     pub(super) mask: Vec<f32>,
 }
@@ -47,7 +47,7 @@ pub(super) struct Scratch {
     d_mixture: Rows,
     d_h: Rows,
     activations: Activations,
-    dense: DenseScratch,
+    linear: LinearScratch,
 }
 
 impl Values {
@@ -62,7 +62,14 @@ impl Values {
             weight: parameters.values[weight_at.clone()].to_vec(),
             bias: parameters.values[bias_at.clone()].to_vec(),
             mlp2: Linear::pack(parameters, Dtype::F32, "token_emb.mlp2", bins, bins)?,
-            table: cellql_kernels::Dense::pack(cellql_kernels::Isa::best(), Dtype::F32, &table, &[], bins, dim),
+            table: cellql_kernels::TrainableLinear::pack(
+                cellql_kernels::Isa::best(),
+                Dtype::F32,
+                &table,
+                &[],
+                bins,
+                dim,
+            ),
             table_at,
             weight_at,
             bias_at,
@@ -83,7 +90,7 @@ impl Values {
             weight: vec![0.0; bins],
             bias: vec![0.0; bins],
             mlp2: self.mlp2.gradient(),
-            table: DenseGradient::new(cellql_kernels::Isa::best(), Dtype::F32, bins, self.dim),
+            table: LinearGradient::new(cellql_kernels::Isa::best(), Dtype::F32, bins, self.dim),
             mask: vec![0.0; self.dim],
         }
     }
@@ -95,7 +102,7 @@ impl Values {
         h.resize(BLOCK, bins);
         mixture.resize(BLOCK, bins);
         value_bins(values, &self.weight, &self.bias, h);
-        self.mlp2.dense.forward(h.view(0), rows, Then::Bias, mixture.view_mut(0), activations);
+        self.mlp2.linear.forward(h.view(0), rows, Then::Bias, mixture.view_mut(0), activations);
         mix_bins(h, self.alpha, rows, mixture);
     }
 
@@ -110,14 +117,14 @@ impl Values {
     pub(super) fn backward(&self, values: &[f32], d: RowsView, gradient: &mut ValuesGradient, scratch: &mut Scratch) {
         self.mix(values, scratch);
         let (rows, bins) = (values.len(), self.weight.len());
-        let Scratch { h, mixture, d_mixture, d_h, activations, dense } = scratch;
+        let Scratch { h, mixture, d_mixture, d_h, activations, linear } = scratch;
         d_mixture.resize(BLOCK, bins);
         d_h.resize(BLOCK, bins);
-        gradient.table.add(d, mixture.view(0), rows, dense);
+        gradient.table.add(d, mixture.view(0), rows, linear);
         self.table.backward(d, rows, Then::Bias, d_mixture.view_mut(0), activations);
         (0..rows).for_each(|i| softmax_backward(mixture.row(i), d_mixture.row_mut(i)));
-        gradient.mlp2.add(d_mixture.view(0), h.view(0), rows, dense);
-        self.mlp2.dense.backward(d_mixture.view(0), rows, Then::Bias, d_h.view_mut(0), activations);
+        gradient.mlp2.add(d_mixture.view(0), h.view(0), rows, linear);
+        self.mlp2.linear.backward(d_mixture.view(0), rows, Then::Bias, d_h.view_mut(0), activations);
         for (i, v) in values.iter().enumerate() {
             let of_bins = d_h.row(i).iter().zip(d_mixture.row(i)).zip(h.row(i)).enumerate();
             for (bin, ((d_h, d_mixture), h)) in of_bins {

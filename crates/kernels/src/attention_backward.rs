@@ -22,7 +22,7 @@ use cellql_dtype::Dtype;
 /// Attention of one encoder layer that learns. Queries, keys and values of a token lie side by side, `[tokens,
 /// 3·heads·dim]`.
 #[derive(Debug, Clone, Copy)]
-pub struct LearningAttention {
+pub struct TrainableAttention {
     /// Instructions to use.
     pub isa: Isa,
     /// Of products: f32 or bf16, the latter for int8 too.
@@ -59,7 +59,7 @@ pub struct AttentionScratch {
 #[repr(align(64))]
 struct Column([f32; PANEL], [f32; PANEL]);
 
-impl LearningAttention {
+impl TrainableAttention {
     /// Attention of `tokens` tokens into `out`, `[tokens, heads·dim]`, and into `log_sums`, `[heads, tokens]`, the
     /// logarithm to base 2 of each query's sum of exponentials.
     pub fn forward(
@@ -107,7 +107,7 @@ impl LearningAttention {
         }
     }
 
-    /// The gradient of queries, keys and values, from what [`LearningAttention::forward`] read and wrote and from the
+    /// The gradient of queries, keys and values, from what [`TrainableAttention::forward`] read and wrote and from the
     /// gradient of its output.
     #[allow(clippy::too_many_arguments, reason = "what went in, what came out, and the gradients of both")]
     pub fn backward(
@@ -329,14 +329,14 @@ mod tests {
     }
 
     /// What attention gives, and the logarithms of its sums.
-    fn forward(attention: LearningAttention, qkv: &Rows, tokens: usize) -> (Rows, Vec<f32>) {
+    fn forward(attention: TrainableAttention, qkv: &Rows, tokens: usize) -> (Rows, Vec<f32>) {
         let mut out = Rows::new(tokens, attention.heads * attention.dim);
         let mut log_sums = vec![0.0; attention.heads * tokens];
         attention.forward(qkv.view(0), tokens, out.view_mut(0), &mut log_sums, &mut AttentionScratch::default());
         (out, log_sums)
     }
 
-    fn backward(attention: LearningAttention, qkv: &Rows, tokens: usize, d_out: &Rows) -> Rows {
+    fn backward(attention: TrainableAttention, qkv: &Rows, tokens: usize, d_out: &Rows) -> Rows {
         let (out, log_sums) = forward(attention, qkv, tokens);
         let mut d_qkv = Rows::new(tokens, 3 * attention.heads * attention.dim);
         let mut scratch = AttentionScratch::default();
@@ -355,7 +355,7 @@ mod tests {
     fn it_is_the_attention_of_inference() {
         for (tokens, heads, dim) in [(1, 2, 5), (130, 3, 40), (300, 2, 16)] {
             for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::Bf16, 2e-2)] {
-                let attention = LearningAttention { isa: Isa::best(), dtype, heads, dim };
+                let attention = TrainableAttention { isa: Isa::best(), dtype, heads, dim };
                 let qkv = random(tokens, 3 * heads * dim, 1);
                 let (ours, log_sums) = forward(attention, &qkv, tokens);
                 let mut out = vec![0.0; tokens * heads * dim];
@@ -378,7 +378,7 @@ mod tests {
     fn every_dtype_and_instruction_set_gives_the_same_gradients() {
         for (tokens, heads, dim) in [(1, 1, 3), (33, 2, 16), (300, 2, 32), (129, 1, 40)] {
             let (qkv, d_out) = (random(tokens, 3 * heads * dim, 1), random(tokens, heads * dim, 2));
-            let of = |isa, dtype| backward(LearningAttention { isa, dtype, heads, dim }, &qkv, tokens, &d_out);
+            let of = |isa, dtype| backward(TrainableAttention { isa, dtype, heads, dim }, &qkv, tokens, &d_out);
             let exact = of(Isa::PLAIN, Dtype::F32);
             for (isa, dtype, tolerance) in
                 [(Isa::best(), Dtype::F32, 1e-5), (Isa::PLAIN, Dtype::Bf16, 2e-2), (Isa::best(), Dtype::Bf16, 2e-2)]
@@ -394,7 +394,7 @@ mod tests {
         let (qkv, d_out) = (random(33, 15, 1), random(33, 5, 2));
         for dtype in [Dtype::F32, Dtype::Bf16] {
             let run = |scratch: &mut AttentionScratch| {
-                let attention = LearningAttention { isa: Isa::best(), dtype, heads: 1, dim: 5 };
+                let attention = TrainableAttention { isa: Isa::best(), dtype, heads: 1, dim: 5 };
                 let (mut out, mut d_qkv, mut log_sums) = (Rows::new(33, 5), Rows::new(33, 15), vec![0.0; 33]);
                 attention.forward(qkv.view(0), 33, out.view_mut(0), &mut log_sums, scratch);
                 let (part, d_part) = (out.view(0), d_out.view(0));
@@ -403,7 +403,7 @@ mod tests {
             };
             // A larger cell of another shape, all of whose numbers are none.
             let mut used = AttentionScratch::default();
-            let attention = LearningAttention { isa: Isa::best(), dtype, heads: 2, dim: 40 };
+            let attention = TrainableAttention { isa: Isa::best(), dtype, heads: 2, dim: 40 };
             let mut nothing = Rows::new(300, 240);
             nothing.all_mut().fill(f32::NAN);
             let (mut out, mut d_qkv, mut log_sums) = (nothing.clone(), nothing.clone(), vec![0.0; 600]);
@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn gradients_agree_with_differences() {
         let (tokens, heads, dim) = (150, 2, 6);
-        let attention = LearningAttention { isa: Isa::best(), dtype: Dtype::F32, heads, dim };
+        let attention = TrainableAttention { isa: Isa::best(), dtype: Dtype::F32, heads, dim };
         let (qkv, d_out) = (random(tokens, 3 * heads * dim, 1), random(tokens, heads * dim, 2));
         let d_qkv = backward(attention, &qkv, tokens, &d_out);
         let loss = |qkv: &Rows| -> f64 {

@@ -12,7 +12,6 @@
 //! has brought them to one m. Queries that cells share have one e, and their t can be added.
 
 use super::backward::add_scaled;
-use super::dense::transposed;
 use super::favor::FEATURE_EPS;
 use super::favor_rows::{
     denominators, features_backward, key_features, largest, norms_backward, query_features, quotients,
@@ -20,6 +19,7 @@ use super::favor_rows::{
 };
 use super::isa::Isa;
 use super::linear::{Activations, BLOCK, Linear, Then};
+use super::linear_backward::transposed;
 use super::operands::panel_of;
 use super::panel::{Extent, Operand, PANEL, Sums};
 use super::product::multiply_f32;
@@ -30,7 +30,7 @@ use cellql_dtype::Dtype;
 
 /// Attention of one decoder layer that learns. Rows hold heads side by side, `[rows, heads·dim]`.
 #[derive(Debug)]
-pub struct LearningFavor {
+pub struct TrainableFavor {
     isa: Isa,
     heads: usize,
     dim: usize,
@@ -42,7 +42,7 @@ pub struct LearningFavor {
 
 /// Sums over keys, against one maximum.
 #[derive(Debug, Clone)]
-pub struct LearningSums {
+pub struct TrainableSums {
     /// Largest x'·Pᵀ so far, of any head.
     pub max: f32,
     /// Σ eᵀv, per head panels `[features, 32]`.
@@ -56,7 +56,7 @@ pub struct LearningSums {
 
 /// S and z of a cell as queries read them, and the transpose of S for the backward pass.
 #[derive(Debug)]
-pub struct LearningContext {
+pub struct TrainableContext {
     /// Largest x'·Pᵀ of the cell's keys.
     pub max: f32,
     products: Vec<f32>,
@@ -90,7 +90,7 @@ pub struct KeyGradient {
 
 /// Buffers that one thread uses again for each call.
 #[derive(Debug, Default)]
-pub struct LearningScratch {
+pub struct FavorBackwardScratch {
     features: Rows,
     gradients: Rows,
     largest: Aligned<f32>,
@@ -99,7 +99,7 @@ pub struct LearningScratch {
     activations: Activations,
 }
 
-impl LearningFavor {
+impl TrainableFavor {
     /// `projection` is P, `[features, dim]`.
     pub fn new(isa: Isa, projection: &[f32], heads: usize, dim: usize) -> Self {
         let features = projection.len() / dim;
@@ -129,8 +129,8 @@ impl LearningFavor {
     }
 
     /// Sums of no keys.
-    pub fn no_keys(&self) -> LearningSums {
-        LearningSums {
+    pub fn no_keys(&self) -> TrainableSums {
+        TrainableSums {
             max: f32::NEG_INFINITY,
             products: vec![0.0; self.heads * self.size()],
             totals: vec![0.0; self.width()],
@@ -140,7 +140,7 @@ impl LearningFavor {
     }
 
     /// The largest x'·Pᵀ of each of some keys, over all heads; appended.
-    pub fn largest(&self, k: RowsView, rows: usize, scratch: &mut LearningScratch, out: &mut Vec<f32>) {
+    pub fn largest(&self, k: RowsView, rows: usize, scratch: &mut FavorBackwardScratch, out: &mut Vec<f32>) {
         self.projection.largest(k, rows, &mut scratch.largest, out);
     }
 
@@ -161,11 +161,11 @@ impl LearningFavor {
         v: RowsView,
         rows: usize,
         sign: f32,
-        sums: &mut LearningSums,
-        scratch: &mut LearningScratch,
+        sums: &mut TrainableSums,
+        scratch: &mut FavorBackwardScratch,
     ) {
         let (dim, padded) = (self.dim, self.padded());
-        let LearningScratch { features, panel, .. } = scratch;
+        let FavorBackwardScratch { features, panel, .. } = scratch;
         self.project(k, rows, features);
         let mut features = features.view_mut(0);
         sums.keys += sign * rows as f32;
@@ -262,12 +262,12 @@ impl LearningFavor {
 
     /// S and z of a cell. `largest` is its largest x'·Pᵀ; the sums' own if `None`. They differ where keys were
     /// subtracted.
-    pub fn context(&self, sums: &LearningSums, largest: Option<f32>) -> LearningContext {
+    pub fn context(&self, sums: &TrainableSums, largest: Option<f32>) -> TrainableContext {
         let mut whole = sums.clone();
         whole.raise(largest.unwrap_or(sums.max));
-        let LearningSums { max, mut products, mut totals, values, keys } = whole;
+        let TrainableSums { max, mut products, mut totals, values, keys } = whole;
         self.add_ones(&mut products, &mut totals, &values, std::iter::repeat(keys));
-        LearningContext {
+        TrainableContext {
             max,
             transposed: self.transpose(&products),
             ones: self.ones(&products),
@@ -293,10 +293,10 @@ impl LearningFavor {
         &self,
         e: RowsView,
         rows: usize,
-        context: &LearningContext,
+        context: &TrainableContext,
         mut out: RowsViewMut,
         over: &mut [f32],
-        scratch: &mut LearningScratch,
+        scratch: &mut FavorBackwardScratch,
     ) {
         let (dim, padded) = (self.dim, self.padded());
         for (head, over) in over.chunks_exact_mut(rows).take(self.heads).enumerate() {
@@ -320,20 +320,20 @@ impl LearningFavor {
         }
     }
 
-    /// Backward pass of [`LearningFavor::attend`]: from the gradient of its output, which is overwritten, to t = dφ·e
+    /// Backward pass of [`TrainableFavor::attend`]: from the gradient of its output, which is overwritten, to t = dφ·e
     /// of the queries, written to the first rows of `t`, and to dS and dz, added to `gradient`.
     #[allow(clippy::too_many_arguments, reason = "what attention read, what it gave, and the gradients of both")]
     pub fn attend_backward(
         &self,
         e: RowsView,
         rows: usize,
-        context: &LearningContext,
+        context: &TrainableContext,
         over: &[f32],
         attended: RowsView,
         mut d_attended: RowsViewMut,
         t: &mut Rows,
         gradient: &mut SumsGradient,
-        scratch: &mut LearningScratch,
+        scratch: &mut FavorBackwardScratch,
     ) {
         let (dim, padded) = (self.dim, self.padded());
         t.resize(BLOCK, self.width());
@@ -363,7 +363,7 @@ impl LearningFavor {
         rows: usize,
         t: RowsView,
         mut dx: RowsViewMut,
-        scratch: &mut LearningScratch,
+        scratch: &mut FavorBackwardScratch,
     ) {
         let (dim, padded) = (self.dim, self.padded());
         for head in 0..self.heads {
@@ -375,7 +375,7 @@ impl LearningFavor {
     }
 
     /// dS and dz as keys read them.
-    pub fn key_gradient(&self, context: &LearningContext, gradient: SumsGradient) -> KeyGradient {
+    pub fn key_gradient(&self, context: &TrainableContext, gradient: SumsGradient) -> KeyGradient {
         let SumsGradient { mut products, mut totals, values, along } = gradient;
         self.add_ones(&mut products, &mut totals, &values, along.into_iter());
         let (transposed, ones) = (self.transpose(&products), self.ones(&products));
@@ -403,7 +403,7 @@ impl LearningFavor {
         gradient: &KeyGradient,
         dk: RowsViewMut,
         mut dv: RowsViewMut,
-        scratch: &mut LearningScratch,
+        scratch: &mut FavorBackwardScratch,
     ) {
         let (dim, padded) = (self.dim, self.padded());
         let (mut features, mut gradients) =
@@ -430,7 +430,7 @@ impl LearningFavor {
     }
 }
 
-impl LearningSums {
+impl TrainableSums {
     /// Brings the sums to another maximum.
     fn raise(&mut self, max: f32) {
         if self.max.is_finite() && max != self.max {

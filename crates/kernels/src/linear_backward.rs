@@ -15,7 +15,7 @@ use cellql_dtype::Dtype;
 
 /// A linear layer with its weights packed for both directions.
 #[derive(Debug)]
-pub struct Dense {
+pub struct TrainableLinear {
     forward: Linear,
     backward: Linear,
     dtype: Dtype,
@@ -23,7 +23,7 @@ pub struct Dense {
     outputs: usize,
 }
 
-impl Dense {
+impl TrainableLinear {
     /// Packs `weight`, `[outputs, inputs]` as torch has it, and `bias`, `[outputs]` or empty. Products in f32 or bf16,
     /// the latter for int8 too.
     pub fn pack(isa: Isa, dtype: Dtype, weight: &[f32], bias: &[f32], inputs: usize, outputs: usize) -> Self {
@@ -57,9 +57,9 @@ pub fn transposed(from: &[f32], columns: usize) -> Vec<f32> {
     (0..from.len()).map(|i| from[i % rows * columns + i / rows]).collect()
 }
 
-/// Buffers that one thread uses again for each call of [`DenseGradient::add`].
+/// Buffers that one thread uses again for each call of [`LinearGradient::add`].
 #[derive(Debug, Default)]
-pub struct DenseScratch {
+pub struct LinearScratch {
     /// Pairs of rows of dy, and for tiles their transpose, in which what is summed over lies together.
     lanes: Aligned<u32>,
     transposed: Aligned<u32>,
@@ -68,7 +68,7 @@ pub struct DenseScratch {
 
 /// Sums of the gradients of a layer's weight and bias.
 #[derive(Debug, Clone)]
-pub struct DenseGradient {
+pub struct LinearGradient {
     isa: Isa,
     dtype: Dtype,
     /// Panels `[outputs, 32]`, one per 32 inputs.
@@ -78,7 +78,7 @@ pub struct DenseGradient {
     outputs: usize,
 }
 
-impl DenseGradient {
+impl LinearGradient {
     /// Zero, for a layer of these sizes.
     pub fn new(isa: Isa, dtype: Dtype, inputs: usize, outputs: usize) -> Self {
         let panels = vec![0.0; inputs.div_ceil(PANEL) * PANEL * outputs];
@@ -86,10 +86,10 @@ impl DenseGradient {
     }
 
     /// Adds `dyᵀ·x` and `Σ dy` of `rows` rows: `dy` is `[rows, outputs]`, `x` is `[rows, inputs]`.
-    pub fn add(&mut self, dy: RowsView, x: RowsView, rows: usize, scratch: &mut DenseScratch) {
+    pub fn add(&mut self, dy: RowsView, x: RowsView, rows: usize, scratch: &mut LinearScratch) {
         let (outputs, dy) = (self.outputs, dy.columns(0, self.outputs));
         dy.rows(rows).for_each(|dy| add_scaled(&mut self.bias, dy, 1.0));
-        let DenseScratch { lanes, transposed, value_lanes } = scratch;
+        let LinearScratch { lanes, transposed, value_lanes } = scratch;
         // Rows are what is summed over: in bf16 two of them are a lane.
         let summed = self.dtype.lanes(rows);
         let apart = stride(summed);
@@ -146,13 +146,13 @@ mod tests {
         let (x, w, dy) = (random(rows * inputs, 1), random(outputs * inputs, 2), random(rows * outputs, 3));
         for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::Bf16, 0.12)] {
             for isa in [Isa::best(), Isa::PLAIN] {
-                let dense = Dense::pack(isa, dtype, &w, &[], inputs, outputs);
+                let linear = TrainableLinear::pack(isa, dtype, &w, &[], inputs, outputs);
                 let mut dx = vec![0.0; rows * inputs];
                 let (x, dy) = (RowsView::new(&x, inputs, inputs), RowsView::new(&dy, outputs, outputs));
                 let out = RowsViewMut::new(&mut dx, inputs, inputs);
-                dense.backward(dy, rows, Then::Bias, out, &mut Activations::default());
-                let mut gradient = DenseGradient::new(isa, dtype, inputs, outputs);
-                gradient.add(dy, x, rows, &mut DenseScratch::default());
+                linear.backward(dy, rows, Then::Bias, out, &mut Activations::default());
+                let mut gradient = LinearGradient::new(isa, dtype, inputs, outputs);
+                gradient.add(dy, x, rows, &mut LinearScratch::default());
                 let (mut dw, mut db) = (vec![0.0; outputs * inputs], vec![0.0; outputs]);
                 gradient.add_to(&mut dw, &mut db);
                 for i in 0..inputs {
