@@ -3,8 +3,9 @@
 //! - Inference: linear layers in f32, bf16 and int8 ([`Linear`]), attention of the encoder ([`Attention`]) and of the
 //!   decoder ([`Favor`]), norms and activations. A row's result does not depend on the other rows of a batch or on the
 //!   number of threads: every reduction has a fixed order.
-//! - Training: the same with backward passes ([`TrainableLinear`], [`TrainableAttention`], [`TrainableFavor`], [`norm_backward`]…).
-//!   They take one cell at a time and start no threads, because training distributes whole cells over threads.
+//! - Training: the same with backward passes ([`TrainableLinear`], [`TrainableAttention`], [`TrainableFavor`],
+//!   [`norm_backward`]…). They take one cell at a time and start no threads, because training distributes whole cells
+//!   over threads.
 //! - [`device`]: kernels for training on GPUs (feature `cuda`), and the same as plain loops.
 //!
 //! Matrices are rows some distance apart ([`Rows`], [`RowsView`]); [`Dtype`] is the number format of products, and
