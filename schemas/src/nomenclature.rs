@@ -62,17 +62,21 @@ pub enum Evidence {
     Punctuation,
     /// A date into which a spreadsheet converted the name: `2-Sep` for `SEPT2`, now `SEPTIN2`.
     Date,
+    /// The name is one of several genes, and the file has all of them but this one under names of their own: `COX1`
+    /// beside `PTGS1` is `MT-CO1`. Only a whole file tells; [`Nomenclature::resolve`] never answers with it.
+    Elimination,
 }
 
 impl Evidence {
     /// All kinds, strongest first.
-    pub const ALL: [Evidence; 6] = [
+    pub const ALL: [Evidence; 7] = [
         Evidence::Ensembl,
         Evidence::Approved,
         Evidence::Previous,
         Evidence::Alias,
         Evidence::Punctuation,
         Evidence::Date,
+        Evidence::Elimination,
     ];
 
     /// The word used in reports.
@@ -84,6 +88,7 @@ impl Evidence {
             Evidence::Alias => "alias",
             Evidence::Punctuation => "punctuation",
             Evidence::Date => "date",
+            Evidence::Elimination => "elimination",
         }
     }
 }
@@ -218,6 +223,33 @@ impl Nomenclature {
             Some(found) => found,
             None => self.resolve(name),
         }
+    }
+
+    /// The genes that the name of a feature can mean, by kind of name, strongest first: those it is a previous symbol
+    /// of, then those it is an alias of. Empty for an approved symbol and for an Ensembl id of one gene, which leave
+    /// nothing open.
+    pub fn candidates(&self, name: &str, ensembl_id: Option<&str>) -> Vec<Vec<usize>> {
+        match ensembl_id.and_then(|id| self.resolve_ensembl(id)).or_else(|| self.resolve_ensembl(name)) {
+            Some(Resolution::Ambiguous(genes)) => return vec![genes],
+            Some(_) => return Vec::new(),
+            None => {}
+        }
+        let plain = self.candidates_of_name(name);
+        if !plain.is_empty() || self.by_symbol.0.contains_key(name) {
+            return plain;
+        }
+        let dotted = self.candidates_of_name(&name.replace('.', "-"));
+        match (dotted.is_empty(), self.resolve_date(name)) {
+            (true, Some(Resolution::Ambiguous(genes))) => vec![genes],
+            _ => dotted,
+        }
+    }
+
+    fn candidates_of_name(&self, name: &str) -> Vec<Vec<usize>> {
+        if self.by_symbol.0.contains_key(name) {
+            return Vec::new();
+        }
+        [&self.by_previous, &self.by_alias].into_iter().filter_map(|table| table.0.get(name).cloned()).collect()
     }
 
     /// Resolves a name as Ensembl id, approved symbol, previous symbol, alias, these with dots for hyphens, and date,

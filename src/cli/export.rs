@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 
 use super::console::Console;
 use super::shared_args::ReadArgs;
-use crate::error::Result;
+use super::shell::Interrupts;
+use crate::error::{Error, Result};
 use crate::export::{FileFormat, export};
 use crate::query::Session;
 
@@ -44,7 +45,12 @@ pub(super) async fn run(args: ExportArgs, console: &Console) -> Result<()> {
         None => FileFormat::of(&args.out)?,
     };
     let progress = console.on_progress("writing cells", "cells");
-    let report = export(&session, &args.out, target, args.condition.as_deref(), progress).await?;
+    let interrupts = Interrupts::listen()?;
+    let report = tokio::select! {
+        done = export(&session, &args.out, target, args.condition.as_deref(), progress) => done?,
+        // What was written so far is deleted when the export is dropped.
+        () = interrupts.next() => return Err(Error::Request("the export was stopped by Ctrl-C".into())),
+    };
     let mut text = format!("{}: {} cells, {} genes", report.path.display(), report.cells, report.genes);
     if !report.embeddings.is_empty() {
         text.push_str(&format!(", embeddings {}", report.embeddings.join(", ")));

@@ -43,7 +43,8 @@ pub(super) async fn run(args: SqlArgs, console: &Console) -> Result<()> {
     let script = script(&args)?;
     let session = Session::open_on(args.store.open().await?, args.device.device).await?;
     let sheet = Sheet { format: args.format, expanded: false, terminal: None };
-    let mut runner = Runner { session, console, sheet, parameters, timing: args.timing, interrupts: None, depth: 0 };
+    let mut runner =
+        Runner { session, console, sheet, parameters, timing: args.timing, interrupts: None, depth: 0, results: 0 };
     match script {
         Some(script) => {
             runner.sheet.terminal = terminal_size();

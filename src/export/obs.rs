@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, DictionaryArray, Int32Array, StringArray};
 use arrow::compute::{cast, concat};
-use arrow::datatypes::{DataType, Field};
+use arrow::datatypes::{DataType, Field, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use cellql_formats::write::h5ad::Column;
 use cellql_schemas::cells;
@@ -59,7 +59,10 @@ impl Obs {
         let (mut barcodes, mut columns) = (StringArray::from(Vec::<&str>::new()), Vec::new());
         for (field, parts) in self.fields.into_iter().zip(self.parts) {
             let parts: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
-            let values = concat(&parts).map_err(fail("gathering obs"))?;
+            let mut values = concat(&parts).map_err(fail("gathering obs"))?;
+            if *values.data_type() == DataType::UInt64 && fits_i64(&values) {
+                values = cast(&values, &DataType::Int64).map_err(fail("gathering obs"))?;
+            }
             if field.name() == cells::BARCODE {
                 barcodes = values.as_string::<i32>().clone();
                 continue;
@@ -84,11 +87,17 @@ impl Obs {
 fn plain(column: &ArrayRef) -> ArrayRef {
     let to = match column.data_type() {
         DataType::Dictionary(_, _) => DataType::Utf8,
+        // Which of them fit in 64 bits with a sign is known at the end.
+        DataType::UInt64 => return Arc::clone(column),
         of if of.is_integer() => DataType::Int64,
         of if of.is_floating() => DataType::Float64,
         _ => return Arc::clone(column),
     };
     cast(column, &to).unwrap_or_else(|_| Arc::clone(column))
+}
+
+fn fits_i64(column: &ArrayRef) -> bool {
+    column.as_primitive::<UInt64Type>().iter().flatten().all(|value| i64::try_from(value).is_ok())
 }
 
 /// Converts text to a categorical column: first the recorded categories, then others in order of appearance.

@@ -2,12 +2,13 @@
 //! provenance in the metadata of the schema.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
+use cellql_formats::write::PartialFile;
 use cellql_schemas::{cells, exported};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
@@ -17,6 +18,7 @@ use datafusion::parquet::file::properties::WriterProperties;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 use lance::dataset::{InsertBuilder, WriteParams};
+use tokio::task::JoinSet;
 
 use super::Selection;
 use crate::error::{Error, Result};
@@ -41,17 +43,6 @@ fn described(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     batch.with_schema(Arc::clone(schema)).map_err(Error::internal("describing the export"))
 }
 
-/// Path under which a file is written before it is complete.
-fn partial(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".partial");
-    PathBuf::from(name)
-}
-
-fn rename(from: &Path, to: &Path) -> Result<()> {
-    std::fs::rename(from, to).map_err(|e| Error::input(to, "file", format!("cannot be written: {e}")))
-}
-
 /// Writes one Parquet file.
 pub(super) async fn parquet(
     session: &Session,
@@ -61,9 +52,9 @@ pub(super) async fn parquet(
 ) -> Result<()> {
     let doing = || format!("writing {}", path.display());
     let schema = schema(session, selection).await?;
-    let partial = partial(path);
-    let file =
-        std::fs::File::create(&partial).map_err(|e| Error::input(path, "file", format!("cannot be written: {e}")))?;
+    let partial = PartialFile::new(path)?;
+    let file = std::fs::File::create(partial.path())
+        .map_err(|e| Error::input(path, "file", format!("cannot be written: {e}")))?;
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(GROUP_ROWS))
@@ -80,7 +71,7 @@ pub(super) async fn parquet(
     }
     let file = writer.into_inner().map_err(Error::internal(doing()))?;
     file.sync_all().map_err(Error::internal(doing()))?;
-    rename(&partial, path)
+    Ok(partial.finish()?)
 }
 
 /// Writes one Lance table.
@@ -92,16 +83,15 @@ pub(super) async fn lance(
 ) -> Result<()> {
     let doing = || format!("writing {}", path.display());
     let schema = schema(session, selection).await?;
-    let partial = partial(path);
-    if partial.exists() {
-        std::fs::remove_dir_all(&partial).map_err(Error::internal(doing()))?;
-    }
+    let partial = PartialFile::new(path)?;
     let (mut done, total) = (0, selection.cell_ids.len() as u64);
     let (send, receive) = tokio::sync::mpsc::channel::<Result<RecordBatch, DataFusionError>>(2);
     let stream = futures::stream::unfold(receive, |mut receive| async { receive.recv().await.map(|b| (b, receive)) });
     let stream: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&schema), stream));
-    let uri = partial.to_string_lossy().into_owned();
-    let written = tokio::spawn(async move {
+    let uri = partial.path().to_string_lossy().into_owned();
+    // Ends with this function, also where that is dropped before its end.
+    let mut writing = JoinSet::new();
+    writing.spawn(async move {
         let params = WriteParams::default();
         InsertBuilder::new(uri.as_str()).with_params(&params).execute_stream(stream).await
     });
@@ -116,7 +106,8 @@ pub(super) async fn lance(
         on_progress(done, Some(total));
     }
     drop(send);
-    let written = written.await.map_err(Error::internal(doing()))?;
-    written.map_err(Error::internal(doing()))?;
-    rename(&partial, path)
+    while let Some(written) = writing.join_next().await {
+        written.map_err(Error::internal(doing()))?.map_err(Error::internal(doing()))?;
+    }
+    Ok(partial.finish()?)
 }

@@ -20,8 +20,10 @@ mod project_model_calls;
 pub mod script;
 mod search;
 mod session;
+mod settings;
 mod stored_embeddings;
 mod table;
+mod unsupported;
 mod vector_cache;
 
 pub use engine::{Notices, StoreEngine};

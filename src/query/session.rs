@@ -25,7 +25,9 @@ use super::nearest_by_index::NearestByIndex;
 use super::nesting;
 use super::parameters::Parameters;
 use super::project_model_calls::ProjectModelCalls;
+use super::settings;
 use super::table::StoreTable;
+use super::unsupported;
 use crate::error::{Error, Result};
 use cellql_model::Device;
 use cellql_store::{Store, StoreVersion};
@@ -181,10 +183,19 @@ impl Session {
 
     async fn plan(&self, mut statement: Statement, parameters: &Parameters) -> Result<DataFrame> {
         prepare(&mut statement, parameters)?;
-        if let Some(inner) = statement_inside(&statement) {
+        if let Some(inner) = statement_inside(&mut statement) {
+            let state = self.context.state_ref();
+            let is_scalar = |name: &str| {
+                let state = state.read();
+                state.scalar_functions().contains_key(name)
+                    && !state.aggregate_functions().contains_key(name)
+                    && !state.window_functions().contains_key(name)
+            };
+            unsupported::refuse(inner, &is_scalar)?;
             self.check_tables(inner).await?;
         }
         let plan = self.context.state().statement_to_plan(statement).await?;
+        settings::check(&plan)?;
         cellql_udfs::constants::check_arrays(&plan)?;
         SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).verify_plan(&plan)?;
         Ok(self.context.execute_logical_plan(plan).await?)
@@ -264,10 +275,10 @@ impl Session {
 }
 
 /// The statement that runs or that EXPLAIN is about.
-fn statement_inside(statement: &Statement) -> Option<&ast::Statement> {
+fn statement_inside(statement: &mut Statement) -> Option<&mut ast::Statement> {
     match statement {
         Statement::Statement(inner) => Some(inner),
-        Statement::Explain(explain) => statement_inside(&explain.statement),
+        Statement::Explain(explain) => statement_inside(&mut explain.statement),
         _ => None,
     }
 }

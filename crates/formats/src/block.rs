@@ -57,7 +57,7 @@ impl Block {
 pub struct ObsColumn {
     /// Name of the column in the file.
     pub name: String,
-    /// `Utf8`, `Int64`, `Float64`, `Boolean`, or `Dictionary(Int32, Utf8)` for a categorical.
+    /// `Utf8`, `Int64`, `UInt64` (only where a value does not fit `Int64`), `Float64`, `Boolean`, or `Dictionary(Int32, Utf8)` for a categorical.
     pub data_type: DataType,
     /// Categories of a categorical column, in the file's order; `None` for other columns.
     pub categories: Option<Arc<StringArray>>,

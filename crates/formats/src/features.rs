@@ -5,6 +5,12 @@ use cellql_schemas::nomenclature::{Nomenclature, Resolution, is_foreign_ensembl_
 
 /// Feature type of measured RNA in 10x files. Other types are other quantities on other scales and are left out.
 pub(crate) const EXPRESSION: &str = "Gene Expression";
+/// True for the other feature types that Cell Ranger writes: `Antibody Capture`, `CRISPR Guide Capture`, `Peaks`, ….
+pub(crate) fn is_other_type(kind: &str) -> bool {
+    kind.ends_with(" Capture")
+        || matches!(kind, "Peaks" | "Custom" | "VDJ" | "VDJ-T" | "VDJ-B" | "Chromatin Accessibility")
+}
+
 /// Common names of var columns that hold Ensembl ids.
 pub(crate) const ENSEMBL_COLUMNS: &[&str] =
     &["gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl", "feature_id", "Accession", "id"];

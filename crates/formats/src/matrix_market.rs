@@ -10,7 +10,7 @@ use cellql_schemas::feature::Feature;
 use crate::block::{BLOCK_CELLS, Block, CellSource, ObsColumn};
 use crate::error::{FormatError, Result};
 use crate::gzip;
-use crate::name_tables::{read_barcodes, read_features};
+use crate::name_tables::{FeatureTable, read_barcodes, read_features};
 use crate::options::OpenOptions;
 use crate::rows::to_f32;
 use crate::spill::{Spill, spill_problem};
@@ -78,14 +78,14 @@ struct Header {
 impl MatrixMarket {
     pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let parts = Parts::of(path, options)?;
-        let (features, kept) = read_features(&parts.features)?;
+        let FeatureTable { features, is_expression: kept, left_out } = read_features(&parts.features)?;
         let mut barcodes = read_barcodes(&parts.barcodes)?;
         let mut reader = gzip::open(path)?;
         let mut lines = Lines { path, reader: reader.as_mut(), bytes: Vec::new(), number: 0 };
         let header = lines.header()?;
         let (genes, cells) = (features.len() as u64, barcodes.len() as u64);
         // Some writers begin the barcodes with a header line.
-        let extra = |n: u64| n + 1 == cells && (header.rows == genes || header.columns == genes);
+        let extra = |n: u64| n.checked_add(1) == Some(cells) && (header.rows == genes || header.columns == genes);
         if extra(header.columns) || extra(header.rows) {
             barcodes.remove(0);
         }
@@ -103,10 +103,12 @@ impl MatrixMarket {
         };
         let positions = positions(&kept);
         let cells = lines.values(&header, by_gene, &positions, cells)?;
-        let left_out = kept.iter().filter(|k| !**k).count();
-        let notes = match left_out {
+        let notes = match left_out.values().sum::<usize>() {
             0 => Vec::new(),
-            n => vec![format!("left out {n} features that are not gene expression")],
+            n => {
+                let types = left_out.iter().map(|(kind, n)| format!("{n} {kind}")).collect::<Vec<_>>().join(", ");
+                vec![format!("left out {n} features that are not gene expression: {types}")]
+            }
         };
         let features = features.into_iter().zip(&kept).filter(|(_, k)| **k).map(|(f, _)| f).collect();
         Ok(Self { path: path.to_owned(), features, barcodes, cells, notes, next: 0 })
@@ -172,7 +174,12 @@ impl Lines<'_> {
         let text = String::from_utf8_lossy(&self.bytes).into_owned();
         let sizes: Vec<u64> = text.split_whitespace().filter_map(|w| w.parse().ok()).collect();
         match sizes[..] {
-            [rows, columns, values] => Ok(Header { pattern, rows, columns, values }),
+            [rows, columns, values] if rows.checked_mul(columns).is_some_and(|places| values <= places) => {
+                Ok(Header { pattern, rows, columns, values })
+            }
+            [rows, columns, values] => {
+                Err(self.error(format!("states {values} values in a matrix of {rows} × {columns}, which cannot be")))
+            }
             _ => Err(self.error(format!("holds '{text}'; expected three sizes: rows, columns, values"))),
         }
     }

@@ -1,32 +1,57 @@
 //! Text files that name the rows and columns of a matrix: `features.tsv` (or `genes.tsv`) and `barcodes.tsv`, plain or
 //! gzipped.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use cellql_schemas::feature::Feature;
 
 use crate::error::{FormatError, Result};
-use crate::features::{EXPRESSION, identified};
+use crate::features::{EXPRESSION, identified, is_other_type};
 use crate::gzip;
 
 /// Longest line, in bytes.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 
-/// Reads one feature per line (`id<TAB>name<TAB>type`, `id<TAB>name` or a single name), and for each whether it is gene
-/// expression.
-pub(crate) fn read_features(path: &Path) -> Result<(Vec<Feature>, Vec<bool>)> {
-    let mut kept = Vec::new();
-    let mut features = Vec::new();
+/// Features of a text file, and which of them are genes.
+pub(crate) struct FeatureTable {
+    pub(crate) features: Vec<Feature>,
+    /// Whether each feature is gene expression.
+    pub(crate) is_expression: Vec<bool>,
+    /// Type → number of features that are something else.
+    pub(crate) left_out: BTreeMap<String, usize>,
+}
+
+/// Reads one feature per line: `id<TAB>name<TAB>type`, `id<TAB>name` or a single name.
+///
+/// # Errors
+/// The file cannot be read, or no feature is gene expression.
+pub(crate) fn read_features(path: &Path) -> Result<FeatureTable> {
+    let (mut features, mut kinds) = (Vec::new(), Vec::new());
     for_lines(path, |line| {
         let fields: Vec<&str> = line.split('\t').map(|f| f.trim().trim_matches('"')).collect();
-        kept.push(fields.get(2).is_none_or(|kind| kind.is_empty() || *kind == EXPRESSION || !kind.contains(' ')));
+        kinds.push(fields.get(2).copied().unwrap_or_default().to_owned());
         features.push(match fields[..] {
             [only] => Feature::named(only),
             [id, name, ..] => identified(name.to_owned(), id.to_owned()),
             [] => Feature::default(),
         });
     })?;
-    Ok((features, kept))
+    // A third column that never says `Gene Expression` may be anything: a biotype, a chromosome. Then only the other
+    // types that 10x writes are known to be no genes.
+    let has_types = kinds.iter().any(|kind| kind == EXPRESSION);
+    let is_gene = |kind: &String| kind.is_empty() || kind == EXPRESSION || (!has_types && !is_other_type(kind));
+    let is_expression: Vec<bool> = kinds.iter().map(is_gene).collect();
+    let mut left_out = BTreeMap::new();
+    for (kind, _) in kinds.into_iter().zip(&is_expression).filter(|(_, is_gene)| !**is_gene) {
+        *left_out.entry(kind).or_insert(0) += 1;
+    }
+    if !features.is_empty() && !is_expression.contains(&true) {
+        let types = left_out.keys().map(|kind| format!("'{kind}'")).collect::<Vec<_>>().join(", ");
+        let problem = format!("names no feature of the type '{EXPRESSION}'; its types are {types}");
+        return Err(FormatError::new(path, "features", problem));
+    }
+    Ok(FeatureTable { features, is_expression, left_out })
 }
 
 fn for_lines(path: &Path, mut each: impl FnMut(&str)) -> Result<()> {

@@ -50,7 +50,7 @@ impl Npz {
                 "an .npz matrix holds no gene names; give them with --genes FILE, one per line".into(),
             ));
         };
-        let (mut features, _) = read_features(genes)?;
+        let mut features = read_features(genes)?.features;
         let mut barcodes = options.barcodes.as_deref().map(read_barcodes).transpose()?;
         let layout = layout(path)?;
         let shape: Vec<u64> = Array::open(path, "shape")?.take_all()?;

@@ -254,6 +254,7 @@ fn obs_type(of: &DataType) -> Option<DataType> {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(DataType::Utf8),
         DataType::Dictionary(_, values) if obs_type(values) == Some(DataType::Utf8) => Some(categorical_type()),
         DataType::Boolean => Some(DataType::Boolean),
+        DataType::UInt64 => Some(DataType::UInt64),
         other if other.is_integer() => Some(DataType::Int64),
         other if other.is_floating() => Some(DataType::Float64),
         _ => None,

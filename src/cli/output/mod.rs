@@ -1,5 +1,6 @@
 //! Results on stdout: a table for people, or data for programs.
 
+mod json;
 mod stdout;
 mod table;
 
@@ -9,7 +10,8 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::ipc::writer::StreamWriter;
-use arrow::json::{ArrayWriter, LineDelimitedWriter};
+use arrow::json::LineDelimitedWriter;
+use arrow::json::writer::{JsonArray, LineDelimited};
 use arrow::record_batch::RecordBatch;
 use clap::{Args, ValueEnum};
 use datafusion::common::runtime::SpawnedTask;
@@ -31,7 +33,7 @@ pub(super) enum Format {
     Table,
     /// Comma-separated values; lists are written as JSON
     Csv,
-    /// One JSON object per line
+    /// One JSON object per line; NaN and infinities are strings
     Ndjson,
     /// Apache Parquet file
     Parquet,
@@ -48,6 +50,11 @@ pub(super) struct FormatArgs {
 }
 
 impl Format {
+    /// True for a format whose files hold one result: a second one behind it would not be read, or spoil the file.
+    pub(super) fn holds_one_result(self) -> bool {
+        matches!(self, Format::Parquet | Format::Arrow)
+    }
+
     /// Its name on the command line.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -105,7 +112,7 @@ impl Sheet {
     /// The query fails, or stdout cannot be written. If its reader has closed stdout, a source of the error is a
     /// [`std::io::Error`] of kind [`ErrorKind::BrokenPipe`].
     pub(super) async fn write(&self, frame: DataFrame) -> Result<Written> {
-        if matches!(self.format, Format::Parquet | Format::Arrow) && is_terminal() {
+        if self.format.holds_one_result() && is_terminal() {
             let name = self.format.name();
             return Err(Error::Request(format!(
                 "{name} cannot be shown on a terminal: redirect it to a file, as in cellql sql ... > rows.{name}"
@@ -228,7 +235,7 @@ impl Sink {
                 sink.write(&RecordBatch::new_empty(Arc::clone(schema)))?;
                 sink
             }
-            Format::Ndjson => Sink::Ndjson(Box::new(LineDelimitedWriter::new(out))),
+            Format::Ndjson => Sink::Ndjson(Box::new(json::writer::<_, LineDelimited>(out))),
             Format::Parquet => {
                 Sink::Parquet(Box::new(ArrowWriter::try_new(out, Arc::clone(schema), None).map_err(fail)?))
             }
@@ -283,7 +290,7 @@ fn json_text(column: &ArrayRef) -> Result<StringArray> {
             return Ok(None);
         }
         let one = RecordBatch::try_new(Arc::clone(&schema), vec![column.slice(i, 1)]).map_err(fail)?;
-        let mut writer = ArrayWriter::new(Vec::new());
+        let mut writer = json::writer::<_, JsonArray>(Vec::new());
         writer.write(&one).map_err(fail)?;
         writer.finish().map_err(fail)?;
         let text = String::from_utf8(writer.into_inner()).map_err(fail)?;

@@ -34,7 +34,7 @@ impl Interrupts {
     }
 
     /// Waits for the next Ctrl-C.
-    pub(super) async fn next(&self) {
+    pub(in crate::cli) async fn next(&self) {
         self.0.notified().await;
     }
 }

@@ -16,7 +16,7 @@ pub(super) use runner::{Runner, read_script};
 use crate::error::Result;
 use crate::query::script;
 use editor::{Editor, Input};
-use interrupts::Interrupts;
+pub(super) use interrupts::Interrupts;
 use runner::Next;
 
 const PROMPT: &str = "cellql> ";

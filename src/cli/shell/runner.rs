@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use datafusion::sql::sqlparser::tokenizer::Token;
+
 use super::commands::{self, Command};
 use super::describe;
 use super::interrupts::Interrupts;
 use crate::cli::console::Console;
 use crate::cli::output::{self, Format, Sheet, Written};
 use crate::error::{Error, Result};
-use crate::query::script::{Item, pieces};
+use crate::query::script::{Item, pieces, tokens};
 use crate::query::{Parameters, Session};
 
 /// Maximum depth of files that include one another with `\i`.
@@ -33,6 +35,8 @@ pub(in crate::cli) struct Runner<'a> {
     pub(in crate::cli) interrupts: Option<Interrupts>,
     /// Depth of files that are being run, one included by the other.
     pub(in crate::cli) depth: usize,
+    /// Results written to stdout so far.
+    pub(in crate::cli) results: usize,
 }
 
 /// Reads a file of statements.
@@ -50,6 +54,7 @@ impl Runner<'_> {
     /// [`Error::Statement`], with the number of the one that failed where there are several.
     pub(in crate::cli) async fn script(&mut self, script: &str) -> Result<Next> {
         let all = pieces(script);
+        self.check_results(all.iter().filter(|piece| has_result(piece.item)).count())?;
         for (i, piece) in all.iter().enumerate() {
             let number = (all.len() > 1).then_some(i + 1);
             let next = match piece.item {
@@ -69,7 +74,22 @@ impl Runner<'_> {
         Ok(Next::GoOn)
     }
 
-    async fn statement(&self, text: &str) -> Result<()> {
+    /// Refuses results in a format that holds one of them, before the first is written.
+    fn check_results(&self, more: usize) -> Result<()> {
+        let format = self.sheet.format;
+        match self.results + more > 1 && format.holds_one_result() {
+            true => Err(Error::Request(format!(
+                "{} holds one result, but these statements have {}; run them one at a time, or choose csv or ndjson",
+                format.name(),
+                self.results + more
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    async fn statement(&mut self, text: &str) -> Result<()> {
+        self.check_results(usize::from(has_result(Item::Statement(text))))?;
+        self.results += usize::from(has_result(Item::Statement(text)));
         let start = Instant::now();
         let work = async { self.sheet.write(self.session.sql_with(text, &self.parameters).await?).await };
         let written = self.unless_interrupted(work).await;
@@ -145,6 +165,15 @@ impl Runner<'_> {
     }
 }
 
+/// True for a statement with a result, not one that only changes the session.
+fn has_result(item: Item<'_>) -> bool {
+    let Item::Statement(text) = item else { return false };
+    let (tokens, _) = tokens(text);
+    let first = tokens.iter().find(|token| !matches!(token.token, Token::Whitespace(_)));
+    let word = first.map(|token| token.token.to_string().to_uppercase()).unwrap_or_default();
+    !matches!(word.as_str(), "SET" | "RESET" | "PREPARE" | "DEALLOCATE")
+}
+
 /// `320 rows in 1.2 s`.
 fn timing(rows: usize, time: Duration) -> String {
     let noun = if rows == 1 { "row" } else { "rows" };
@@ -168,7 +197,16 @@ mod tests {
         let store = cellql_store::Store::init(folder.join("store").to_str().unwrap()).await.unwrap();
         let session = Session::open(store).await.unwrap();
         let sheet = Sheet { format: Format::Csv, expanded: false, terminal: None };
-        Runner { session, console, sheet, parameters: Parameters::default(), timing: false, interrupts: None, depth: 0 }
+        Runner {
+            session,
+            console,
+            sheet,
+            parameters: Parameters::default(),
+            timing: false,
+            interrupts: None,
+            depth: 0,
+            results: 0,
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -185,6 +223,19 @@ mod tests {
             "the last line did not run"
         );
         assert_eq!(runner.script("SELECT 1; \\q\nSELECT nonsense").await.unwrap(), Next::Leave);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_file_of_one_result_is_refused_before_the_first_of_two() {
+        let (folder, console) = (tempfile::tempdir().unwrap(), Console::new(true));
+        let mut runner = runner(&console, folder.path()).await;
+        runner.sheet.format = Format::Parquet;
+        let error = runner.script("SET datafusion.explain.show_sizes = true; SELECT 1; SELECT 2").await.unwrap_err();
+        assert!(matches!(&error, Error::Request(text) if text.contains("parquet")), "{error}");
+        assert_eq!(runner.results, 0);
+        runner.sheet.format = Format::Csv;
+        runner.script("SELECT 1; SELECT 2").await.unwrap();
+        assert_eq!(runner.results, 2);
     }
 
     #[tokio::test(flavor = "multi_thread")]

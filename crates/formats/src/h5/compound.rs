@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray};
+use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray, UInt64Array};
 use arrow::datatypes::DataType;
 use hdf5_pure::{Datatype, DatatypeByteOrder};
 
@@ -13,11 +13,13 @@ use crate::block::ObsColumn;
 use crate::error::Result;
 
 /// Type of a member of the compound dataset.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum MemberType {
     Text,
     Signed,
     Unsigned,
+    /// 64 bits without a sign, of which some are beyond `i64`.
+    Large,
     Float,
     Bool,
 }
@@ -67,7 +69,28 @@ impl Compound {
         }
         let index = index.filter(|i| matches!(i.dtype, MemberType::Text));
         let index = index.ok_or_else(|| dataset.error("has no text column 'index', so its rows have no names"))?;
-        Ok(Self { dataset, row_bytes, index, described, members: kept, skipped })
+        let mut compound = Self { dataset, row_bytes, index, described, members: kept, skipped };
+        compound.find_large()?;
+        Ok(compound)
+    }
+
+    /// Finds the integer columns that do not fit `i64`.
+    fn find_large(&mut self) -> Result<()> {
+        const ROWS: u64 = 1 << 16;
+        let may_be_large = |m: &Member| m.dtype == MemberType::Unsigned && m.width == 8 && m.categories.is_none();
+        if !self.members.iter().any(may_be_large) {
+            return Ok(());
+        }
+        for start in (0..self.len()).step_by(ROWS as usize) {
+            let bytes = self.bytes(start, ROWS.min(self.len() - start))?;
+            for (member, described) in self.members.iter_mut().zip(&mut self.described) {
+                if may_be_large(member) && member.cells(&bytes, self.row_bytes).any(|c| member.integer(c) < 0) {
+                    member.dtype = MemberType::Large;
+                    described.data_type = DataType::UInt64;
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn dataset(&self) -> &H5Dataset {
@@ -146,6 +169,7 @@ impl Member {
         let of = match self.dtype {
             MemberType::Text => DataType::Utf8,
             MemberType::Signed | MemberType::Unsigned => DataType::Int64,
+            MemberType::Large => DataType::UInt64,
             MemberType::Float => DataType::Float64,
             MemberType::Bool => DataType::Boolean,
         };
@@ -168,6 +192,7 @@ impl Member {
         Ok(match self.dtype {
             MemberType::Text => Arc::new(StringArray::from_iter_values(cells.map(text))),
             MemberType::Signed | MemberType::Unsigned => Arc::new(Int64Array::from(integers(&mut cells))),
+            MemberType::Large => Arc::new(UInt64Array::from_iter_values(cells.map(|c| self.integer(c) as u64))),
             // pandas writes a missing number as NaN.
             MemberType::Float => {
                 Arc::new(cells.map(|c| Some(self.float(c)).filter(|v| !v.is_nan())).collect::<Float64Array>())

@@ -210,6 +210,11 @@ impl H5Dataset {
         self.window(start, count, |d| d.read_i64_rows(start, count))
     }
 
+    /// `count` rows from `start` as integers without a sign.
+    pub(crate) fn read_u64(&self, start: u64, count: u64) -> Result<Vec<u64>> {
+        self.window(start, count, |d| d.read_u64_rows(start, count))
+    }
+
     /// `count` rows from `start` as strings.
     pub(crate) fn read_text(&self, start: u64, count: u64) -> Result<Vec<String>> {
         self.window(start, count, |d| d.read_string_rows(start, count))

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray};
+use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray, UInt64Array};
 use arrow::datatypes::DataType;
 use hdf5_pure::DType;
 
@@ -22,6 +22,8 @@ pub(crate) enum Frame {
 enum Values {
     Text(H5Dataset),
     Integers(H5Dataset),
+    /// Integers of which some are beyond `i64`.
+    LargeIntegers(H5Dataset),
     Floats(H5Dataset),
     Bools(H5Dataset),
     /// Codes into categories; a negative code is a missing value.
@@ -153,8 +155,14 @@ impl GroupFrame {
         let mut frame = Self { index, described: Vec::new(), columns: Vec::new(), skipped: Vec::new() };
         for name in names {
             match Column::open(h5, object, &name)? {
-                Some((described, column)) => {
+                Some((mut described, mut column)) => {
                     frame.check_rows(h5, object, &name, &column)?;
+                    if let Values::Integers(dataset) = &column.values
+                        && has_large(dataset)?
+                    {
+                        column.values = Values::LargeIntegers(h5.dataset(dataset.object())?);
+                        described.data_type = DataType::UInt64;
+                    }
                     frame.described.push(described);
                     frame.columns.push(column);
                 }
@@ -225,7 +233,8 @@ impl Column {
 
     fn dataset(&self) -> &H5Dataset {
         match &self.values {
-            Values::Text(d) | Values::Integers(d) | Values::Floats(d) | Values::Bools(d) | Values::Codes(d, _) => d,
+            Values::Text(d) | Values::Floats(d) | Values::Bools(d) | Values::Codes(d, _) => d,
+            Values::Integers(d) | Values::LargeIntegers(d) => d,
         }
     }
 
@@ -238,6 +247,7 @@ impl Column {
         Ok(match &self.values {
             Values::Text(d) => Arc::new(present(d.read_text(start, count)?, keep).collect::<StringArray>()),
             Values::Integers(d) => Arc::new(present(d.read_i64(start, count)?, keep).collect::<Int64Array>()),
+            Values::LargeIntegers(d) => Arc::new(present(d.read_u64(start, count)?, keep).collect::<UInt64Array>()),
             Values::Floats(d) => {
                 let values = d.read_f64(start, count)?;
                 // pandas writes a missing number as NaN.
@@ -253,6 +263,21 @@ impl Column {
             }
         })
     }
+}
+
+/// True if an integer of a column does not fit `i64`.
+fn has_large(dataset: &H5Dataset) -> Result<bool> {
+    const ROWS: u64 = 1 << 20;
+    if *dataset.dtype() != DType::U64 {
+        return Ok(false);
+    }
+    for start in (0..dataset.rows()).step_by(ROWS as usize) {
+        let values = dataset.read_u64(start, ROWS.min(dataset.rows() - start))?;
+        if values.iter().any(|value| i64::try_from(*value).is_err()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn present<T>(values: Vec<T>, keep: impl Fn(usize) -> bool) -> impl Iterator<Item = Option<T>> {

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float64Type, Int32Type, Int64Type};
+use arrow::datatypes::{DataType, Float64Type, Int32Type, Int64Type, UInt64Type};
 use hdf5_pure::{
     AttrValue, BufferedAppender, Dataset, DatasetBuilder, EnumTypeBuilder, File, FileAccessProperties,
     FileCreateProperties, MaxExtent, StagedGroup, SyncPolicy,
 };
 
+use super::partial::PartialFile;
 use crate::error::{FormatError, Result};
 
 /// Elements in a chunk of `X`. From 65,536 elements hdf5-pure 0.47 writes a length that libhdf5 rejects.
@@ -25,7 +26,7 @@ const LEVEL: u32 = 4;
 pub struct Column {
     /// Name of the column.
     pub name: String,
-    /// `Utf8`, `Int64`, `Float64`, `Boolean` or `Dictionary(Int32, Utf8)`.
+    /// `Utf8`, `Int64`, `UInt64`, `Float64`, `Boolean` or `Dictionary(Int32, Utf8)`.
     pub values: ArrayRef,
     /// True for a categorical column whose categories are ordered.
     pub ordered: bool,
@@ -38,10 +39,11 @@ impl Column {
     }
 }
 
-/// A file that is being written. It has the suffix `.partial` until [`H5adWriter::finish`].
+/// A file that is being written. It has the suffix `.partial` until [`H5adWriter::finish`]; one that is dropped before
+/// is deleted.
 pub struct H5adWriter {
     path: PathBuf,
-    partial: PathBuf,
+    partial: PartialFile,
     file: File,
     indptr: Vec<i64>,
     columns: u64,
@@ -64,12 +66,10 @@ impl H5adWriter {
     /// # Errors
     /// The file cannot be written.
     pub fn create(path: &Path, columns: usize) -> Result<Self> {
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
+        let partial = PartialFile::new(path)?;
         let fail = |e: hdf5_pure::Error| FormatError::new(path, "file", format!("cannot be written: {e}"));
         let access = FileAccessProperties::new().with_sync_policy(SyncPolicy::OnClose);
-        let file = File::create_with_options(&partial, FileCreateProperties::new(), access).map_err(fail)?;
+        let file = File::create_with_options(partial.path(), FileCreateProperties::new(), access).map_err(fail)?;
         let build = || -> Result<(), hdf5_pure::Error> {
             file.root().create_group_with("X", |x| {
                 x.create_dataset("data", |d| growing(d.with_f32_data(&[])));
@@ -148,9 +148,7 @@ impl H5adWriter {
         };
         write().map_err(fail)?;
         self.file.close().map_err(fail)?;
-        let named = std::fs::rename(&self.partial, &self.path);
-        named
-            .map_err(|e| FormatError::new(&self.path, "file", format!("cannot be renamed from its .partial name: {e}")))
+        self.partial.finish()
     }
 }
 
@@ -214,10 +212,12 @@ struct Dataframe<'a> {
 enum Stored {
     Text(Vec<String>),
     Integers(Vec<i64>),
+    Large(Vec<u64>),
     Floats(Vec<f64>),
     Bools(Vec<u8>),
     /// Values, and 1 where they are missing.
     MaskedIntegers(Vec<i64>, Vec<u8>),
+    MaskedLarge(Vec<u64>, Vec<u8>),
     MaskedBools(Vec<u8>, Vec<u8>),
     Codes {
         codes: Vec<i32>,
@@ -253,6 +253,10 @@ fn stored(column: &Column) -> Option<Stored> {
         DataType::Int64 => {
             let numbers: Vec<i64> = values.as_primitive::<Int64Type>().iter().map(Option::unwrap_or_default).collect();
             if values.null_count() > 0 { Stored::MaskedIntegers(numbers, mask()) } else { Stored::Integers(numbers) }
+        }
+        DataType::UInt64 => {
+            let numbers = values.as_primitive::<UInt64Type>().iter().map(Option::unwrap_or_default).collect();
+            if values.null_count() > 0 { Stored::MaskedLarge(numbers, mask()) } else { Stored::Large(numbers) }
         }
         DataType::Float64 => {
             Stored::Floats(values.as_primitive::<Float64Type>().iter().map(|v| v.unwrap_or(f64::NAN)).collect())
@@ -294,6 +298,15 @@ impl Dataframe<'_> {
     }
 }
 
+/// Writes values beside a mask of those that are missing.
+fn masked(group: &mut StagedGroup<'_>, name: &str, kind: &str, mask: &[u8], values: impl FnOnce(&mut DatasetBuilder)) {
+    group.create_group_with(name, |g| {
+        encoded_group(g, kind, "0.1.0");
+        g.create_dataset("values", values);
+        g.create_dataset("mask", |d| bools(d, mask));
+    });
+}
+
 impl Stored {
     fn write(&self, group: &mut StagedGroup<'_>, name: &str) {
         match self {
@@ -304,6 +317,9 @@ impl Stored {
             Stored::Integers(values) => {
                 group.create_dataset(name, |d| array(d.with_i64_data(values)));
             }
+            Stored::Large(values) => {
+                group.create_dataset(name, |d| array(d.with_u64_data(values)));
+            }
             Stored::Floats(values) => {
                 group.create_dataset(name, |d| array(d.with_f64_data(values)));
             }
@@ -311,18 +327,13 @@ impl Stored {
                 group.create_dataset(name, |d| bools(d, values));
             }
             Stored::MaskedIntegers(values, mask) => {
-                group.create_group_with(name, |g| {
-                    encoded_group(g, "nullable-integer", "0.1.0");
-                    g.create_dataset("values", |d| array(d.with_i64_data(values)));
-                    g.create_dataset("mask", |d| bools(d, mask));
-                });
+                masked(group, name, "nullable-integer", mask, |d| array(d.with_i64_data(values)));
+            }
+            Stored::MaskedLarge(values, mask) => {
+                masked(group, name, "nullable-integer", mask, |d| array(d.with_u64_data(values)));
             }
             Stored::MaskedBools(values, mask) => {
-                group.create_group_with(name, |g| {
-                    encoded_group(g, "nullable-boolean", "0.1.0");
-                    g.create_dataset("values", |d| bools(d, values));
-                    g.create_dataset("mask", |d| bools(d, mask));
-                });
+                masked(group, name, "nullable-boolean", mask, |d| bools(d, values));
             }
             Stored::Codes { codes, categories, ordered } => {
                 group.create_group_with(name, |g| {

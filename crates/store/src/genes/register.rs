@@ -13,6 +13,9 @@ impl Catalogue {
     ///
     /// No two features of a file get the same gene. If several resolve to one gene, the feature with the approved
     /// symbol gets it, else the one with the stronger evidence, else the first. The others keep rows of their own.
+    ///
+    /// A name of several genes is resolved if the file leaves one of them: all others stand in the file under their own
+    /// approved symbol, Ensembl id or a previous symbol that is of no other gene.
     pub fn register(&mut self, features: &[Feature]) -> (Vec<u32>, GeneReport) {
         let nomenclature = Nomenclature::hgnc();
         let mut report = GeneReport { features: features.len(), ..GeneReport::default() };
@@ -20,8 +23,9 @@ impl Catalogue {
         let foreign = |f: &&Feature| is_foreign_ensembl_id(f.ensembl_id.as_deref().unwrap_or(&f.name));
         report.foreign_ids = features.iter().filter(foreign).count();
         report.foreign_example = features.iter().find(foreign).map(|f| f.ensembl_id.clone().unwrap_or(f.name.clone()));
-        let resolved: Vec<Resolution> =
+        let mut resolved: Vec<Resolution> =
             features.iter().map(|f| nomenclature.resolve_feature(&f.name, f.ensembl_id.as_deref())).collect();
+        eliminate(nomenclature, features, &mut resolved);
         let winners = winners(nomenclature, features, &resolved);
         let mut used: HashMap<(String, Option<String>), usize> = HashMap::new();
         let ids = features
@@ -96,6 +100,31 @@ fn winners(nomenclature: &Nomenclature, features: &[Feature], resolved: &[Resolu
     best.into_iter().map(|(gene, (_, _, i))| (gene, i)).collect()
 }
 
+/// Resolves names of several genes of which the other features leave one: see [`Catalogue::register`].
+fn eliminate(nomenclature: &Nomenclature, features: &[Feature], resolved: &mut [Resolution]) {
+    let winners = winners(nomenclature, features, resolved);
+    let has_own_name = |gene: usize| {
+        winners.get(&gene).is_some_and(|i| matches!(resolved[*i], Resolution::Gene(_, by) if by <= Evidence::Previous))
+    };
+    let is_open = |i: usize, resolution: &Resolution| match resolution {
+        Resolution::Ambiguous(_) => true,
+        // Another feature has the gene, so the name may be meant for a gene of which it is a weaker name.
+        Resolution::Gene(gene, by) => *by > Evidence::Approved && winners.get(gene) != Some(&i),
+        Resolution::Unknown => false,
+    };
+    let left = |feature: &Feature| {
+        let classes = nomenclature.candidates(&feature.name, feature.ensembl_id.as_deref());
+        let left = |class: Vec<usize>| class.into_iter().filter(|gene| !has_own_name(*gene)).collect::<Vec<_>>();
+        let strongest = classes.into_iter().map(left).find(|left| !left.is_empty())?;
+        <[usize; 1]>::try_from(strongest).ok().map(|[gene]| gene)
+    };
+    let open = resolved.iter().enumerate().filter(|(i, resolution)| is_open(*i, resolution));
+    let found: Vec<(usize, usize)> = open.filter_map(|(i, _)| Some((i, left(&features[i])?))).collect();
+    for (i, gene) in found {
+        resolved[i] = Resolution::Gene(gene, Evidence::Elimination);
+    }
+}
+
 impl GeneReport {
     fn found(&mut self, feature: &Feature, symbol: &str, evidence: Evidence) {
         let renamed = || Renamed { name: feature.name.clone(), symbol: symbol.to_owned() };
@@ -106,6 +135,7 @@ impl GeneReport {
             Evidence::Alias => self.alias.push(renamed()),
             Evidence::Punctuation => self.punctuation.push(renamed()),
             Evidence::Date => self.dates.push(renamed()),
+            Evidence::Elimination => self.elimination.push(renamed()),
         }
     }
 
@@ -149,6 +179,32 @@ mod tests {
         let (ids, report) = catalogue.register(&features(&["IL8"]));
         assert_eq!(ids[0], catalogue.find("CXCL8").unwrap());
         assert_eq!(report.previous.len(), 1);
+    }
+
+    #[test]
+    fn a_name_of_two_genes_is_the_one_that_the_file_leaves() {
+        let resolved = |names: &[&str]| {
+            let mut catalogue = Catalogue::from_nomenclature();
+            let (ids, report) = catalogue.register(&features(names));
+            (catalogue.symbol(ids[0]).unwrap().to_owned(), report)
+        };
+        // COX1 is an alias of MT-CO1 and PTGS1.
+        let (symbol, report) = resolved(&["COX1", "PTGS1"]);
+        assert_eq!(symbol, "MT-CO1");
+        assert_eq!(report.elimination, [Renamed { name: "COX1".into(), symbol: "MT-CO1".into() }]);
+        assert_eq!(report.resolved(), 2);
+        assert_eq!(resolved(&["COX1", "MT-CO1"]).0, "PTGS1");
+        // Neither leaves one.
+        for names in [&["COX1"][..], &["COX1", "MT-CO1", "PTGS1"]] {
+            let (symbol, report) = resolved(names);
+            assert_eq!((symbol.as_str(), report.ambiguous.len()), ("COX1", 1));
+        }
+        // An Ensembl id is a name of its own too.
+        let mut catalogue = Catalogue::from_nomenclature();
+        let ptgs1 = Feature { name: "some".into(), ensembl_id: Some("ENSG00000095303.18".into()) };
+        let (ids, _) = catalogue.register(&[features(&["COX1"]).remove(0), ptgs1]);
+        assert_eq!(catalogue.symbol(ids[0]), Some("MT-CO1"));
+        assert!(catalogue.is_mitochondrial(ids[0]));
     }
 
     #[test]

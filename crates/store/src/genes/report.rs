@@ -11,7 +11,7 @@ pub struct Renamed {
     pub symbol: String,
 }
 
-/// How the features of a file were resolved. Each feature is counted exactly once in the first nine categories.
+/// How the features of a file were resolved. Each feature is counted exactly once in the first ten categories.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GeneReport {
     /// Number of features in the file.
@@ -29,6 +29,9 @@ pub struct GeneReport {
     /// Resolved from the date into which a spreadsheet converted the symbol.
     #[serde(default)]
     pub dates: Vec<Renamed>,
+    /// Names of several genes of which the file has all but this one under names of their own.
+    #[serde(default)]
+    pub elimination: Vec<Renamed>,
     /// Features whose gene went to another feature of the file. Each keeps a row of its own.
     pub second: Vec<Renamed>,
     /// Names that belong to several genes, and so were not resolved.
@@ -54,6 +57,7 @@ impl GeneReport {
             + self.alias.len()
             + self.punctuation.len()
             + self.dates.len()
+            + self.elimination.len()
     }
 
     /// The report as rows of a table: category, number of features, some names.
@@ -66,6 +70,7 @@ impl GeneReport {
             ("alias", self.alias.len(), names(&self.alias)),
             ("name with '.' for '-'", self.punctuation.len(), names(&self.punctuation)),
             ("name a spreadsheet made a date", self.dates.len(), names(&self.dates)),
+            ("by elimination", self.elimination.len(), names(&self.elimination)),
             ("second name of a gene in the file", self.second.len(), names(&self.second)),
             ("ambiguous", self.ambiguous.len(), names(&self.ambiguous)),
             ("unknown", self.unknown.len(), sample(self.unknown.iter().cloned(), self.unknown.len())),
