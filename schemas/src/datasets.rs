@@ -37,7 +37,8 @@ pub const NOTES: &str = "notes";
 pub const GENE_REPORT: &str = "gene_report";
 /// Kind of the values, as in `cells`.
 pub const VALUE_KIND: &str = "value_kind";
-/// How values are converted to model input: `counts`, `log`, `log+total`, `bulk`, `bulk-log`.
+/// How values are converted to model input: `counts`, `log`, `log+total`, `linear`, `bulk`,
+/// `bulk-log`.
 pub const INPUT: &str = "input";
 /// When it was ingested, UTC.
 pub const INGESTED_AT: &str = "ingested_at";

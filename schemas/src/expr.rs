@@ -2,6 +2,9 @@
 //!
 //! Within a cell, `gene_id` is strictly ascending and zeros are absent, so the length of either list is the number of
 //! expressed genes. [`Profiles`] reads such a column without copying, [`ProfileBuilder`] writes one.
+//!
+//! Queries see a third part, [`DATASET_IDS`]: the data sets that the values come from. A gene that is absent from
+//! `gene_id` has the value 0 if one of them measured it; otherwise its value is unknown.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +17,9 @@ use arrow::datatypes::{DataType, Field, Fields, Float32Type, UInt32Type};
 pub const GENE_ID: &str = "gene_id";
 /// List of values inside `expr`, parallel to the gene ids.
 pub const VALUE: &str = "value";
+
+/// List of data sets inside `expr` as queries see it; NULL where every absent gene has the value 0.
+pub const DATASET_IDS: &str = "dataset_ids";
 
 /// Total that the counts of a cell are scaled to before the logarithm: `target_sum` of scanpy's `normalize_total`.
 pub const TARGET_SUM: f64 = 1e4;
@@ -69,6 +75,62 @@ pub fn data_type() -> DataType {
     DataType::Struct(struct_fields())
 }
 
+/// The arrow type of `expr` as queries see it: with [`DATASET_IDS`].
+pub fn query_type() -> DataType {
+    with_dataset_ids_type(&struct_fields())
+}
+
+/// The type of an expression with [`DATASET_IDS`] after its other parts.
+fn with_dataset_ids_type(fields: &Fields) -> DataType {
+    let parts = fields.iter().take(2).cloned().chain([Arc::new(dataset_ids_field())]);
+    DataType::Struct(parts.collect())
+}
+
+fn dataset_ids_field() -> Field {
+    let item = Field::new_list_field(DataType::UInt32, false);
+    Field::new(DATASET_IDS, DataType::List(Arc::new(item)), true)
+}
+
+/// True for the type of an expression with [`DATASET_IDS`].
+pub fn has_dataset_ids(of: &DataType) -> bool {
+    matches!(of, DataType::Struct(fields) if is_expr(of) && fields.len() == 3)
+}
+
+/// The type of an expression with [`DATASET_IDS`], for the type of one without; other types stay.
+pub fn as_query_type(stored: &DataType) -> DataType {
+    match stored {
+        DataType::Struct(fields) if is_expr(stored) => with_dataset_ids_type(fields),
+        other => other.clone(),
+    }
+}
+
+/// Adds [`DATASET_IDS`] to a column of expressions, or replaces it. `dataset_ids` is the list of each row, or `None`.
+///
+/// # Errors
+/// [`ExprError::Type`] for a column that is no expression.
+pub fn with_dataset_ids<'a>(
+    column: &ArrayRef,
+    dataset_ids: impl IntoIterator<Item = Option<&'a [u32]>>,
+) -> Result<ArrayRef, ExprError> {
+    let wrong = || ExprError::Type { expected: data_type(), found: column.data_type().clone() };
+    let (Some(parts), DataType::Struct(fields)) = (column.as_struct_opt(), as_query_type(column.data_type())) else {
+        return Err(wrong());
+    };
+    let (mut offsets, mut ids, mut present) = (vec![0i32], Vec::new(), Vec::with_capacity(parts.len()));
+    for list in dataset_ids {
+        ids.extend_from_slice(list.unwrap_or_default());
+        offsets.push(ids.len() as i32);
+        present.push(list.is_some());
+    }
+    let DataType::List(item) = dataset_ids_field().data_type().clone() else { return Err(wrong()) };
+    let ids: ArrayRef = Arc::new(arrow::array::UInt32Array::from(ids));
+    let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+    let lists = ListArray::try_new(item, offsets, ids, Some(NullBuffer::from(present))).map_err(|_| wrong())?;
+    let columns: Vec<ArrayRef> = parts.columns().iter().take(2).cloned().chain([Arc::new(lists) as _]).collect();
+    let all = StructArray::try_new(fields, columns, parts.nulls().cloned()).map_err(|_| wrong())?;
+    Ok(Arc::new(all))
+}
+
 /// True for a type that [`Profiles::new`] reads. The nullability of its parts does not matter.
 pub fn is_expr(data_type: &DataType) -> bool {
     let DataType::Struct(fields) = data_type else {
@@ -77,7 +139,8 @@ pub fn is_expr(data_type: &DataType) -> bool {
     let part = |name: &str, of: DataType| {
         fields.find(name).is_some_and(|(_, f)| matches!(f.data_type(), DataType::List(i) if *i.data_type() == of))
     };
-    fields.len() == 2 && part(GENE_ID, DataType::UInt32) && part(VALUE, DataType::Float32)
+    let expected = 2 + usize::from(part(DATASET_IDS, DataType::UInt32));
+    fields.len() == expected && part(GENE_ID, DataType::UInt32) && part(VALUE, DataType::Float32)
 }
 
 /// One cell's expression: parallel slices, gene ids ascending.
@@ -92,7 +155,12 @@ pub struct Profile<'a> {
 impl Profile<'_> {
     /// The value of a gene; 0 if it is not expressed.
     pub fn value_of(&self, gene_id: u32) -> f32 {
-        self.gene_ids.binary_search(&gene_id).map_or(0.0, |i| self.values[i])
+        self.get(gene_id).unwrap_or(0.0)
+    }
+
+    /// The value of a gene; `None` if it is not expressed.
+    pub fn get(&self, gene_id: u32) -> Option<f32> {
+        self.gene_ids.binary_search(&gene_id).ok().map(|i| self.values[i])
     }
 
     /// Sum of all values, in f64.
@@ -109,6 +177,7 @@ pub struct Profiles {
     gene_values: ScalarBuffer<u32>,
     value_values: ScalarBuffer<f32>,
     nulls: Option<NullBuffer>,
+    dataset_ids: Option<(ListArray, ScalarBuffer<u32>)>,
 }
 
 impl Profiles {
@@ -133,7 +202,19 @@ impl Profiles {
         }
         let gene_values = genes.values().as_primitive_opt::<UInt32Type>().ok_or_else(wrong)?.values().clone();
         let value_values = values.values().as_primitive_opt::<Float32Type>().ok_or_else(wrong)?.values().clone();
-        Ok(Self { gene_values, value_values, nulls: parts.logical_nulls(), genes, values })
+        let dataset_ids = list(DATASET_IDS).and_then(|lists| {
+            let ids = lists.values().as_primitive_opt::<UInt32Type>()?.values().clone();
+            Some((lists, ids))
+        });
+        Ok(Self { gene_values, value_values, nulls: parts.logical_nulls(), genes, values, dataset_ids })
+    }
+
+    /// The data sets that the values of a row come from. `None` if that is not said: then every absent gene has the
+    /// value 0.
+    pub fn dataset_ids(&self, row: usize) -> Option<&[u32]> {
+        let (lists, ids) = self.dataset_ids.as_ref().filter(|(lists, _)| lists.is_valid(row))?;
+        let offsets = lists.value_offsets();
+        Some(&ids[offsets[row] as usize..offsets[row + 1] as usize])
     }
 
     /// Number of rows.
@@ -273,6 +354,25 @@ mod tests {
         assert_eq!(all.get(2).unwrap().total(), 0.0);
         let tail = Profiles::new(&column.slice(2, 2)).unwrap();
         assert_eq!(tail.get(1).unwrap(), Profile { gene_ids: &[7], values: &[1.5] });
+    }
+
+    #[test]
+    fn data_sets_are_added_and_read_back_also_from_a_slice() {
+        let mut builder = ProfileBuilder::default();
+        builder.push(&[1, 5], &[2.0, 3.0]);
+        builder.push_null();
+        builder.push(&[7], &[1.5]);
+        let stored: ArrayRef = Arc::new(builder.finish());
+        let lists = [Some(&[4u32][..]), None, Some(&[4, 9][..])];
+        let column = with_dataset_ids(&stored, lists).unwrap();
+        assert_eq!(column.data_type(), &query_type());
+        let all = Profiles::new(&column.slice(1, 2)).unwrap();
+        assert_eq!((all.dataset_ids(0), all.dataset_ids(1)), (None, Some(&[4, 9][..])));
+        assert!(all.get(0).is_none() && all.get(1).unwrap().get(7) == Some(1.5));
+        // What has them already gets others in their place.
+        let again = with_dataset_ids(&column, lists.map(|_| Some(&[2u32][..]))).unwrap();
+        assert_eq!(Profiles::new(&again).unwrap().dataset_ids(0), Some(&[2][..]));
+        assert_eq!(Profiles::new(&stored).unwrap().dataset_ids(0), None);
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub enum Input {
     /// The same, with the cell's total count beside it.
     #[serde(rename = "log+total")]
     LogTotal,
+    /// A cell of normalised values that are no logarithms (TPM, FPKM): scaled to 10,000 and log1p'd here.
+    #[serde(rename = "linear")]
+    Linear,
     /// Counts of a bulk sample, scaled to the median total of its data set.
     #[serde(rename = "bulk")]
     Bulk,
@@ -169,7 +172,8 @@ impl FromStr for Pool {
 
 impl Input {
     /// Every input, in the order they are offered.
-    pub const ALL: [Input; 5] = [Input::Counts, Input::Log, Input::LogTotal, Input::Bulk, Input::BulkLog];
+    pub const ALL: [Input; 6] =
+        [Input::Counts, Input::Log, Input::LogTotal, Input::Linear, Input::Bulk, Input::BulkLog];
 
     /// The word that names it.
     pub fn name(self) -> &'static str {
@@ -177,6 +181,7 @@ impl Input {
             Input::Counts => "counts",
             Input::Log => "log",
             Input::LogTotal => "log+total",
+            Input::Linear => "linear",
             Input::Bulk => "bulk",
             Input::BulkLog => "bulk-log",
         }

@@ -9,6 +9,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<
         .filter(|(score, _)| *score > 0.75)
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1)));
+    scored.dedup();
     scored.into_iter().take(3).map(|(_, k)| k).collect()
 }
 
@@ -30,5 +31,6 @@ mod tests {
     fn near_names_are_offered_and_far_ones_are_not() {
         assert_eq!(did_you_mean("cd8a", ["CD8A", "INS"]), " Did you mean 'CD8A'?");
         assert_eq!(did_you_mean("zzz", ["CD8A", "INS"]), "");
+        assert_eq!(did_you_mean("cd8a", ["CD8A", "INS", "CD8A"]), " Did you mean 'CD8A'?");
     }
 }

@@ -16,6 +16,7 @@ use super::model::ModelVerb;
 use super::pretrain::PretrainArgs;
 use super::search::SearchArgs;
 use super::sql::SqlArgs;
+use super::verify::VerifyArgs;
 use super::versions::VersionsArgs;
 
 /// A store for single-cell transcriptomes, with a foundation model and SQL inside
@@ -46,6 +47,8 @@ pub(super) enum Verb {
     Versions(VersionsArgs),
     /// Merge small data files into large ones and, with --keep, delete old versions
     Compact(CompactArgs),
+    /// Check every file of a store against its checksum, and every cell against that of its expression
+    Verify(VerifyArgs),
     /// Summarise a store: cells, data sets, models and indexes
     Info(InfoArgs),
     /// Run SQL statements on a store, or open a SQL shell

@@ -47,9 +47,13 @@ pub(super) async fn run(args: ExportArgs, console: &Console) -> Result<()> {
     let progress = console.on_progress("writing cells", "cells");
     let interrupts = Interrupts::listen()?;
     let report = tokio::select! {
-        done = export(&session, &args.out, target, args.condition.as_deref(), progress) => done?,
+        done = export(&session, &args.out, target, args.condition.as_deref(), progress) => done,
         // What was written so far is deleted when the export is dropped.
-        () = interrupts.next() => return Err(Error::Request("the export was stopped by Ctrl-C".into())),
+        () = interrupts.next() => Err(Error::Request("the export was stopped by Ctrl-C".into())),
+    };
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => return Err(session.explained(error).await),
     };
     let mut text = format!("{}: {} cells, {} genes", report.path.display(), report.cells, report.genes);
     if !report.embeddings.is_empty() {

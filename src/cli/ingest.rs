@@ -1,7 +1,7 @@
 //! `cellql ingest`.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cellql_formats::OpenOptions;
 use cellql_schemas::recipe::Input;
@@ -27,9 +27,9 @@ pub(super) struct IngestArgs {
     /// Name of the data set, if FILE is one file [default: the file's name]
     #[arg(long)]
     name: Option<String>,
-    /// Keep only cells that express more than this number of genes
-    #[arg(long, value_name = "N", default_value_t = 200, help_heading = CELLS)]
-    min_genes: u32,
+    /// Keep only cells that express more than this number of genes [default: 200; 0 for exports of cellql]
+    #[arg(long, value_name = "N", help_heading = CELLS)]
+    min_genes: Option<u32>,
     /// Leave out cells that another data set of the store already has
     #[arg(long, help_heading = CELLS)]
     skip_duplicates: bool,
@@ -75,8 +75,12 @@ pub(super) async fn run(args: IngestArgs, console: &Console) -> Result<()> {
             genome: args.genome,
             genes: args.genes,
             barcodes: args.barcodes,
+            part: None,
         },
     };
+    if let Some(path) = &args.report {
+        check_writable(path)?;
+    }
     let mut store = open_to_write(&args.store, console).await?;
     let mut reports = Vec::new();
     for file in &args.files {
@@ -100,6 +104,12 @@ pub(super) async fn run(args: IngestArgs, console: &Console) -> Result<()> {
         std::fs::write(&path, json).map_err(Error::internal(format!("writing the report to {}", path.display())))?;
     }
     Ok(())
+}
+
+/// Fails if a file cannot be written at a path, before any work. What is in the file stays.
+fn check_writable(path: &Path) -> Result<()> {
+    let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+    opened.map(drop).map_err(|e| Error::input(path, "report", format!("cannot be written: {e}; give another --report")))
 }
 
 fn renamed(column: &ObsReport) -> String {

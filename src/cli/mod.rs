@@ -24,6 +24,7 @@ mod search;
 mod shared_args;
 mod shell;
 mod sql;
+mod verify;
 mod versions;
 
 use std::process::ExitCode;
@@ -94,6 +95,7 @@ async fn run(verb: Verb, console: &Console) -> Result<()> {
         Verb::Dataset { verb } => dataset::run(verb, console).await,
         Verb::Versions(args) => versions::run(args).await,
         Verb::Compact(args) => compact::run(args, console).await,
+        Verb::Verify(args) => verify::run(args, console).await,
         Verb::Info(args) => info::run(args).await,
         Verb::Sql(args) => sql::run(args, console).await,
         Verb::Model { verb } => model::run(verb, console).await,

@@ -75,9 +75,15 @@ pub(super) async fn run(args: SearchArgs, console: &Console) -> Result<()> {
         None => near_one(&session, &args).await?,
         Some(file) => near_many(&session, &args, file, console).await?,
     };
-    let written = output::write(session.sql(&query).await?, args.format).await;
+    let written = match session.sql(&query).await {
+        Ok(frame) => output::write(frame, args.format).await,
+        Err(error) => Err(error),
+    };
     console.notices(&session.take_notices());
-    written
+    match written {
+        Err(error) => Err(session.explained(error).await),
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Columns of `cells` to show. The error names one that does not exist.
@@ -122,7 +128,7 @@ async fn near_many(session: &Session, args: &SearchArgs, file: &str, console: &C
         metric: args.metric,
         condition: args.condition.clone(),
     };
-    let options = IngestOptions { min_genes: 0, ..IngestOptions::default() };
+    let options = IngestOptions { min_genes: Some(0), ..IngestOptions::default() };
     let progress = console.on_progress("embedding cells", "cells");
     let found = annotate(session.engine(), &input, &options, &asked, progress).await?;
     console.say(&format!("{} cells of {file}, {} neighbours each: {}", found.barcodes.len(), args.k, found.method));

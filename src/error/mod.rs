@@ -167,6 +167,29 @@ impl Error {
         Error::Statement { number, line, place, source: Box::new(self) }
     }
 
+    /// True where a file of a store was not there when it was read.
+    pub fn lacks_file(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = match self {
+            Error::Query(error) => Some(error.as_ref()),
+            other => Some(other),
+        };
+        while let Some(this) = cause {
+            let of_objects = this.downcast_ref::<object_store::Error>();
+            let of_lance = this.downcast_ref::<lance::Error>();
+            if matches!(of_objects, Some(object_store::Error::NotFound { .. }))
+                || matches!(of_lance, Some(lance::Error::NotFound { .. } | lance::Error::DatasetNotFound { .. }))
+                || this.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+            {
+                return true;
+            }
+            cause = match this.downcast_ref::<Error>() {
+                Some(Error::Query(inner)) => Some(inner.as_ref()),
+                _ => this.source(),
+            };
+        }
+        false
+    }
+
     /// Whose the failure is.
     pub fn kind(&self) -> ErrorKind {
         match self {

@@ -1,5 +1,7 @@
 //! What DataFusion says of a failed query, as a person reads it: the sentence without its wrappings, and the place.
 
+use cellql_schemas::cells;
+use cellql_schemas::nomenclature::{Nomenclature, Resolution};
 use cellql_schemas::suggest::nearest;
 use cellql_udfs::engine::EngineError;
 use datafusion::common::{Column, SchemaError};
@@ -51,6 +53,11 @@ fn no_column(field: &Column, valid: &[Column]) -> String {
     let mut names: Vec<&str> = valid.iter().map(|c| c.name.as_str()).collect();
     names.dedup();
     let near = nearest(&field.name, names.iter().copied());
+    let has_expression = names.contains(&cells::EXPR);
+    if let Some(symbol) = gene_symbol(&field.name).filter(|_| has_expression) {
+        let name = &field.name;
+        return format!("there is no column '{name}', but it is a gene: write expression(expr, '{symbol}')");
+    }
     let hint = match (near.as_slice(), names.len()) {
         ([], 0) => "; no table is named in FROM".to_owned(),
         ([], n) if n <= LISTED => format!("; the columns are {}", names.join(", ")),
@@ -61,6 +68,16 @@ fn no_column(field: &Column, valid: &[Column]) -> String {
         Some(table) => format!("there is no column '{}' in '{table}'{hint}", field.name),
         None => format!("there is no column '{}'{hint}", field.name),
     }
+}
+
+/// The approved symbol of the gene that a name means in any case: SQL makes unquoted names lower case.
+fn gene_symbol(name: &str) -> Option<&'static str> {
+    let nomenclature = Nomenclature::hgnc();
+    let gene = |name: &str| match nomenclature.resolve(name) {
+        Resolution::Gene(gene, _) => Some(nomenclature.genes()[gene].symbol.as_str()),
+        _ => None,
+    };
+    gene(name).or_else(|| gene(&name.to_uppercase()))
 }
 
 /// Where in its statement an error is: DataFusion's span where it gives one, else the place of the parser's error, of
@@ -176,5 +193,8 @@ mod tests {
         assert!(text.contains("no column 'celltype'") && text.contains("'cell_type'"), "{text}");
         assert!(text.contains("\"Cell_Type\""), "{text}");
         assert!(no_column(&Column::from_name("zzz"), &valid(&["a", "b"])).ends_with("the columns are a, b"));
+        let gene = no_column(&Column::from_name("cd3d"), &valid(&["cell_id", "expr"]));
+        assert!(gene.ends_with("it is a gene: write expression(expr, 'CD3D')"), "{gene}");
+        assert!(!no_column(&Column::from_name("cd3d"), &valid(&["cell_id"])).contains("gene"), "no expression to read");
     }
 }

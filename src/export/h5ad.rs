@@ -5,10 +5,11 @@ use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, StringArray};
 use arrow::datatypes::{Float32Type, Schema, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use cellql_formats::write::h5ad::{Column, H5adWriter, ObsmArray, columns_of};
+use cellql_schemas::exported::ExportedDataset;
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::{cells, embeddings};
 use futures::StreamExt;
@@ -44,9 +45,15 @@ pub(super) async fn write(
         obs.add(&batch);
         on_progress(ids.len() as u64, Some(total));
     }
-    let (barcodes, columns) = obs.finish(&selection.obs)?;
+    let (barcodes, mut columns) = obs.finish(&selection.obs)?;
     let index = unique(&barcodes, &columns, &ids);
-    let (genes, var) = var(session, &selection.genes);
+    if index.iter().map(String::as_str).ne(barcodes.iter().map(Option::unwrap_or_default)) {
+        columns.push(Column::new(cells::BARCODE, Arc::new(barcodes)));
+    }
+    let (genes, mut var) = var(session, &selection.genes);
+    if selection.datasets.len() > 1 {
+        var.extend(selection.datasets.iter().map(|dataset| measured(dataset, &selection.genes)));
+    }
     let mut provenance = selection.provenance.clone();
     let mut obsm = Vec::new();
     for recipe in session.engine().recipes() {
@@ -122,6 +129,12 @@ fn var(session: &Session, genes: &[(u32, String)]) -> (Vec<String>, Vec<Column>)
         Column::new("gene_id", Arc::new(Int64Array::from_iter_values(genes.iter().map(|(g, _)| i64::from(*g))))),
     ];
     (index, columns)
+}
+
+/// Whether a data set measured each gene, as a column of `var`: `measured_3` for the data set 3.
+fn measured(dataset: &ExportedDataset, genes: &[(u32, String)]) -> Column {
+    let flags: BooleanArray = genes.iter().map(|(gene, _)| Some(dataset.has_measured(*gene))).collect();
+    Column::new(format!("measured_{}", dataset.dataset_id), Arc::new(flags))
 }
 
 /// Vectors of the cells in their order, NaN for a cell without one, and the metadata of the embedding table as JSON.

@@ -15,6 +15,7 @@ use arrow::array::{AsArray, BooleanArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{UInt32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
+use cellql_schemas::exported::{self, ExportedDataset};
 use cellql_schemas::{cells, datasets};
 use chrono::Utc;
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -23,8 +24,9 @@ use crate::error::{Error, Result};
 use crate::ingest::ObsReport;
 use crate::query::Session;
 use crate::query::condition::check_syntax;
-use cellql_store::Store;
+use cellql_store::genes::Catalogue;
 use cellql_store::progress::OnProgress;
+use cellql_store::{Store, changed_cells};
 
 /// Rows of a batch. The expression of one row has thousands of values.
 const BATCH_ROWS: usize = 1024;
@@ -90,6 +92,8 @@ struct Selection {
     /// Ids of the genes that a data set of these cells measured, ascending, with the first name that a file gave each.
     genes: Vec<(u32, String)>,
     obs: Vec<ObsReport>,
+    /// Data sets of the cells, by id.
+    datasets: Vec<ExportedDataset>,
     provenance: BTreeMap<String, String>,
 }
 
@@ -145,8 +149,9 @@ impl Selection {
             return Err(Error::Request(format!("there is nothing to export: {of}")));
         }
         cell_ids.sort_unstable();
-        let mut selection = Self { store, cell_ids, genes: vec![], obs: vec![], provenance: BTreeMap::new() };
-        selection.read_datasets(&dataset_ids).await?;
+        let mut selection =
+            Self { store, cell_ids, genes: vec![], obs: vec![], datasets: vec![], provenance: BTreeMap::new() };
+        selection.read_datasets(session.engine().genes(), &dataset_ids).await?;
         selection.provenance.insert("store".into(), selection.store.uri().to_owned());
         selection.provenance.insert("store_version".into(), selection.store.version().version.to_string());
         selection.provenance.insert("where".into(), condition.unwrap_or("true").to_owned());
@@ -155,38 +160,35 @@ impl Selection {
         Ok(selection)
     }
 
-    /// Reads the genes, obs columns and origins of data sets.
-    async fn read_datasets(&mut self, ids: &[u32]) -> Result<()> {
+    /// Reads the genes, obs columns and descriptions of data sets.
+    async fn read_datasets(&mut self, catalogue: &Catalogue, ids: &[u32]) -> Result<()> {
         let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
         let filter = format!("{} IN ({})", datasets::DATASET_ID, ids.join(", "));
-        let columns = [
-            datasets::MEASURED_GENES,
-            datasets::MEASURED_NAMES,
-            datasets::OBS_COLUMNS,
-            datasets::NAME,
-            datasets::SOURCE_URI,
-            datasets::FILE_SHA256,
-        ];
-        let (mut genes, mut origins) = (BTreeMap::new(), Vec::new());
-        for batch in self.store.read(datasets::TABLE, &columns, Some(&filter)).await? {
-            for i in 0..batch.num_rows() {
-                let list = |c: usize| batch.column(c).as_list::<i32>().value(i);
-                let text = |c: usize| batch.column(c).as_string::<i32>().value(i).to_owned();
-                let names = list(1);
-                for (gene, name) in list(0).as_primitive::<UInt32Type>().values().iter().zip(names.as_string::<i32>()) {
-                    genes.entry(*gene).or_insert_with(|| name.unwrap_or_default().to_owned());
+        let repeated = catalogue.repeated_symbols();
+        let mut genes = BTreeMap::new();
+        for batch in self.store.read(datasets::TABLE, &DATASET_COLUMNS, Some(&filter)).await? {
+            let list = |row: usize, name: &str| Some(batch.column_by_name(name)?.as_list_opt::<i32>()?.value(row));
+            for row in 0..batch.num_rows() {
+                let (mut dataset, obs) = described(&batch, row)?;
+                let (ids, names) = list(row, datasets::MEASURED_GENES).zip(list(row, datasets::MEASURED_NAMES)).unzip();
+                let ids = ids.as_ref().map_or(&[][..], |ids| ids.as_primitive::<UInt32Type>().values());
+                let names =
+                    names.iter().flat_map(|names| names.as_string::<i32>().iter().map(Option::unwrap_or_default));
+                let measured: Vec<(u32, &str)> = ids.iter().copied().zip(names).collect();
+                for (gene, name) in &measured {
+                    genes.entry(*gene).or_insert_with(|| (*name).to_owned());
                 }
-                let unreadable = |e| {
-                    let object = format!("the row of data set '{}' in the table datasets", text(3));
-                    Error::damaged(object, format!("its obs_columns cannot be parsed: {e}; ingest its file again"))
-                };
-                let obs: Vec<ObsReport> = serde_json::from_str(&text(2)).map_err(unreadable)?;
+                // A symbol that several genes have is changed in files that need unique names.
+                let symbol = |gene: u32| catalogue.symbol(gene).filter(|s| !repeated.contains(s)).unwrap_or_default();
+                dataset.set_measured(measured.into_iter().map(|(gene, name)| (gene, name, symbol(gene))));
                 obs::merge(&mut self.obs, obs);
-                origins.push(serde_json::json!({ "name": text(3), "source_uri": text(4), "sha256": text(5) }));
+                self.datasets.push(dataset);
             }
         }
         self.genes = genes.into_iter().collect();
-        self.provenance.insert("datasets".into(), serde_json::Value::from(origins).to_string());
+        self.datasets.sort_by_key(|dataset| dataset.dataset_id);
+        let json = serde_json::to_string(&self.datasets).map_err(Error::internal("describing the export"))?;
+        self.provenance.insert(exported::DATASETS.into(), json);
         Ok(())
     }
 
@@ -203,11 +205,62 @@ impl Selection {
     }
 
     fn selected_rows(&self, table: &str, batch: &RecordBatch) -> Result<RecordBatch> {
+        if table == cells::TABLE
+            && let Some(cell) = changed_cells(batch).first()
+        {
+            let problem = format!(
+                "the expression of cell {cell} has changed since it was ingested; see what is damaged with: cellql \
+                 verify {}",
+                self.store.uri()
+            );
+            return Err(Error::damaged(format!("table {table} of {}", self.store.uri()), problem));
+        }
         let missing = || no_column(&self.store, table, cells::CELL_ID);
         let ids = batch.column_by_name(cells::CELL_ID).ok_or_else(missing)?.as_primitive::<UInt64Type>();
         let keep: BooleanArray = ids.values().iter().map(|id| Some(self.cell_ids.binary_search(id).is_ok())).collect();
         filter_record_batch(batch, &keep).map_err(Error::internal(format!("selecting cells of table {table}")))
     }
+}
+
+/// Columns of `datasets` that an export records.
+const DATASET_COLUMNS: [&str; 10] = [
+    datasets::DATASET_ID,
+    datasets::MEASURED_GENES,
+    datasets::MEASURED_NAMES,
+    datasets::OBS_COLUMNS,
+    datasets::NAME,
+    datasets::SOURCE_URI,
+    datasets::FILE_SHA256,
+    datasets::MATRIX,
+    datasets::VALUE_KIND,
+    datasets::INPUT,
+];
+
+/// A data set by its row in `datasets`, without its measured genes, and its obs columns.
+fn described(batch: &RecordBatch, row: usize) -> Result<(ExportedDataset, Vec<ObsReport>)> {
+    let text = |name: &str| {
+        let column = batch.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
+        column.map_or("", |column| column.value(row)).to_owned()
+    };
+    let name = text(datasets::NAME);
+    let unreadable = |e| {
+        let object = format!("the row of data set '{name}' in the table datasets");
+        Error::damaged(object, format!("its obs_columns cannot be parsed: {e}; ingest its file again"))
+    };
+    let obs: Vec<ObsReport> = serde_json::from_str(&text(datasets::OBS_COLUMNS)).map_err(unreadable)?;
+    let dataset = ExportedDataset {
+        dataset_id: batch.column(0).as_primitive::<UInt32Type>().value(row),
+        source_uri: text(datasets::SOURCE_URI),
+        sha256: text(datasets::FILE_SHA256),
+        matrix: text(datasets::MATRIX),
+        value_kind: text(datasets::VALUE_KIND),
+        input: text(datasets::INPUT),
+        obs: obs.iter().map(|column| column.name.clone()).collect(),
+        measured: Vec::new(),
+        names: BTreeMap::new(),
+        name,
+    };
+    Ok((dataset, obs))
 }
 
 /// The error of a table that lacks one of its columns.

@@ -19,8 +19,8 @@ use cellql_model::FileBytes;
 use cellql_store::Store;
 use cellql_store::progress::OnProgress;
 
-/// Version of the files' format.
-const FORMAT: u32 = 2;
+/// Version of the files' format. Indexes of other versions are to be built again.
+const FORMAT: u32 = 3;
 const MANIFEST: &str = "manifest.json";
 /// Bytes per checksum. Large files have many, so that all threads check them.
 const BLOCK: usize = 16 << 20;
@@ -57,7 +57,9 @@ pub(super) async fn build(
 ) -> Result<(Store, BuiltIndex)> {
     let source = cellql_store::embedding_table(recipe);
     let version = store.table(&source).await?.version().version;
-    let vectors = Vectors::read(store, &source, Metric::Cosine).await?;
+    let mut vectors = Vectors::read(store, &source, Metric::Cosine).await?;
+    // The graph sorts hits of equal distance by position.
+    vectors.sort_by_id();
     if vectors.is_empty() {
         return Err(Error::Request(format!("the embedding table '{recipe}' holds no vector to index")));
     }

@@ -82,6 +82,21 @@ impl Vectors {
         Some(())
     }
 
+    /// Sorts the vectors by id.
+    pub(super) fn sort_by_id(&mut self) {
+        if self.ids.is_sorted() {
+            return;
+        }
+        let mut order: Vec<usize> = (0..self.len()).collect();
+        order.sort_unstable_by_key(|position| self.ids[*position]);
+        let mut prepared = Vec::with_capacity(self.prepared.len());
+        for position in &order {
+            prepared.extend_from_slice(self.at(*position));
+        }
+        self.prepared = prepared;
+        self.ids = order.iter().map(|position| self.ids[*position]).collect();
+    }
+
     /// Number of vectors.
     pub fn len(&self) -> usize {
         self.ids.len()
@@ -132,6 +147,14 @@ pub fn exact(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn vectors_sorted_by_id_keep_their_ids() {
+        let ids = vec![7, 2, 9];
+        let mut vectors = Vectors { dim: 2, ids, prepared: vec![0.7, 0.0, 0.2, 0.0, 0.9, 0.0], ..Vectors::default() };
+        vectors.sort_by_id();
+        assert_eq!((vectors.ids, vectors.prepared), (vec![2, 7, 9], vec![0.2, 0.0, 0.7, 0.0, 0.9, 0.0]));
+    }
 
     #[test]
     fn exact_search_obeys_order_filter_and_exclusion() {

@@ -10,22 +10,24 @@ use arrow::datatypes::{Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use cellql_formats::counts::{CountEvidence, are_whole, recover};
 use cellql_formats::{Block, GeneSorter};
-use cellql_schemas::cells::{self as table, ValueKind};
+use cellql_schemas::cells as table;
 use cellql_schemas::expr::{Profile, ProfileBuilder};
 
 use super::Dropped;
 use super::duplicates::ContentIndex;
 use super::obs::{ObsTarget, fitted};
-use super::values::Interpretation;
+use super::values::{CountStatistics, Interpretation};
 use crate::error::{Error, Result};
 use cellql_store::ContentHash;
 
 /// Which cells are kept, and how their values are interpreted.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CellOptions {
-    /// CellBuilder must express more genes than this.
+    /// Cells must express more genes than this.
     pub(super) min_genes: u32,
     pub(super) interpretation: Interpretation,
+    /// The user says what the values are, so no statistics contradict it.
+    pub(super) is_certain: bool,
     /// Leave out cells that the store holds already.
     pub(super) skip_duplicates: bool,
 }
@@ -86,8 +88,8 @@ pub(super) struct CellCounts {
     pub(super) duplicates: u64,
     /// Kept cells whose values support that counts were recovered.
     informative: u64,
-    /// Smallest and largest total of a kept cell.
-    totals: Option<(f64, f64)>,
+    /// Of whole numbers, whether they are counts.
+    statistics: CountStatistics,
 }
 
 /// Columns of a batch that are built cell by cell.
@@ -150,16 +152,18 @@ impl CellBuilder {
         &self.obs
     }
 
-    /// Whether all cells together support the interpretation, after every cell was read.
-    pub(super) fn interpretation_holds(&self) -> bool {
+    /// Why all cells together contradict the interpretation, after every cell was read; `None` if they do not.
+    pub(super) fn contradiction(&self) -> Option<String> {
         match self.options.interpretation {
-            // Whole numbers that add up to a million in every cell are rounded TPM or CPM.
-            Interpretation::Counts => {
-                let million = |total: f64| (total - 1e6).abs() < 1e4;
-                self.kept() < 3 || !self.counts.totals.is_some_and(|(least, most)| million(least) && million(most))
+            Interpretation::Counts if self.options.is_certain => None,
+            Interpretation::Counts => self.counts.statistics.contradiction(),
+            Interpretation::Recovered(..) if self.counts.informative * 2 < self.kept() => {
+                Some("too few cells support that counts can be recovered".to_owned())
             }
-            Interpretation::Recovered(..) => self.counts.informative * 2 >= self.kept(),
-            Interpretation::AsGiven => true,
+            Interpretation::Recovered(..)
+            | Interpretation::Log
+            | Interpretation::Linear
+            | Interpretation::Restored(_) => None,
         }
     }
 
@@ -198,9 +202,10 @@ impl CellBuilder {
     /// Replaces the values of a cell by its counts if counts are recovered.
     fn interpret(&self, values: &mut [f32]) -> CountEvidence {
         match self.options.interpretation {
-            Interpretation::Counts if !are_whole(values) => CountEvidence::Contradicts,
-            Interpretation::Counts | Interpretation::AsGiven => CountEvidence::Inconclusive,
             Interpretation::Recovered(normalisation, rounding) => recover(values, normalisation, rounding),
+            as_given if as_given.needs_whole_numbers() && !are_whole(values) => CountEvidence::Contradicts,
+            as_given if !as_given.allows(values) => CountEvidence::Contradicts,
+            _ => CountEvidence::Inconclusive,
         }
     }
 
@@ -216,8 +221,7 @@ impl CellBuilder {
             return false;
         }
         let total = cell.total();
-        let (least, most) = self.counts.totals.unwrap_or((total, total));
-        self.counts.totals = Some((least.min(total), most.max(total)));
+        self.counts.statistics.add(cell.values, total);
         to.totals.push(total);
         to.n_genes.push(cell.values.len() as u32);
         to.hashes.push(hash);
@@ -227,7 +231,7 @@ impl CellBuilder {
     }
 
     fn mito_fraction(&self, cell: Profile<'_>, total: f64) -> Option<f32> {
-        if self.options.interpretation.kind() == ValueKind::Normalised || self.genes.mitochondrial.is_empty() {
+        if !self.options.interpretation.kind().is_counts() || self.genes.mitochondrial.is_empty() {
             return None;
         }
         let mito: f64 = self.genes.mitochondrial.iter().map(|gene| f64::from(cell.value_of(*gene))).sum();
@@ -281,7 +285,7 @@ mod tests {
 
     fn cells(interpretation: Interpretation) -> CellBuilder {
         let genes = FileGenes::new(&[9, 3, 4], |g| g == 4);
-        let options = CellOptions { min_genes: 0, interpretation, skip_duplicates: false };
+        let options = CellOptions { min_genes: 0, interpretation, is_certain: false, skip_duplicates: false };
         CellBuilder::new(0, 5, genes, vec![], options, ContentIndex::default())
     }
 
@@ -322,7 +326,9 @@ mod tests {
     #[test]
     fn a_fraction_shows_that_values_are_no_counts() {
         assert!(batch(&mut cells(Interpretation::Counts), &[0.5]).is_none());
-        assert!(batch(&mut cells(Interpretation::AsGiven), &[0.5]).is_some());
+        assert!(batch(&mut cells(Interpretation::Log), &[0.5]).is_some());
+        assert!(batch(&mut cells(Interpretation::Log), &[0.5, 300.0]).is_none(), "no logarithm is that large");
+        assert!(batch(&mut cells(Interpretation::Linear), &[0.5, 300.0]).is_some());
     }
 
     #[test]
@@ -331,6 +337,6 @@ mod tests {
         for values in [[500_000.0, 500_000.0, 0.0], [999_990.0, 1.0, 1.0], [400_000.0, 300_000.0, 300_001.0]] {
             batch(&mut cells, &values).unwrap();
         }
-        assert!(!cells.interpretation_holds());
+        assert!(cells.contradiction().is_some_and(|why| why.contains("million")));
     }
 }

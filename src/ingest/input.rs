@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cellql_formats::{OpenOptions, parts};
+use cellql_formats::{Format, OpenOptions, TableReader, datasets_of, exported_datasets, parts, recognise};
+use cellql_schemas::exported::ExportedDataset;
 use futures::{StreamExt, TryStreamExt};
 use lance::io::ObjectStore;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
+use super::lance_table::LanceTable;
 use crate::error::{Error, Result};
 
 /// The file or directory of one data set to ingest.
@@ -19,6 +21,8 @@ pub struct InputFile {
     pub path: PathBuf,
     /// Where the data set comes from, as recorded in the column `source_uri` of `datasets`.
     pub uri: String,
+    /// The data set of an export of cellql that is to be read from the file.
+    part: Option<Arc<ExportedDataset>>,
     /// The temporary folder of downloaded files, deleted when the last input from it is dropped.
     _downloaded: Option<Arc<TempDir>>,
 }
@@ -27,7 +31,7 @@ impl InputFile {
     /// A file or directory of this machine.
     pub fn local(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self { uri: path.display().to_string(), path, _downloaded: None }
+        Self { uri: path.display().to_string(), path, part: None, _downloaded: None }
     }
 
     /// The same file with another recorded origin.
@@ -35,8 +39,16 @@ impl InputFile {
         Self { uri: uri.into(), ..self }
     }
 
-    /// Default name of the data set: the file's name without its endings.
+    /// The data set of an export that is to be read, as it was described when it was exported.
+    pub(super) fn part(&self) -> Option<&ExportedDataset> {
+        self.part.as_deref()
+    }
+
+    /// Default name of the data set: its name in an export, else the file's name without its endings.
     pub(super) fn stem(&self) -> String {
+        if let Some(part) = &self.part {
+            return part.name.clone();
+        }
         let name = self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let stem = name.strip_suffix(".gz").unwrap_or(&name);
         let stem = stem.rsplit_once('.').map_or(stem, |(stem, _)| stem);
@@ -50,13 +62,17 @@ impl InputFile {
         }
     }
 
-    /// SHA-256 of its file as hex; of several files, the SHA-256 over their SHA-256s.
+    /// SHA-256 of its file as hex; of several files, the SHA-256 over their SHA-256s; of a data set of an export, that
+    /// over the export's and the id of the data set.
     pub(super) fn sha256(&self, options: &OpenOptions) -> Result<String> {
         let files = parts(&self.path, options)?;
-        if let [only] = files.as_slice() {
+        if let ([only], None) = (files.as_slice(), &self.part) {
             return file_sha256(only);
         }
         let mut all = Sha256::new();
+        if let Some(part) = &self.part {
+            all.update(format!("data set {} of ", part.dataset_id));
+        }
         for file in &files {
             all.update(file_sha256(file)?);
         }
@@ -86,9 +102,27 @@ pub async fn inputs(uri: &str) -> Result<(Vec<InputFile>, Vec<PathBuf>)> {
             (true, false) => uri.to_owned(),
             (true, true) => format!("{}/{inside}", uri.trim_end_matches('/')),
         };
-        InputFile { path, uri, _downloaded: fetched.clone() }
+        InputFile { path, uri, part: None, _downloaded: fetched.clone() }
     };
-    Ok((found.into_iter().map(input).collect(), other))
+    let mut inputs = Vec::new();
+    for path in found {
+        inputs.extend(divided(input(path)).await?);
+    }
+    Ok((inputs, other))
+}
+
+/// The data sets of an export, each as an input of its own; any other file as it is.
+async fn divided(input: InputFile) -> Result<Vec<InputFile>> {
+    let parts = match recognise(&input.path) {
+        Ok(Some(Format::Lance)) => datasets_of(&LanceTable::open(&input.path).await?.schema()),
+        // A file that cannot be read is refused when it is ingested.
+        _ => exported_datasets(&input.path).unwrap_or_default(),
+    };
+    if parts.is_empty() {
+        return Ok(vec![input]);
+    }
+    let part = |part: ExportedDataset| InputFile { part: Some(Arc::new(part)), ..input.clone() };
+    Ok(parts.into_iter().map(part).collect())
 }
 
 /// Downloads an object, or all objects below a prefix, into a folder. Returns the path of the object or prefix there.
@@ -134,6 +168,10 @@ async fn download(
 /// SHA-256 of a file as lower-case hex.
 pub(crate) fn file_sha256(file: &Path) -> Result<String> {
     let fail = |e: std::io::Error| Error::input(file, "file", format!("cannot be read: {e}"));
+    // Opening a pipe can block, and a device has no end.
+    if cellql_formats::is_directory(file)? {
+        return Err(Error::input(file, "file", "is a directory; name a file in it"));
+    }
     let mut handle = std::fs::File::open(file).map_err(fail)?;
     let mut hash = Sha256::new();
     std::io::copy(&mut handle, &mut hash).map_err(fail)?;

@@ -73,16 +73,19 @@ use values::Interpretation;
 
 /// Smallest share of a file's features that must resolve to genes of the nomenclature.
 const MIN_RESOLVED: f64 = 0.5;
+/// Cells that express no more genes than this are left out of files.
+const MIN_GENES: u32 = 200;
 /// Number of cells from which the normalisation of a file is detected.
 const DETECTION_CELLS: usize = 200;
 
 /// How to ingest a file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct IngestOptions {
     /// Name of the data set; by default the file's name without its ending.
     pub name: Option<String>,
-    /// CellBuilder must express more genes than this.
-    pub min_genes: u32,
+    /// Cells must express more genes than this; by default 200, and 0 for an export of cellql, whose cells were
+    /// chosen before.
+    pub min_genes: Option<u32>,
     /// Ingest the file even if most of its features are not human genes.
     pub allow_unresolved: bool,
     /// Leave out cells that another data set of the store holds already.
@@ -93,16 +96,9 @@ pub struct IngestOptions {
     pub open: OpenOptions,
 }
 
-impl Default for IngestOptions {
-    fn default() -> Self {
-        Self {
-            name: None,
-            min_genes: 200,
-            allow_unresolved: false,
-            skip_duplicates: false,
-            values: None,
-            open: OpenOptions::default(),
-        }
+impl IngestOptions {
+    fn min_genes_of(&self, input: &InputFile) -> u32 {
+        self.min_genes.unwrap_or(if input.part().is_some() { 0 } else { MIN_GENES })
     }
 }
 
@@ -126,25 +122,52 @@ pub async fn ingest(
     // Only all cells together prove what the values are. Most files hold counts, so counts are assumed first. If a cell
     // contradicts that, the file is read again with the detected normalisation, and at last as it is.
     let mut source = open(input, &options.open).await?;
-    let as_given = options.values.is_some_and(|values| !values.is_counts());
-    let mut interpretation = if as_given { Interpretation::AsGiven } else { Interpretation::Counts };
+    let mut interpretation = first_interpretation(input, options);
+    let mut notes = Vec::new();
     loop {
-        let attempt = Attempt { input, options, sha256: &sha256, interpretation, on_progress: &on_progress };
+        let attempt = Attempt { input, options, sha256: &sha256, interpretation, notes, on_progress: &on_progress };
         match attempt.run(store, source).await? {
             AttemptResult::Done(done) => return Ok(*done),
             AttemptResult::Contradicted(given_back, by) => {
+                refuse_wrong_input(input, options, interpretation)?;
+                notes = by.note().into_iter().collect();
                 (source, interpretation) =
-                    next_interpretation(input, given_back, interpretation, by, options.min_genes).await?;
-                if let (Interpretation::AsGiven, Some(values)) = (interpretation, options.values) {
+                    next_interpretation(input, given_back, interpretation, by, options.min_genes_of(input)).await?;
+                if let (Some(values), Interpretation::Log | Interpretation::Linear) = (options.values, interpretation) {
                     let problem = format!(
                         "values are not counts and no counts can be recovered from them, as --input {} says; name \
-                         another --layer or --raw, or say --input log or bulk-log",
+                         another --layer or --raw, or say --input log, linear or bulk-log",
                         values.name()
                     );
                     return Err(Error::input(&input.path, "values", problem));
                 }
             }
         }
+    }
+}
+
+/// The interpretation to try first: what the user says, else what an export says, else counts.
+fn first_interpretation(input: &InputFile, options: &IngestOptions) -> Interpretation {
+    let exported = input.part().and_then(|part| ValueKind::named(&part.value_kind));
+    match (options.values, exported) {
+        (None, Some(kind)) => Interpretation::Restored(kind),
+        (None, None) | (Some(Values::Counts | Values::Bulk), _) => Interpretation::Counts,
+        (Some(Values::Linear), _) => Interpretation::Linear,
+        (Some(Values::Log | Values::LogTotal | Values::BulkLog), _) => Interpretation::Log,
+    }
+}
+
+/// Fails if values contradict that they are logarithms, as the user says.
+fn refuse_wrong_input(input: &InputFile, options: &IngestOptions, tried: Interpretation) -> Result<()> {
+    match (options.values, tried) {
+        (Some(values), Interpretation::Log) => {
+            let problem = format!(
+                "some are above 20, which no logarithm of normalised counts is, as --input {} says; say --input linear",
+                values.name()
+            );
+            Err(Error::input(&input.path, "values", problem))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -155,11 +178,30 @@ enum AttemptResult {
     Contradicted(Box<dyn CellSource>, ContradictedBy),
 }
 
+/// How the writing of an attempt ended.
+enum WriteResult {
+    Done(Box<IngestReport>),
+    Contradicted(Box<dyn CellSource>, ContradictedBy),
+}
+
 /// What contradicted an interpretation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum ContradictedBy {
     OneCell,
-    AllCells,
+    /// All cells together, and why.
+    AllCells(String),
+}
+
+impl ContradictedBy {
+    /// A note for the report, where values could be taken for something else.
+    fn note(&self) -> Option<String> {
+        match self {
+            ContradictedBy::OneCell => None,
+            ContradictedBy::AllCells(why) => {
+                Some(format!("values are not taken for counts: {why}; if they are counts, say --input counts"))
+            }
+        }
+    }
 }
 
 /// The source, rewound, and the interpretation to try next.
@@ -170,21 +212,22 @@ async fn next_interpretation(
     by: ContradictedBy,
     min_genes: u32,
 ) -> Result<(Box<dyn CellSource>, Interpretation)> {
-    let detect = tried == Interpretation::Counts && by == ContradictedBy::OneCell;
+    if tried == Interpretation::Log {
+        return guarded(&input.path, move || Ok((source.rewind().map(|()| source)?, Interpretation::Linear))).await;
+    }
+    let is_first = matches!(tried, Interpretation::Counts | Interpretation::Restored(_));
+    let recover = is_first && by == ContradictedBy::OneCell;
     guarded(&input.path, move || {
         source.rewind()?;
-        let mut interpretation = Interpretation::AsGiven;
-        if detect {
-            let block = source.next_block()?;
-            let values = |i: usize, b: &cellql_formats::Block| -> Vec<f32> {
-                b.cell(i).1.iter().copied().filter(|v| *v != 0.0).collect()
-            };
-            let cells: Vec<Vec<f32>> = block.iter().flat_map(|b| (0..b.len()).map(|i| values(i, b))).collect();
-            let kept = cells.iter().filter(|c| c.len() > min_genes as usize).take(DETECTION_CELLS);
-            interpretation = Interpretation::detect(kept.map(Vec::as_slice));
-            source.rewind()?;
-        }
-        Ok((source, interpretation))
+        let block = source.next_block()?;
+        let values = |i: usize, b: &cellql_formats::Block| -> Vec<f32> {
+            b.cell(i).1.iter().copied().filter(|v| *v != 0.0).collect()
+        };
+        let cells: Vec<Vec<f32>> = block.iter().flat_map(|b| (0..b.len()).map(|i| values(i, b))).collect();
+        let kept = cells.iter().filter(|c| c.len() > min_genes as usize).take(DETECTION_CELLS).map(Vec::as_slice);
+        let next = if recover { Interpretation::detect(kept) } else { Interpretation::as_given(kept) };
+        source.rewind()?;
+        Ok((source, next))
     })
     .await
 }
@@ -195,6 +238,8 @@ struct Attempt<'a> {
     options: &'a IngestOptions,
     sha256: &'a str,
     interpretation: Interpretation,
+    /// Why another interpretation was tried.
+    notes: Vec<String>,
     on_progress: &'a OnProgress,
 }
 
@@ -206,6 +251,25 @@ impl Attempt<'_> {
             let report = IngestReport::already(self.input.uri.clone(), name);
             return Ok(AttemptResult::Done(Box::new((transaction.store().clone(), report))));
         }
+        match Box::pin(self.write(&mut transaction, source)).await {
+            Ok(WriteResult::Done(report)) => {
+                let store = transaction.publish().await?;
+                Ok(AttemptResult::Done(Box::new((store, *report))))
+            }
+            Ok(WriteResult::Contradicted(source, by)) => {
+                transaction.discard().await?;
+                Ok(AttemptResult::Contradicted(source, by))
+            }
+            Err(error) => {
+                // The error that matters is that of the writing, a full disk for example.
+                let _ = transaction.discard().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes everything of the data set.
+    async fn write(&self, transaction: &mut Transaction, source: Box<dyn CellSource>) -> Result<WriteResult> {
         let mut catalogue = transaction.store().genes().await?;
         let (gene_ids, gene_report) = catalogue.register(source.features());
         if !self.options.allow_unresolved {
@@ -216,8 +280,9 @@ impl Attempt<'_> {
         let existing = transaction.store().table(table::TABLE).await?;
         let targets = obs::targets(source.obs_columns(), &Schema::from(existing.schema()));
         let cell_options = CellOptions {
-            min_genes: self.options.min_genes,
+            min_genes: self.options.min_genes_of(self.input),
             interpretation: self.interpretation,
+            is_certain: self.options.values.is_some(),
             skip_duplicates: self.options.skip_duplicates,
         };
         let genes = FileGenes::new(&gene_ids, |g| catalogue.is_mitochondrial(g));
@@ -229,7 +294,7 @@ impl Attempt<'_> {
         // The reader's result comes first: it says why the stream of rows ended.
         let (builder, source) = match outcome.await {
             Ok(Outcome::Done(builder, source)) => (builder, source),
-            Ok(Outcome::Contradicted(source, by)) => return Ok(AttemptResult::Contradicted(source, by)),
+            Ok(Outcome::Contradicted(source, by)) => return Ok(WriteResult::Contradicted(source, by)),
             Ok(Outcome::Failed(error)) => return Err(error),
             Err(_) => {
                 appended?;
@@ -239,8 +304,8 @@ impl Attempt<'_> {
         appended?;
         transaction.take_cell_ids(builder.next_cell_id());
         let report = self.report(dataset_id, &builder, source.as_ref(), gene_report);
-        let store = commit(transaction, &report, catalogue.to_batch()?, self.sha256, measured).await?;
-        Ok(AttemptResult::Done(Box::new((store, report))))
+        describe(transaction, &report, catalogue.to_batch()?, self.sha256, measured).await?;
+        Ok(WriteResult::Done(Box::new(report)))
     }
 
     fn report(&self, dataset_id: u32, cells: &CellBuilder, source: &dyn CellSource, genes: GeneReport) -> IngestReport {
@@ -255,14 +320,33 @@ impl Attempt<'_> {
             cells_duplicate: counts.duplicates - counts.skipped_duplicates,
             cells_dropped: cells.dropped(),
             value_kind: self.interpretation.kind().name().to_owned(),
-            input: self.options.values.unwrap_or(match self.interpretation.kind() {
-                ValueKind::Normalised => Values::Log,
-                ValueKind::Counts | ValueKind::Recovered => Values::Counts,
-            }),
-            notes: source.notes().iter().cloned().chain(self.interpretation.note()).collect(),
+            input: self.options.values.unwrap_or_else(|| self.input_of_models()),
+            notes: self.notes_with(source),
             genes,
             obs_columns: cells.obs().iter().map(|t| t.report.clone()).collect(),
         }
+    }
+}
+
+impl Attempt<'_> {
+    /// How models read the values, where the user does not say it.
+    fn input_of_models(&self) -> Values {
+        let exported = self.input.part().and_then(|part| part.input.parse().ok());
+        match (exported, self.interpretation) {
+            (Some(input), Interpretation::Restored(_)) => input,
+            (_, interpretation) => match interpretation.kind() {
+                ValueKind::Normalised => Values::Log,
+                ValueKind::Linear => Values::Linear,
+                ValueKind::Counts | ValueKind::Recovered => Values::Counts,
+            },
+        }
+    }
+
+    fn notes_with(&self, source: &dyn CellSource) -> Vec<String> {
+        let from =
+            self.input.part().map(|part| format!("a data set of an export; first read from {}", part.source_uri));
+        let of_source = source.notes().iter().cloned();
+        from.into_iter().chain(of_source).chain(self.notes.iter().cloned()).chain(self.interpretation.note()).collect()
     }
 }
 
@@ -274,27 +358,36 @@ fn measured(gene_ids: &[u32], source: &dyn CellSource) -> Vec<(u32, String)> {
     measured
 }
 
-async fn commit(
-    mut transaction: Transaction,
+/// Writes the rows of genes and of the data set.
+async fn describe(
+    transaction: &mut Transaction,
     report: &IngestReport,
     gene_rows: RecordBatch,
     sha256: &str,
     measured: Vec<(u32, String)>,
-) -> Result<Store> {
+) -> Result<()> {
     transaction.replace(genes::TABLE, gene_rows).await?;
     let row = report.to_row(sha256, measured)?;
     let schema = row.schema();
     let rows = RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(row)]));
     transaction.append(datasets::TABLE, Box::pin(rows)).await?;
-    Ok(transaction.publish().await?)
+    Ok(())
 }
 
 /// Opens an input off the async threads.
 async fn open(input: &InputFile, options: &OpenOptions) -> Result<Box<dyn CellSource>> {
-    let (path, options) = (input.path.clone(), options.clone());
+    let path = input.path.clone();
+    let options = OpenOptions { part: input.part().cloned(), ..options.clone() };
     if recognise(&path)? == Some(Format::Lance) {
         let table = LanceTable::open(&path).await?;
-        return guarded(&input.path, move || Ok(Box::new(TableSource::open(&path, Box::new(table))?) as _)).await;
+        return guarded(&input.path, move || {
+            let whole = Box::new(TableSource::open(&path, Box::new(table))?);
+            match &options.part {
+                Some(part) => Ok(cellql_formats::part_of(&path, whole, part)?),
+                None => Ok(whole as Box<dyn CellSource>),
+            }
+        })
+        .await;
     }
     guarded(&input.path, move || Ok(cellql_formats::open(&path, &options)?)).await
 }
@@ -321,11 +414,13 @@ fn stream(
         let done = catch_unwind(run).unwrap_or_else(|_| Err(BatchError::Failed(damaged(&file))));
         let broken = |why: &str| Err(DataFusionError::Execution(why.to_owned()));
         let outcome = match done {
-            Ok(()) if builder.interpretation_holds() => Outcome::Done(Box::new(builder), source),
-            Ok(()) => {
-                let _ = rows.blocking_send(broken("the values contradict the interpretation"));
-                Outcome::Contradicted(source, ContradictedBy::AllCells)
-            }
+            Ok(()) => match builder.contradiction() {
+                None => Outcome::Done(Box::new(builder), source),
+                Some(why) => {
+                    let _ = rows.blocking_send(broken("the values contradict the interpretation"));
+                    Outcome::Contradicted(source, ContradictedBy::AllCells(why))
+                }
+            },
             Err(BatchError::Contradicted) => {
                 let _ = rows.blocking_send(broken("the values contradict the interpretation"));
                 Outcome::Contradicted(source, ContradictedBy::OneCell)

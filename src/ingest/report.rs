@@ -32,7 +32,7 @@ pub struct IngestReport {
     pub cells_duplicate: u64,
     /// Reason → number of cells left out.
     pub cells_dropped: Dropped,
-    /// `counts`, `recovered` or `normalised`.
+    /// `counts`, `recovered`, `normalised` or `linear`.
     pub value_kind: String,
     /// How a model reads the values.
     pub input: Input,

@@ -25,7 +25,7 @@ use roaring::RoaringTreemap;
 
 use super::cells::{BATCH_CELLS, EligibleCells};
 use super::record::{FinishedCells, JobRecord};
-use super::resume::{cell_ids, ids, remaining, rows_of_cells};
+use super::resume::{cell_ids, ids, remaining, rows_of_cells, without_duplicate_rows};
 use super::{MemoryBudget, Shard, recipe_metadata};
 use crate::error::{Error, Result};
 use crate::query::{StoreEngine, condition};
@@ -106,6 +106,9 @@ pub async fn embed_cells(
     let mut run = EmbedRun { recipe, options, record, report, missing, table_version: None, on_progress };
     let mut engine = Arc::clone(engine);
     engine.take_notices();
+    if let Some(store) = without_duplicate_rows(engine.store(), &embedding_table(&run.report.recipe)).await? {
+        engine = Arc::new(engine.reopened(store).await?);
+    }
     loop {
         match run.pass(&engine).await? {
             PassResult::Done(store) => return Ok((store, run.report)),

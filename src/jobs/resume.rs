@@ -6,7 +6,7 @@ use arrow::array::{AsArray, BooleanArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::UInt64Type;
 use arrow::record_batch::RecordBatch;
-use cellql_schemas::cells;
+use cellql_schemas::{cells, embeddings};
 use cellql_store::Store;
 use roaring::RoaringTreemap;
 
@@ -36,6 +36,25 @@ pub(super) async fn remaining(store: &Store, table: &str, filter: &str, model_sh
         missing -= ids(store, table, None).await?;
     }
     Ok(Remaining { cells, missing, table_version })
+}
+
+/// Removes rows of cells that have one already, which earlier versions of the program could write. The new version of
+/// the store, or `None` if there are no such rows.
+///
+/// # Errors
+/// The table cannot be read or written.
+pub(super) async fn without_duplicate_rows(store: &Store, table: &str) -> Result<Option<Store>> {
+    if !store.version().tables.contains_key(table) {
+        return Ok(None);
+    }
+    let rows = store.table(table).await?.count_rows(None).await;
+    let rows = rows.map_err(Error::internal(format!("counting rows of table {table} of {}", store.uri())))?;
+    if ids(store, table, None).await?.len() == rows as u64 {
+        return Ok(None);
+    }
+    let mut transaction = store.begin(&format!("removing duplicate rows of {table}")).await?;
+    transaction.remove_duplicate_rows(table, embeddings::CELL_ID).await?;
+    Ok(Some(transaction.publish().await?))
 }
 
 /// The first column of a batch.

@@ -13,6 +13,7 @@ use arrow::datatypes::{DataType, Schema};
 use arrow::error::ArrowError;
 use cellql_schemas::cells;
 use cellql_store::Store;
+use cellql_store::sql::quote_literal;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, plan_err};
 use datafusion::error::DataFusionError;
@@ -48,6 +49,11 @@ pub async fn on_cells(store: &Store, text: &str) -> Result<String> {
 /// cannot have, or an expression that is not true or false.
 pub fn on_table(table: &str, schema: &Schema, text: &str) -> Result<String> {
     let mut condition = parse(text)?;
+    if let ControlFlow::Break(construct) = VisitMut::visit(&mut condition, &mut RefuseConstructs) {
+        return Err(Error::Request(format!(
+            "the condition {text} uses {construct}, which conditions cannot; choose the cells with a query instead"
+        )));
+    }
     let _: ControlFlow<()> = VisitMut::visit(&mut condition, &mut QuoteNames { table, schema });
     let wrong = |error: DataFusionError| {
         Error::Request(format!("the condition {text} does not fit the table {table}: {}", Error::from(error)))
@@ -62,7 +68,7 @@ pub fn on_table(table: &str, schema: &Schema, text: &str) -> Result<String> {
     let simplifier = ExprSimplifier::new(SimplifyContext::default());
     let coerced = simplifier.coerce(planned, &columns).map_err(wrong)?;
     match coerced.get_type(&columns).map_err(wrong)? {
-        DataType::Boolean => Ok(format!("({condition})")),
+        DataType::Boolean => Ok(format!("({})", written(condition))),
         other => {
             let problem = format!("the condition {text} is of type {other}; it must be true or false for each row");
             Err(Error::Request(problem))
@@ -131,6 +137,67 @@ impl VisitorMut for QuoteNames<'_> {
             ast::Expr::Identifier(name) => self.quote(name),
             ast::Expr::CompoundIdentifier(names) => names.iter_mut().for_each(|name| self.quote(name)),
             _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Finds what Lance's parser of filters does not read.
+struct RefuseConstructs;
+
+impl VisitorMut for RefuseConstructs {
+    type Break = &'static str;
+
+    fn pre_visit_expr(&mut self, expr: &mut ast::Expr) -> ControlFlow<&'static str> {
+        use ast::Expr;
+        let construct = match expr {
+            Expr::Case { .. } => "CASE",
+            Expr::Substring { .. } => "substring",
+            Expr::Trim { .. } => "trim",
+            Expr::Ceil { .. } => "ceil",
+            Expr::Floor { .. } => "floor",
+            Expr::Position { .. } => "position",
+            Expr::Extract { .. } => "extract",
+            Expr::IsUnknown(_) | Expr::IsNotUnknown(_) => "IS UNKNOWN",
+            Expr::SimilarTo { .. } => "SIMILAR TO",
+            Expr::Cast { kind: ast::CastKind::DoubleColon, .. } => "'::' (write CAST(… AS …))",
+            Expr::BinaryOp { op: ast::BinaryOperator::PGRegexMatch, .. } => "'~' (write regexp_like(…, …))",
+            _ => return ControlFlow::Continue(()),
+        };
+        ControlFlow::Break(construct)
+    }
+}
+
+/// A condition as text. The parser's own text doubles quotes in strings only where it thinks that they are not doubled
+/// yet, so strings are written here.
+fn written(mut condition: ast::Expr) -> String {
+    let mut strings = TakeStrings(Vec::new());
+    let _: ControlFlow<()> = VisitMut::visit(&mut condition, &mut strings);
+    let text = condition.to_string();
+    let mut parts = text.split(MARK);
+    let mut whole = parts.next().unwrap_or_default().to_owned();
+    for (string, rest) in strings.0.iter().zip(parts) {
+        // The marks stand in quotes of the parser.
+        whole.pop();
+        whole.push_str(&quote_literal(string));
+        whole.push_str(rest.strip_prefix('\'').unwrap_or(rest));
+    }
+    whole
+}
+
+/// Stands for a string in a condition; no name or number contains it.
+const MARK: char = '\u{1}';
+
+/// Takes the strings out of a condition, in the order in which it is written.
+struct TakeStrings(Vec<String>);
+
+impl VisitorMut for TakeStrings {
+    type Break = ();
+
+    fn pre_visit_value(&mut self, value: &mut ast::ValueWithSpan) -> ControlFlow<()> {
+        if let Some(string) = value.value.clone().into_string() {
+            value.value = ast::Value::SingleQuotedString(MARK.to_string());
+            self.0.push(string);
         }
         ControlFlow::Continue(())
     }
@@ -207,6 +274,35 @@ mod tests {
             ),
         ] {
             assert_eq!(checked(text).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn strings_keep_their_quotes() {
+        for text in ["''", "it''s", "''''", "''''''", "a\\''b", "\\", "x"] {
+            assert_eq!(
+                checked(&format!("cell_type = '{text}'")).unwrap(),
+                format!("(`cell_type` = '{text}')"),
+                "{text}"
+            );
+        }
+        let like = "cell_type LIKE '%''%' AND \"Donor\" IN ('''', 'x')";
+        assert_eq!(checked(like).unwrap(), "(`cell_type` LIKE '%''%' AND `Donor` IN ('''', 'x'))");
+        // Values are visited in another order than they are written in some expressions.
+        let between = "cell_type BETWEEN 'a''' AND 'b' AND 'c' = cell_type";
+        assert_eq!(checked(between).unwrap(), "(`cell_type` BETWEEN 'a''' AND 'b' AND 'c' = `cell_type`)");
+    }
+
+    #[test]
+    fn what_lance_cannot_read_is_refused_by_name() {
+        for (text, named) in [
+            ("CASE WHEN cell_id = 1 THEN true ELSE false END", "CASE"),
+            ("substr(cell_type, 1, 2) = 'be'", "substring"),
+            ("cell_id::text = '1'", "'::'"),
+            ("cell_type SIMILAR TO 'b%'", "SIMILAR TO"),
+        ] {
+            let error = checked(text).unwrap_err();
+            assert!(matches!(&error, Error::Request(said) if said.contains(named)), "{text}: {error}");
         }
     }
 

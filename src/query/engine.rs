@@ -15,6 +15,7 @@ use cellql_udfs::over_cells::Cells;
 use tokio::runtime::Handle;
 
 use super::compute::EMBED;
+use super::measured::MeasuredGenes;
 use super::nesting;
 use super::stored_embeddings::StoredEmbeddings;
 use super::vector_cache::VectorCache;
@@ -60,6 +61,8 @@ pub struct StoreEngine {
     /// Likewise.
     pub(super) searchers: tokio::sync::Mutex<HashMap<String, Arc<Searcher>>>,
     pub(super) only_computes: bool,
+    /// Read for the first statement that asks for it.
+    measured: tokio::sync::OnceCell<MeasuredGenes>,
     notices: Mutex<Notices>,
     runtime: Handle,
     device: Option<candle_core::Device>,
@@ -90,6 +93,7 @@ impl StoreEngine {
             stored: Mutex::default(),
             searchers: tokio::sync::Mutex::default(),
             only_computes: false,
+            measured: tokio::sync::OnceCell::new(),
             notices: Mutex::default(),
             runtime: Handle::current(),
             device: None,
@@ -212,6 +216,14 @@ impl StoreEngine {
         Ok(read(&self.loaded(model)?.model))
     }
 
+    /// Which genes each data set measured.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(super) async fn measured(&self) -> Result<&MeasuredGenes> {
+        self.measured.get_or_try_init(|| MeasuredGenes::read(&self.store)).await
+    }
+
     /// Names of the store's embedding tables.
     pub fn recipes(&self) -> Vec<String> {
         let prefix = format!("{}/", embeddings::SCHEMA);
@@ -223,6 +235,14 @@ impl StoreEngine {
 impl Engine for StoreEngine {
     fn gene(&self, name: &str) -> Result<u32, EngineError> {
         Ok(self.genes.find(name).map_err(Error::from)?)
+    }
+
+    fn is_measured(&self, dataset_id: u32, gene_id: u32) -> Result<bool, EngineError> {
+        match self.measured.get() {
+            Some(measured) => Ok(measured.contains(dataset_id, gene_id)),
+            // The session reads them when it plans a statement that asks for them.
+            None => Ok(self.wait(self.measured())?.contains(dataset_id, gene_id)),
+        }
     }
 
     fn symbol(&self, gene_id: u32) -> Option<String> {

@@ -3,6 +3,7 @@
 //! The one place where store, model and index meet. Everything a query needs is fixed when the session opens: the
 //! store's version, its genes, its models. Knows nothing of files or of how results are shown.
 
+mod cells_table;
 mod compute;
 pub mod condition;
 mod defer_model_calls;
@@ -10,6 +11,8 @@ mod engine;
 mod gather_model_calls;
 mod index_search;
 mod index_search_exec;
+mod math_order;
+mod measured;
 mod model_exec;
 mod model_metrics;
 mod names;

@@ -33,6 +33,7 @@ use datafusion::logical_expr::{
 use datafusion::optimizer::{ApplyOrder, OptimizerConfig, OptimizerRule};
 
 use super::StoreEngine;
+use super::cells_table::CellsTable;
 use super::index_search::{IndexSearch, query_vector};
 use super::index_search_exec::SPARE;
 use super::table::StoreTable;
@@ -198,7 +199,10 @@ fn is_repeatable(plan: &LogicalPlan) -> Result<bool> {
     let changes = plan.exists(|node| {
         let is_known = match node {
             LogicalPlan::TableScan(scan) => {
-                scan.fetch.is_none() && source_as_provider(&scan.source)?.downcast_ref::<StoreTable>().is_some()
+                let provider = source_as_provider(&scan.source)?;
+                let is_stored =
+                    provider.downcast_ref::<StoreTable>().is_some() || provider.downcast_ref::<CellsTable>().is_some();
+                scan.fetch.is_none() && is_stored
             }
             LogicalPlan::Aggregate(aggregate) => aggregate.aggr_expr.is_empty(),
             LogicalPlan::Sort(sort) => sort.fetch.is_none(),

@@ -6,21 +6,25 @@ use arrow::array::{ArrayRef, StringArray, UInt64Array};
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::{cells, embeddings, gene_embeddings};
 use cellql_udfs::engine::Engine;
-use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
+use datafusion::catalog::{MemorySchemaProvider, SchemaProvider, TableProvider};
 use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::{DFParser, Statement};
 use datafusion::sql::sqlparser::ast;
 
+use super::cells_table::CellsTable;
 use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
 use super::gather_model_calls::GatherModelCalls;
 use super::index_search::Planner;
+use super::math_order;
+use super::measured;
 use super::nearest_by_index::NearestByIndex;
 use super::nesting;
 use super::parameters::Parameters;
@@ -30,7 +34,7 @@ use super::table::StoreTable;
 use super::unsupported;
 use crate::error::{Error, Result};
 use cellql_model::Device;
-use cellql_store::{Store, StoreVersion};
+use cellql_store::{Store, StoreError, StoreVersion};
 
 pub(super) const CATALOG: &str = "cellql";
 pub(super) const SCHEMA: &str = "public";
@@ -38,6 +42,7 @@ pub(super) const SCHEMA: &str = "public";
 /// Views that give AnnData users what they expect.
 const VIEWS: &[(&str, &str)] = &[
     ("obs", "SELECT * EXCEPT (expr) FROM cells"),
+    ("measured", "SELECT dataset_id, unnest(measured_genes) AS gene_id FROM datasets"),
     ("var", "SELECT * FROM genes WHERE cardinality(source_names) > 0"),
     (
         "X",
@@ -90,6 +95,30 @@ impl Session {
         Self::with_engine(Arc::new(StoreEngine::open(store).await?.only_computing())).await
     }
 
+    /// A session on the newest version of the same store, its models on the same device.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub async fn reopened(&self) -> Result<Self> {
+        let newest = Store::open(self.engine.store().uri()).await?;
+        Self::with_engine(Arc::new(self.engine.reopened(newest).await?)).await
+    }
+
+    /// Explains a failed read: if the version of this session was deleted since it was opened, that is the reason.
+    pub async fn explained(&self, error: Error) -> Error {
+        if !error.lacks_file() {
+            return error;
+        }
+        let (uri, version) = (self.engine.store().uri(), self.engine.store().version().version);
+        match Store::open_at(uri, version).await {
+            Err(StoreError::NoVersion { .. }) => Error::Request(format!(
+                "version {version} of {uri} was deleted by cellql compact --keep while it was read; run the \
+                 command again"
+            )),
+            _ => error,
+        }
+    }
+
     async fn with_engine(engine: Arc<StoreEngine>) -> Result<Self> {
         let mut config = SessionConfig::new()
             .with_default_catalog_and_schema(CATALOG, SCHEMA)
@@ -111,6 +140,7 @@ impl Session {
             .with_optimizer_rule(Arc::new(NearestByIndex::new(Arc::clone(&engine))))
             .build();
         let context = SessionContext::new_with_state(state);
+        math_order::mend(&context);
         let session = Self { context, engine };
         let functions: Arc<dyn Engine> = Arc::clone(&session.engine) as Arc<dyn Engine>;
         cellql_udfs::register_all(&session.context, &functions);
@@ -125,8 +155,12 @@ impl Session {
     async fn register_tables(&self) -> Result<()> {
         let store = self.engine.store();
         for name in store.tables().filter(|t| !t.contains('/')) {
-            let table = store.table(name).await?;
-            self.context.register_table(name, Arc::new(StoreTable::new(table)))?;
+            let table = StoreTable::new(store.table(name).await?);
+            let table: Arc<dyn TableProvider> = match name {
+                cells::TABLE => Arc::new(CellsTable::new(table)),
+                _ => Arc::new(table),
+            };
+            self.context.register_table(name, table)?;
         }
         let catalog = self.context.catalog(CATALOG).ok_or_else(|| Error::Request("no catalog".into()))?;
         for schema in [embeddings::SCHEMA, gene_embeddings::SCHEMA] {
@@ -143,7 +177,11 @@ impl Session {
         let prefix = format!("{schema}/");
         let names: Vec<&str> = store.tables().filter(|t| t.starts_with(&prefix)).collect();
         for name in &names {
-            let table = StoreTable::new(store.table(name).await?);
+            let opened = store.table(name).await?;
+            if schema == embeddings::SCHEMA {
+                check_rows(store, name, &opened).await?;
+            }
+            let table = StoreTable::new(opened);
             let recipe = name[prefix.len()..].to_owned();
             let table = if schema == embeddings::SCHEMA { table.of_recipe(recipe) } else { table };
             let table = Arc::new(table);
@@ -197,6 +235,10 @@ impl Session {
         let plan = self.context.state().statement_to_plan(statement).await?;
         settings::check(&plan)?;
         cellql_udfs::constants::check_arrays(&plan)?;
+        if measured::is_asked_for(&plan)? {
+            self.engine.measured().await?;
+        }
+        refuse_changes(&plan)?;
         SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).verify_plan(&plan)?;
         Ok(self.context.execute_logical_plan(plan).await?)
     }
@@ -274,6 +316,24 @@ impl Session {
     }
 }
 
+/// Refuses statements that would change something, with what does it instead.
+fn refuse_changes(plan: &LogicalPlan) -> Result<()> {
+    let instead = match plan {
+        LogicalPlan::Ddl(_) => {
+            "tables and views cannot be made; name a subquery with WITH, or keep a result with --format parquet \
+             > FILE"
+        }
+        LogicalPlan::Copy(_) => {
+            "COPY is not possible; keep a result with --format parquet > FILE, or cells with cellql export"
+        }
+        LogicalPlan::Dml(_) => {
+            "rows cannot be changed; cells are added with cellql ingest and removed with cellql dataset remove"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::Request(format!("a SQL statement only reads: {instead}")))
+}
+
 /// The statement that runs or that EXPLAIN is about.
 fn statement_inside(statement: &mut Statement) -> Option<&mut ast::Statement> {
     match statement {
@@ -281,6 +341,19 @@ fn statement_inside(statement: &mut Statement) -> Option<&mut ast::Statement> {
         Statement::Explain(explain) => statement_inside(&mut explain.statement),
         _ => None,
     }
+}
+
+/// Fails for an embedding table with more rows than there are cells: an earlier version of the program could write
+/// cells twice.
+async fn check_rows(store: &Store, name: &str, table: &lance::Dataset) -> Result<()> {
+    let counting = |e: lance::Error| Error::internal(format!("counting rows of {}", store.uri()))(e);
+    let rows = table.count_rows(None).await.map_err(counting)?;
+    let cells = store.table(cells::TABLE).await?.count_rows(None).await.map_err(counting)?;
+    if rows > cells {
+        let problem = format!("it has {rows} rows for {cells} cells; mend it with: cellql compact {}", store.uri());
+        return Err(Error::damaged(format!("table {name} of {}", store.uri()), problem));
+    }
+    Ok(())
 }
 
 /// Puts in parameters and turns named arguments of our functions into positions, also inside EXPLAIN.

@@ -128,7 +128,7 @@ fn in_table(table: &TableFactor) -> Option<&'static str> {
             (has_index(alias.as_ref()), "AT after the name of a table"),
             (args.as_ref().is_some_and(|args| args.settings.is_some()), "SETTINGS"),
             (!with_hints.is_empty(), "WITH (…) after a table"),
-            (version.is_some(), "a version of a table in FROM (open the version with --version)"),
+            (version.is_some(), "a version of a table in FROM (open the version with --at-version)"),
             (*with_ordinality, "WITH ORDINALITY"),
             (!partitions.is_empty(), "PARTITION after a table"),
             (json_path.is_some(), "a JSON path after a table"),

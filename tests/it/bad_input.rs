@@ -160,7 +160,13 @@ async fn wrong_names_in_sql_are_answered_at_plan_time_with_near_ones() {
         ("SELECT * FROM vector_search('cells', 1, recipe => 'sell')", &["unknown recipe 'sell'", "'cell'"]),
         ("SELECT nothing FROM cells", &["nothing"]),
         ("SELEC 1", &["SELEC"]),
-        ("DROP TABLE cells", &["DDL"]),
+        ("DROP TABLE cells", &["only reads", "WITH"]),
+        ("DELETE FROM cells", &["cellql ingest"]),
+        ("SELECT * FROM cells TABLESAMPLE BERNOULLI (10)", &["TABLESAMPLE", "random()"]),
+        ("SELECT avg(CD3D) FROM cells", &["expression(expr, 'CD3D')"]),
+        ("SELECT * FROM vector_search('cells', 1, metric => 'cosin')", &["'cosine'"]),
+        ("EXPLAIN SELECT * FROM vector_search('cells', 1, recipe => 'sell')", &["unknown recipe 'sell'"]),
+        ("SELECT * FROM vector_search('genes', 'INSS')", &["INSS"]),
     ];
     for (sql, words) in cases {
         let error = fails(&session, sql).await;

@@ -247,7 +247,10 @@ fn tables_keep_to_a_hundred_columns_where_there_is_no_terminal() {
     narrow(&["model", "show", &store]);
     assert!(narrow(&["sql", &store, "-c", "SELECT * FROM models"]).starts_with("-[ row 1 ]-\nname "));
     let described = narrow(&["sql", &store, "-c", "\\d cells"]);
-    assert!(described.contains("| Struct(gene_id: List(UInt32), value: List(Float32)) |"), "{described}");
+    assert!(
+        described.contains("| Struct(gene_id: List(UInt32), value: List(Float32), dataset_ids: List(UInt32)) |"),
+        "{described}"
+    );
     let (all, _) = done(&["model", "list", &store, "--format", "csv"]);
     assert!(all.starts_with("name,sha256,vocabulary_sha256,"), "{all}");
 }

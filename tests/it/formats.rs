@@ -34,6 +34,15 @@ fn compressed(rows: &[Vec<f64>]) -> (Vec<i32>, Vec<i32>, Vec<f32>) {
 }
 
 fn write(path: &Path, form: &str) {
+    write_with(path, form, None);
+}
+
+/// A file with a column `serial` of integers beyond 63 bits.
+pub fn write_with_large_integers(path: &Path) {
+    write_with(path, "csr", Some([u64::MAX, 1 << 63, 7, 0, 1]));
+}
+
+fn write_with(path: &Path, form: &str, serial: Option<[u64; 5]>) {
     let mut file = FileBuilder::new();
     let rows: Vec<Vec<f64>> = COUNTS.iter().map(|r| r.to_vec()).collect();
     let columns: Vec<Vec<f64>> = (0..4).map(|j| COUNTS.iter().map(|r| r[j]).collect()).collect();
@@ -52,7 +61,12 @@ fn write(path: &Path, form: &str) {
     }
     let mut obs = file.create_group("obs");
     obs.set_attr("_index", AttrValue::String("_index".into()));
-    obs.set_attr("column-order", AttrValue::StringArray(vec!["cell_type".into(), "age".into(), "score".into()]));
+    let mut columns = vec!["cell_type".to_owned(), "age".into(), "score".into()];
+    columns.extend(serial.map(|_| "serial".to_owned()));
+    obs.set_attr("column-order", AttrValue::StringArray(columns));
+    if let Some(serial) = serial {
+        obs.create_dataset("serial").with_u64_data(&serial);
+    }
     let index = names(5);
     obs.create_dataset("_index").with_vlen_strings(&index.iter().map(String::as_str).collect::<Vec<_>>());
     let mut kind = obs.create_group("cell_type");

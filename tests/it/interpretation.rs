@@ -31,7 +31,8 @@ async fn tpm_is_never_called_counts() {
     let Some((_, report, _folder)) = take_real("oligodendroglioma.h5ad", IngestOptions::default()).await else {
         return;
     };
-    assert_eq!((report.value_kind.as_str(), report.cells_kept), ("normalised", 184));
+    assert_eq!((report.value_kind.as_str(), report.cells_kept), ("linear", 184));
+    assert_eq!(report.input.name(), "linear");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,19 +1,23 @@
 //! Integration tests: one binary, one module per subject.
+#![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
 mod bad_input;
 mod baron;
 mod command_line;
 mod crash;
+mod damage;
 mod evaluate;
 mod fixtures;
 mod formats;
 mod interpretation;
 mod mutations;
 mod nearest;
+mod oracle;
 mod plans;
 mod pretrain;
 mod reference;
 mod search;
 mod sql;
 mod stores;
+mod values;

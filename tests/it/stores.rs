@@ -137,7 +137,7 @@ pub async fn take_in(
 }
 
 pub fn any_cell() -> IngestOptions {
-    IngestOptions { min_genes: 0, ..IngestOptions::default() }
+    IngestOptions { min_genes: Some(0), ..IngestOptions::default() }
 }
 
 /// Adds a model of the reference checkpoint under its key's name.

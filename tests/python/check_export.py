@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -68,8 +69,10 @@ def check(name, path, folder):
         difference = abs(again - matrix)
         assert difference.max() < 0.0025, (name, difference.max())
     for column in obs.columns:
-        # Names of cellql's own columns are taken; synonyms take the name that CELLxGENE fixes.
-        names = [f"obs_{column}", column, SYNONYMS.get(column)]
+        # Names of cellql's own columns are taken; synonyms take the name that CELLxGENE fixes; signs of paths become
+        # underscores.
+        plain = re.sub(r'[./*"`]', "_", column)
+        names = [f"obs_{plain}", plain, SYNONYMS.get(column)]
         ours = data.obs[next(n for n in names if n in data.obs)]
         theirs = obs[column][kept]
         ours = pd.Series([None if pd.isna(v) else v for v in ours.astype(object)], dtype=object)

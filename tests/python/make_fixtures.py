@@ -111,6 +111,35 @@ def anndata_files(folder):
     other.obs["paired"] = pd.array([None if i % 7 == 0 else i % 2 == 0 for i in range(CELLS)], dtype="boolean")
     h5ad(folder, "nullable", other)
 
+    # Names that mean something to HDF5, to SQL or to paths of columns. HDF5 makes of person/sex a dataset in a group.
+    other = data.copy()
+    for i, name in enumerate(["person/sex", "*", "a.b", "it's \"q\"", "two words", "`tick`"]):
+        other.obs[name] = other.obs["age"] + i
+    other.obs["cat/one"] = other.obs["cell_type"]
+    h5ad(folder, "odd_names", other)
+    # float16, which sparse matrices of scipy do not have, but files do.
+    other = data.copy()
+    other.X = other.X.toarray().astype(np.float16)
+    other.obs["half"] = other.obs["score"].astype(np.float16)
+    h5ad(folder, "half_dense", other, matrix=lambda a: a.X.astype(np.float32))
+    path = place(folder, "half_csr") / "cells.h5ad"
+    data.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        values = file["X/data"][:].astype(np.float16)
+        del file["X/data"]
+        file["X"].create_dataset("data", data=values, compression="gzip").attrs.update(
+            {"encoding-type": "array", "encoding-version": "0.2.0"}
+        )
+    expect(folder, "half_csr", data.X, data.obs_names, data.var_names, data.obs)
+    # Bytes of the user before the HDF5 content.
+    path = place(folder, "user_block") / "cells.h5ad"
+    with h5py.File(path, "w", userblock_size=1024) as file:
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        for name in ("X", "obs", "var"):
+            ad.io.write_elem(file, name, getattr(data, name))
+    back = ad.read_h5ad(path)
+    expect(folder, "user_block", back.X, back.obs_names, back.var_names, back.obs)
+
     # Log-normalised X, counts elsewhere: what most published files are.
     log = data.copy()
     counts = log.X.toarray()

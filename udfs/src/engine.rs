@@ -114,6 +114,12 @@ pub trait Engine: Debug + Send + Sync {
     /// [`EngineError::Request`] for a name of no gene or of several.
     fn gene(&self, name: &str) -> Result<u32, EngineError>;
 
+    /// Whether a data set measured a gene: whether a value that is absent is 0 and not unknown.
+    ///
+    /// # Errors
+    /// [`EngineError::Internal`] where the store cannot be read.
+    fn is_measured(&self, dataset_id: u32, gene_id: u32) -> Result<bool, EngineError>;
+
     /// Symbol of a gene; `None` for an id of no gene.
     fn symbol(&self, gene_id: u32) -> Option<String>;
 

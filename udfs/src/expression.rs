@@ -1,5 +1,6 @@
-//! `expression(expr, gene)`: the value of a gene in a cell, by any of the gene's names; 0 where it is not expressed.
-//! With an array of names, the values of all of them in that order.
+//! `expression(expr, gene)`: the value of a gene in a cell, by any of the gene's names; 0 where it was measured and is
+//! not expressed, NULL where the cell's data set did not measure it. With an array of names, the values of all of them
+//! in that order.
 //!
 //! ```sql
 //! SELECT cell_id, expression(expr, 'INS') AS ins, expression(expr, ['INS', 'GCG']) AS hormones
@@ -16,6 +17,7 @@ use datafusion::common::{Result, plan_err};
 
 use crate::description::{Description, Kind};
 use crate::engine::Engine;
+use crate::measured::GeneValues;
 use crate::options::Arguments;
 use crate::over_cells::{Cells, OverCells};
 use crate::parameters::{Accepts, EXPR, Parameter};
@@ -27,8 +29,10 @@ pub const DESCRIPTION: Description = Description {
     name: NAME,
     kind: Kind::Scalar,
     parameters: &[EXPR, GENE],
-    returns: "Float32, or List(Float32) in the order of an array of genes; NULL for a NULL expression.",
-    summary: "The value of a gene in a cell, 0 where it is not expressed; of an array of genes, the value of each.",
+    returns: "Float32, or List(Float32) in the order of an array of genes; NULL for a NULL expression, and for a gene \
+              that the cell's data set did not measure.",
+    summary: "The value of a gene in a cell, 0 where it was measured and is not expressed; of an array of genes, the \
+              value of each.",
     example: "SELECT cell_id, expression(expr, 'INS') AS ins, expression(expr, ['INS', 'GCG']) AS hormones\n\
               FROM cells ORDER BY ins DESC LIMIT 5;",
 };
@@ -61,17 +65,32 @@ fn item() -> FieldRef {
     Arc::new(Field::new_list_field(DataType::Float32, true))
 }
 
-/// A list of values per cell, in the order of `genes`.
-fn lists(profiles: &Profiles, genes: &[u32]) -> Result<ArrayRef> {
-    let mut values = Vec::with_capacity(profiles.len() * genes.len());
-    let mut lengths = Vec::with_capacity(profiles.len());
-    for cell in profiles.iter() {
-        values.extend(cell.iter().flat_map(|cell| genes.iter().map(|gene| cell.value_of(*gene))));
-        lengths.push(if cell.is_some() { genes.len() } else { 0 });
+/// The value of a gene in each cell.
+fn column(engine: &dyn Engine, profiles: &Profiles, gene: u32) -> Result<ArrayRef> {
+    let genes = [gene];
+    let mut found = GeneValues::new(engine, profiles, &genes);
+    let mut values: Vec<Option<f32>> = Vec::with_capacity(profiles.len());
+    for row in 0..profiles.len() {
+        let mut of_row = None;
+        found.of_row(row, |_, value| of_row = value)?;
+        values.push(of_row);
     }
-    let present: NullBuffer = profiles.iter().map(|cell| cell.is_some()).collect::<Vec<_>>().into();
+    Ok(Arc::new(Float32Array::from(values)))
+}
+
+/// A list of values per cell, in the order of `genes`.
+fn lists(engine: &dyn Engine, profiles: &Profiles, genes: &[u32]) -> Result<ArrayRef> {
+    let mut found = GeneValues::new(engine, profiles, genes);
+    let mut values: Vec<Option<f32>> = Vec::with_capacity(profiles.len() * genes.len());
+    let (mut lengths, mut present) = (Vec::with_capacity(profiles.len()), Vec::with_capacity(profiles.len()));
+    for row in 0..profiles.len() {
+        let is_present = found.of_row(row, |_, value| values.push(value))?;
+        lengths.push(if is_present { genes.len() } else { 0 });
+        present.push(is_present);
+    }
     let values: ArrayRef = Arc::new(Float32Array::from(values));
-    Ok(Arc::new(ListArray::try_new(item(), OffsetBuffer::from_lengths(lengths), values, Some(present))?))
+    let offsets = OffsetBuffer::from_lengths(lengths);
+    Ok(Arc::new(ListArray::try_new(item(), offsets, values, Some(NullBuffer::from(present)))?))
 }
 
 impl OverCells for Expression {
@@ -93,11 +112,8 @@ impl OverCells for Expression {
 
     fn call(engine: &dyn Engine, arguments: &Arguments, cells: Cells) -> Result<ArrayRef> {
         match genes(engine, arguments)? {
-            Genes::One(gene) => {
-                let value = |cell: Option<cellql_schemas::expr::Profile>| cell.map(|c| c.value_of(gene));
-                Ok(Arc::new(cells.profiles.iter().map(value).collect::<Float32Array>()))
-            }
-            Genes::Several(genes) => lists(cells.profiles, &genes),
+            Genes::One(gene) => column(engine, cells.profiles, gene),
+            Genes::Several(genes) => lists(engine, cells.profiles, &genes),
         }
     }
 }
@@ -113,6 +129,20 @@ mod tests {
         let sql = "SELECT expression(expr, array_concat(['B'], ['A']))[2] + expression(expr, 'A') AS v FROM cells \
                    WHERE expression(expr, ['A'])[1] > 2";
         assert_eq!(shown(sql), ["6.0"]);
+    }
+
+    #[test]
+    fn a_gene_that_was_not_measured_has_no_value() {
+        // Data set 7 measured A and B, 8 all three.
+        let sql = "SELECT expression(expr, 'C') AS v FROM of_two ORDER BY cell_id";
+        assert_eq!(shown(sql), ["NULL", "5.0", "NULL", "0.0"]);
+        let sql = "SELECT expression(expr, ['C', 'A']) AS v FROM of_two ORDER BY cell_id";
+        assert_eq!(shown(sql), ["[NULL, 1.0]", "[5.0, 3.0]", "NULL", "[0.0, 0.0]"]);
+        assert_eq!(shown("SELECT avg(expression(expr, 'C')) AS v FROM of_two"), ["2.5"]);
+        assert_eq!(
+            shown("SELECT expression(log_normalise(expr), 'C') IS NULL FROM of_two WHERE cell_id = 0"),
+            ["true"]
+        );
     }
 
     #[test]

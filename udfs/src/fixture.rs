@@ -8,7 +8,7 @@ use arrow::datatypes::{Float32Type, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use async_trait::async_trait;
-use cellql_schemas::expr::{ProfileBuilder, Profiles};
+use cellql_schemas::expr::{ProfileBuilder, Profiles, with_dataset_ids};
 use cellql_schemas::recipe::Recipe;
 use datafusion::catalog::MemTable;
 use datafusion::common::Result;
@@ -33,6 +33,11 @@ impl Engine for ThreeGenes {
     fn gene(&self, name: &str) -> Result<u32, EngineError> {
         let found = SYMBOLS.iter().position(|symbol| *symbol == name);
         found.map(|id| id as u32).ok_or_else(|| EngineError::Request(format!("unknown gene '{name}'")))
+    }
+
+    fn is_measured(&self, dataset_id: u32, gene_id: u32) -> Result<bool, EngineError> {
+        // Data set 7 measured A and B, 8 all three.
+        Ok(dataset_id == 8 || gene_id < 2)
     }
 
     fn symbol(&self, gene_id: u32) -> Option<String> {
@@ -102,15 +107,32 @@ fn cells() -> RecordBatch {
     RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true))).unwrap()
 }
 
-/// A session with the functions and the table `cells`, a batch per cell.
+/// The same with cells of two data sets: 7 and 8, by turns.
+fn cells_of_two_data_sets() -> RecordBatch {
+    let cells = cells();
+    let at = cells.schema().index_of("expr").unwrap();
+    let dataset_ids = [Some(&[7u32][..]), Some(&[8][..]), Some(&[7][..]), Some(&[8][..])];
+    let names = cells.schema().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>();
+    let mut columns = cells.columns().to_vec();
+    columns[at] = with_dataset_ids(&columns[at], dataset_ids).unwrap();
+    let columns = names.iter().map(String::as_str).zip(columns).map(|(name, column)| (name, column, true));
+    RecordBatch::try_from_iter_with_nullable(columns).unwrap()
+}
+
+/// The engine of [`context`].
+pub(crate) fn engine() -> Arc<dyn Engine> {
+    Arc::new(ThreeGenes)
+}
+
+/// A session with the functions and the tables `cells` and `of_two`, a batch per cell.
 pub(crate) fn context() -> SessionContext {
     let config = SessionConfig::new().with_information_schema(true).with_target_partitions(1);
     let context = SessionContext::new_with_config(config);
-    let engine: Arc<dyn Engine> = Arc::new(ThreeGenes);
-    crate::register_all(&context, &engine);
-    let cells = cells();
-    let batches = (0..cells.num_rows()).map(|row| cells.slice(row, 1)).collect();
-    context.register_table("cells", Arc::new(MemTable::try_new(cells.schema(), vec![batches]).unwrap())).unwrap();
+    crate::register_all(&context, &engine());
+    for (name, cells) in [("cells", cells()), ("of_two", cells_of_two_data_sets())] {
+        let batches = (0..cells.num_rows()).map(|row| cells.slice(row, 1)).collect();
+        context.register_table(name, Arc::new(MemTable::try_new(cells.schema(), vec![batches]).unwrap())).unwrap();
+    }
     context
 }
 

@@ -11,11 +11,12 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float32Array};
 use arrow::datatypes::DataType;
-use cellql_schemas::expr::{Profile, TARGET_SUM, log_normalise};
+use cellql_schemas::expr::{Profiles, TARGET_SUM, log_normalise};
 use datafusion::common::{Result, plan_err};
 
 use crate::description::{Description, Kind};
 use crate::engine::Engine;
+use crate::measured::GeneValues;
 use crate::options::Arguments;
 use crate::over_cells::{Cells, OverCells};
 use crate::parameters::{EXPR, GENES};
@@ -27,10 +28,10 @@ pub const DESCRIPTION: Description = Description {
     name: NAME,
     kind: Kind::Scalar,
     parameters: &[EXPR, GENES],
-    returns: "Float32; NULL for a NULL expression.",
-    summary: "The mean over an array of genes of ln(1 + counts per 10,000), as `log_normalise` gives it. Genes the \
-         cell does not \
-              express count as 0, a gene named twice counts twice, and no background is taken off.",
+    returns: "Float32; NULL for a NULL expression, and where the cell's data set measured none of the genes.",
+    summary: "The mean over an array of genes of ln(1 + counts per 10,000), as `log_normalise` gives it. Genes that \
+              the cell's data set did not measure are left out, genes that were measured and are not expressed count \
+              as 0, a gene named twice counts twice, and no background is taken off.",
     example: "SELECT cell_type, avg(gene_score(expr, ['INS', 'GCG', 'SST'])) AS endocrine FROM cells GROUP BY \
          cell_type;",
 };
@@ -45,13 +46,21 @@ fn genes(engine: &dyn Engine, arguments: &Arguments) -> Result<Vec<u32>> {
     }
 }
 
-fn score(cell: Profile, genes: &[u32]) -> f32 {
-    let total = cell.total();
-    let normalised = |gene: &u32| match cell.value_of(*gene) {
-        0.0 => 0.0,
-        value => log_normalise(value, total, TARGET_SUM),
-    };
-    (genes.iter().map(normalised).sum::<f64>() / genes.len() as f64) as f32
+/// The score of each cell.
+fn scores(engine: &dyn Engine, profiles: &Profiles, genes: &[u32]) -> Result<Float32Array> {
+    let mut values = GeneValues::new(engine, profiles, genes);
+    let mut scores: Vec<Option<f32>> = Vec::with_capacity(profiles.len());
+    for row in 0..profiles.len() {
+        let total = profiles.get(row).map_or(0.0, |cell| cell.total());
+        let (mut sum, mut measured) = (0.0, 0u32);
+        values.of_row(row, |_, value| {
+            let Some(value) = value else { return };
+            measured += 1;
+            sum += if value == 0.0 { 0.0 } else { log_normalise(value, total, TARGET_SUM) };
+        })?;
+        scores.push((measured > 0).then(|| (sum / f64::from(measured)) as f32));
+    }
+    Ok(Float32Array::from(scores))
 }
 
 impl OverCells for GeneScore {
@@ -70,8 +79,7 @@ impl OverCells for GeneScore {
 
     fn call(engine: &dyn Engine, arguments: &Arguments, cells: Cells) -> Result<ArrayRef> {
         let genes = genes(engine, arguments)?;
-        let scores = cells.profiles.iter().map(|cell| cell.map(|cell| score(cell, &genes)));
-        Ok(Arc::new(scores.collect::<Float32Array>()))
+        Ok(Arc::new(scores(engine, cells.profiles, &genes)?))
     }
 }
 
@@ -84,6 +92,14 @@ mod tests {
     fn a_score_is_the_mean_of_normalised_values() {
         let sql = "SELECT round(gene_score(expr, ['A', 'B']), 3) AS v FROM cells ORDER BY cell_id";
         assert_eq!(shown(sql), ["8.459", "4.115", "NULL", "0.0"]);
+    }
+
+    #[test]
+    fn genes_that_were_not_measured_do_not_count() {
+        // C was not measured in the cell 0: the score is that of A alone, ln(1 + 10000/3) = 8.11203.
+        let sql = "SELECT round(gene_score(expr, ['A', 'C']), 3) AS v FROM of_two WHERE cell_id = 0";
+        assert_eq!(shown(sql), ["8.112"]);
+        assert_eq!(shown("SELECT gene_score(expr, ['C']) AS v FROM of_two WHERE cell_id = 0"), ["NULL"]);
     }
 
     #[test]

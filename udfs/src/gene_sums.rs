@@ -4,11 +4,12 @@
 //! several threads are added gene by gene, in f64, so the result depends on their order only far below the f32 it ends
 //! as.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, ListArray};
 use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, UInt32Type, UInt64Type};
-use cellql_schemas::expr::{ProfileBuilder, Profiles, data_type};
+use cellql_schemas::expr::{ProfileBuilder, Profiles, query_type, with_dataset_ids};
 use datafusion::common::{Result, ScalarValue, exec_err, internal_err, not_impl_err};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
@@ -16,6 +17,8 @@ use datafusion::logical_expr::utils::format_state_name;
 use datafusion::logical_expr::{Accumulator, AggregateUDFImpl, Signature, Volatility};
 
 use crate::description::Description;
+use crate::engine::Engine;
+use crate::origins::Origins;
 use crate::parameters;
 
 /// A block of sums by position is used where at least every fourth gene of it has one.
@@ -99,16 +102,31 @@ pub(crate) enum Finish {
 }
 
 /// An aggregate over expressions.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug)]
 pub(crate) struct OverGenes {
     description: &'static Description,
     finish: Finish,
+    engine: Arc<dyn Engine>,
     signature: Signature,
 }
 
 impl OverGenes {
-    pub(crate) fn new(description: &'static Description, finish: Finish) -> Self {
-        Self { description, finish, signature: Signature::user_defined(Volatility::Immutable) }
+    pub(crate) fn new(description: &'static Description, finish: Finish, engine: &Arc<dyn Engine>) -> Self {
+        let signature = Signature::user_defined(Volatility::Immutable);
+        Self { description, finish, engine: Arc::clone(engine), signature }
+    }
+}
+
+// One engine is bound per session, so equal arguments mean equal results.
+impl PartialEq for OverGenes {
+    fn eq(&self, other: &Self) -> bool {
+        self.finish == other.finish && Arc::ptr_eq(&self.engine, &other.engine)
+    }
+}
+impl Eq for OverGenes {}
+impl Hash for OverGenes {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.description.name.hash(state);
     }
 }
 
@@ -126,7 +144,7 @@ impl AggregateUDFImpl for OverGenes {
     }
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        Ok(data_type())
+        Ok(query_type())
     }
 
     fn state_fields(&self, args: StateFieldsArgs) -> Result<Vec<FieldRef>> {
@@ -135,7 +153,8 @@ impl AggregateUDFImpl for OverGenes {
         Ok(vec![
             field("gene_ids", list(DataType::UInt32)),
             field("sums", list(DataType::Float64)),
-            field("cells", DataType::UInt64),
+            field("origins", list(DataType::UInt32)),
+            field("cells", list(DataType::UInt64)),
         ])
     }
 
@@ -144,7 +163,8 @@ impl AggregateUDFImpl for OverGenes {
         if args.is_distinct {
             return not_impl_err!("{name}(DISTINCT expr): choose the distinct cells in a subquery instead");
         }
-        Ok(Box::new(Group { name, finish: self.finish, sums: GeneSums::default(), cells: 0 }))
+        let (engine, finish) = (Arc::clone(&self.engine), self.finish);
+        Ok(Box::new(Group { name, finish, engine, sums: GeneSums::default(), origins: Origins::default() }))
     }
 }
 
@@ -153,16 +173,28 @@ impl AggregateUDFImpl for OverGenes {
 struct Group {
     name: &'static str,
     finish: Finish,
+    engine: Arc<dyn Engine>,
     sums: GeneSums,
     /// Cells that were not NULL.
-    cells: u64,
+    origins: Origins,
+}
+
+impl Group {
+    /// The number by which the sum of a gene is divided.
+    fn divisor(&self, gene: u32) -> Result<f64> {
+        match self.finish {
+            Finish::Sum => Ok(1.0),
+            Finish::Mean => Ok(self.origins.cells_that_measured(self.engine.as_ref(), gene)? as f64),
+        }
+    }
 }
 
 impl Accumulator for Group {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
         let profiles =
             Profiles::new(&values[0]).map_err(|e| DataFusionError::Execution(format!("{}: {e}", self.name)))?;
-        for cell in profiles.iter().flatten() {
+        for row in 0..profiles.len() {
+            let Some(cell) = profiles.get(row) else { continue };
             if !cell.gene_ids.is_sorted_by(|a, b| a < b) {
                 return exec_err!(
                     "{}: the gene ids of an expression do not ascend; column expr of cells has such",
@@ -170,49 +202,58 @@ impl Accumulator for Group {
                 );
             }
             self.sums.add(cell.gene_ids, cell.values);
-            self.cells += 1;
+            self.origins.add(profiles.dataset_ids(row), 1);
         }
         Ok(())
     }
 
     fn evaluate(&mut self) -> Result<ScalarValue> {
-        let divisor = match self.finish {
-            Finish::Sum => 1.0,
-            Finish::Mean => self.cells as f64,
-        };
         let mut profile = ProfileBuilder::default();
-        if self.cells == 0 {
+        if self.origins.is_empty() {
             profile.push_null();
         } else {
-            let finished = self.sums.iter().map(|(gene, sum)| (gene, (sum / divisor) as f32));
-            let (gene_ids, values): (Vec<u32>, Vec<f32>) = finished.filter(|(_, value)| *value != 0.0).unzip();
+            let (mut gene_ids, mut values) = (Vec::new(), Vec::new());
+            for (gene, sum) in self.sums.iter() {
+                let value = (sum / self.divisor(gene)?) as f32;
+                if value != 0.0 {
+                    gene_ids.push(gene);
+                    values.push(value);
+                }
+            }
             profile.push(&gene_ids, &values);
         }
-        Ok(ScalarValue::Struct(Arc::new(profile.finish())))
+        let one: ArrayRef = Arc::new(profile.finish());
+        let together = self.origins.together();
+        let one = with_dataset_ids(&one, [together.as_deref()]);
+        let one = one.map_err(|e| DataFusionError::Execution(format!("{}: {e}", self.name)))?;
+        Ok(ScalarValue::Struct(Arc::new(one.as_struct().clone())))
     }
 
     fn size(&self) -> usize {
-        size_of_val(self) + self.sums.heap_size()
+        size_of_val(self) + self.sums.heap_size() + self.origins.heap_size()
     }
 
     fn state(&mut self) -> Result<Vec<ScalarValue>> {
         let (gene_ids, sums): (Vec<u32>, Vec<f64>) = self.sums.iter().unzip();
         let gene_ids = ListArray::from_iter_primitive::<UInt32Type, _, _>([Some(gene_ids.into_iter().map(Some))]);
         let sums = ListArray::from_iter_primitive::<Float64Type, _, _>([Some(sums.into_iter().map(Some))]);
-        let cells = ScalarValue::UInt64(Some(self.cells));
-        Ok(vec![ScalarValue::List(Arc::new(gene_ids)), ScalarValue::List(Arc::new(sums)), cells])
+        let (origins, cells) = self.origins.to_lists();
+        let origins = ListArray::from_iter_primitive::<UInt32Type, _, _>([Some(origins.into_iter().map(Some))]);
+        let cells = ListArray::from_iter_primitive::<UInt64Type, _, _>([Some(cells.into_iter().map(Some))]);
+        Ok([gene_ids, sums, origins, cells].map(|list| ScalarValue::List(Arc::new(list))).to_vec())
     }
 
     fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
-        let parts = (states[0].as_list_opt::<i32>(), states[1].as_list_opt::<i32>(), states[2].as_primitive_opt());
-        let (Some(gene_ids), Some(sums), Some(cells)) = parts else {
+        let lists: Vec<&ListArray> = states.iter().filter_map(|state| state.as_list_opt::<i32>()).collect();
+        let [gene_ids, sums, origins, cells] = lists[..] else {
             return internal_err!("{}: a state of other types", self.name);
         };
-        let cells: &arrow::array::PrimitiveArray<UInt64Type> = cells;
         for row in (0..cells.len()).filter(|row| cells.is_valid(*row)) {
             let (genes, sums) = (gene_ids.value(row), sums.value(row));
             self.sums.add(genes.as_primitive::<UInt32Type>().values(), sums.as_primitive::<Float64Type>().values());
-            self.cells += cells.value(row);
+            let (origins, cells) = (origins.value(row), cells.value(row));
+            self.origins
+                .add_lists(origins.as_primitive::<UInt32Type>().values(), cells.as_primitive::<UInt64Type>().values());
         }
         Ok(())
     }
@@ -265,7 +306,9 @@ mod tests {
         let part = |cells: &[(&[u32], &[f32])]| {
             let mut profiles = ProfileBuilder::default();
             cells.iter().for_each(|(genes, values)| profiles.push(genes, values));
-            let mut group = Group { name: "mean", finish: Finish::Mean, sums: GeneSums::default(), cells: 0 };
+            let (engine, sums) = (crate::fixture::engine(), GeneSums::default());
+            let origins = Origins::default();
+            let mut group = Group { name: "mean", finish: Finish::Mean, engine, sums, origins };
             group.update_batch(&[Arc::new(profiles.finish())]).unwrap();
             group
         };

@@ -29,8 +29,10 @@ pub mod l2_distance;
 pub mod list_functions;
 pub mod log_normalise;
 pub mod mean_expr;
+mod measured;
 pub mod named_arguments;
 mod options;
+mod origins;
 pub mod over_cells;
 pub mod parameters;
 pub mod sum_expr;
@@ -83,9 +85,9 @@ pub fn scalar_functions(engine: &Arc<dyn Engine>) -> Vec<ScalarUDF> {
     ]
 }
 
-/// Every aggregate function; none needs an engine.
-pub fn aggregate_functions() -> Vec<AggregateUDF> {
-    vec![sum_expr::function(), mean_expr::function(), centroid::function()]
+/// Every aggregate function, bound to an engine.
+pub fn aggregate_functions(engine: &Arc<dyn Engine>) -> Vec<AggregateUDF> {
+    vec![sum_expr::function(engine), mean_expr::function(engine), centroid::function()]
 }
 
 /// Registers all functions in a session.
@@ -93,7 +95,7 @@ pub fn register_all(context: &SessionContext, engine: &Arc<dyn Engine>) {
     for function in scalar_functions(engine) {
         context.register_udf(function);
     }
-    for function in aggregate_functions() {
+    for function in aggregate_functions(engine) {
         context.register_udaf(function);
     }
     context.register_udtf(vector_search::NAME, Arc::new(vector_search::VectorSearch::new(Arc::clone(engine))));
@@ -102,6 +104,25 @@ pub fn register_all(context: &SessionContext, engine: &Arc<dyn Engine>) {
 
 /// Functions that run a model.
 pub const MODEL_FUNCTIONS: &[&str] = &[embed::NAME, embed_gene::NAME, enhance::NAME];
+
+/// Functions whose results depend on which genes the data sets measured.
+pub const MEASURING_FUNCTIONS: &[&str] = &[expression::NAME, gene_score::NAME, mean_expr::NAME];
+
+/// True where an expression asks which genes a data set measured.
+pub fn asks_for_measured(expr: &Expr) -> bool {
+    use datafusion::common::tree_node::TreeNode;
+    let asks = |name: &str| MEASURING_FUNCTIONS.contains(&name);
+    let found = expr.exists(|e| {
+        Ok(match e {
+            Expr::ScalarFunction(call) => asks(call.name()),
+            Expr::AggregateFunction(call) => asks(call.func.name()),
+            Expr::WindowFunction(call) => asks(call.fun.name()),
+            _ => false,
+        })
+    });
+    // The closure never fails.
+    found.unwrap_or(true)
+}
 
 /// True where an expression runs a model.
 pub fn calls_model(expr: &Expr) -> bool {

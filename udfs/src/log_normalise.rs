@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use arrow::array::ArrayRef;
 use arrow::datatypes::DataType;
 use cellql_schemas::expr::{self, ProfileBuilder, Profiles, TARGET_SUM};
 use datafusion::common::Result;
@@ -54,8 +55,9 @@ impl ScalarUDFImpl for LogNormalise {
         parameters::check_types(&DESCRIPTION, types)
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        Ok(expr::data_type())
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        let has_dataset_ids = types.first().is_some_and(expr::has_dataset_ids);
+        Ok(if has_dataset_ids { expr::query_type() } else { expr::data_type() })
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
@@ -74,6 +76,12 @@ impl ScalarUDFImpl for LogNormalise {
                 }
             }
         }
-        Ok(ColumnarValue::Array(Arc::new(out.finish())))
+        let normalised: ArrayRef = Arc::new(out.finish());
+        if !expr::has_dataset_ids(column.data_type()) {
+            return Ok(ColumnarValue::Array(normalised));
+        }
+        let dataset_ids = (0..cells.len()).map(|row| cells.dataset_ids(row));
+        let normalised = expr::with_dataset_ids(&normalised, dataset_ids);
+        Ok(ColumnarValue::Array(normalised.map_err(|e| DataFusionError::Execution(format!("{NAME}: {e}")))?))
     }
 }

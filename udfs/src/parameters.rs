@@ -88,10 +88,10 @@ pub(crate) const DEPTH: Parameter = Parameter::optional(
 .with_values(&["t4", "f2", "a0.5"]);
 pub(crate) const INPUT: Parameter = Parameter::optional(
     "input",
-    "what the values are: `'counts'` (the default), `'log'`, `'log+total'`, `'bulk'` or `'bulk-log'`",
+    "what the values are: `'counts'` (the default), `'log'`, `'log+total'`, `'linear'`, `'bulk'` or `'bulk-log'`",
     Accepts::Text,
 )
-.with_values(&["counts", "log", "log+total", "bulk", "bulk-log"]);
+.with_values(&["counts", "log", "log+total", "linear", "bulk", "bulk-log"]);
 pub(crate) const PRECISION: Parameter = Parameter::optional(
     "precision",
     "numbers of the model's products: `'f32'` (the default), `'bf16'` or `'int8'`",

@@ -4,9 +4,12 @@
 //! SELECT donor_id, cell_type, expression(sum_expr(expr), 'INS') AS ins FROM cells GROUP BY donor_id, cell_type;
 //! ```
 
+use std::sync::Arc;
+
 use datafusion::logical_expr::AggregateUDF;
 
 use crate::description::{Description, Kind};
+use crate::engine::Engine;
 use crate::gene_sums::{Finish, OverGenes};
 use crate::parameters::ONLY_EXPR;
 
@@ -25,8 +28,8 @@ pub const DESCRIPTION: Description = Description {
 };
 
 /// The function.
-pub fn function() -> AggregateUDF {
-    AggregateUDF::from(OverGenes::new(&DESCRIPTION, Finish::Sum))
+pub fn function(engine: &Arc<dyn Engine>) -> AggregateUDF {
+    AggregateUDF::from(OverGenes::new(&DESCRIPTION, Finish::Sum, engine))
 }
 
 #[cfg(test)]
@@ -38,7 +41,7 @@ mod tests {
         let sql = "SELECT expression(sum_expr(expr), ['A', 'B', 'C']) AS v FROM cells GROUP BY kind ORDER BY kind";
         assert_eq!(shown(sql), ["[4.0, 2.0, 5.0]", "[0.0, 0.0, 0.0]"]);
         let sql = "SELECT sum_expr(expr) FILTER (WHERE cell_id < 2) AS v FROM cells";
-        assert_eq!(shown(sql), ["{gene_id: [0, 1, 2], value: [4.0, 2.0, 5.0]}"]);
+        assert_eq!(shown(sql), ["{gene_id: [0, 1, 2], value: [4.0, 2.0, 5.0], dataset_ids: NULL}"]);
     }
 
     #[test]

@@ -57,7 +57,8 @@ impl Block {
 pub struct ObsColumn {
     /// Name of the column in the file.
     pub name: String,
-    /// `Utf8`, `Int64`, `UInt64` (only where a value does not fit `Int64`), `Float64`, `Boolean`, or `Dictionary(Int32, Utf8)` for a categorical.
+    /// `Utf8`, `Int64`, `UInt64` (only where a value does not fit `Int64`), `Float64`, `Boolean`, or
+    /// `Dictionary(Int32, Utf8)` for a categorical.
     pub data_type: DataType,
     /// Categories of a categorical column, in the file's order; `None` for other columns.
     pub categories: Option<Arc<StringArray>>,
@@ -103,6 +104,14 @@ pub trait CellSource: Send {
 
     /// Notes for the user: what was chosen and what was left out.
     fn notes(&self) -> &[String];
+
+    /// Of an export of cellql, the gene id of each feature in the store it was exported from.
+    ///
+    /// # Errors
+    /// The file is damaged or cannot be read.
+    fn exported_gene_ids(&self) -> Result<Option<Vec<u32>>> {
+        Ok(None)
+    }
 
     /// The next block of cells, or `None` at the end.
     ///

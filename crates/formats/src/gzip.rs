@@ -7,6 +7,7 @@ use std::path::Path;
 use flate2::bufread::MultiGzDecoder;
 
 use crate::error::{FormatError, Result};
+use crate::recognise::require_file;
 
 /// First bytes of every gzip member.
 pub(crate) const MAGIC: &[u8] = b"\x1f\x8b";
@@ -16,6 +17,7 @@ const BUFFER: usize = 256 << 10;
 /// Opens a file, decompressing it if it is gzipped.
 pub(crate) fn open(path: &Path) -> Result<Box<dyn BufRead + Send>> {
     let fail = |e: std::io::Error| FormatError::new(path, "file", format!("cannot be read: {e}"));
+    require_file(path)?;
     let mut plain = BufReader::with_capacity(BUFFER, File::open(path).map_err(fail)?);
     let gzipped = plain.fill_buf().map_err(fail)?.starts_with(MAGIC);
     Ok(match gzipped {

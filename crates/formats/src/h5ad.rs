@@ -9,7 +9,7 @@ use cellql_schemas::feature::Feature;
 use crate::block::{BLOCK_CELLS, Block, CellSource, ObsColumn};
 use crate::error::Result;
 use crate::features;
-use crate::h5::file::H5;
+use crate::h5::file::{H5, LINK_HELP};
 use crate::h5::frame::Frame;
 use crate::h5::matrix::Matrix;
 use crate::options::OpenOptions;
@@ -24,6 +24,8 @@ pub(crate) struct H5ad {
     obs: Frame,
     matrix: Matrix,
     name: String,
+    /// Object of the dataframe of genes.
+    var: String,
     notes: Vec<String>,
     next: u64,
 }
@@ -75,13 +77,16 @@ impl H5ad {
             let problem = format!("has {columns} columns but {} names {} genes", chosen.var, features.len());
             return Err(h5.error(&chosen.object, problem));
         }
-        if !obs.skipped().is_empty() {
-            notes.push(format!(
-                "obs columns left out because their type has no equivalent in a table: {}",
-                obs.skipped().join(", ")
-            ));
-        }
-        Ok(Self { h5, features, obs, matrix: chosen.matrix, name: chosen.name, notes, next: 0 })
+        let mut note = |names: &[String], why: &str| {
+            if !names.is_empty() {
+                notes.push(format!("{why}: {}", names.join(", ")));
+            }
+        };
+        note(obs.skipped(), "obs columns left out because their type has no equivalent in a table");
+        note(obs.missing(), "obs columns left out because they are links, which are not followed, or missing");
+        note(var.missing(), "var columns left out because they are links, which are not followed, or missing");
+        let Candidate { name, var, matrix, .. } = chosen;
+        Ok(Self { h5, features, obs, matrix, name, var, notes, next: 0 })
     }
 }
 
@@ -91,7 +96,9 @@ fn choose(h5: &H5, n_obs: u64, options: &OpenOptions, notes: &mut Vec<String>) -
     let names: Vec<&str> = matrices.iter().map(|(name, ..)| name.as_str()).collect();
     if let Some(wanted) = options.matrix() {
         let found = matrices.iter().find(|(name, ..)| *name == wanted);
-        let missing = || h5.error(&wanted, format!("is not in this file; it has {}", names.join(", ")));
+        let missing = || {
+            h5.error(&wanted, format!("is not in this file, or is a link; it has {}; {LINK_HELP}", names.join(", ")))
+        };
         let (name, object, var) = found.ok_or_else(missing)?;
         return Candidate::open(h5, name, object, var, n_obs);
     }
@@ -110,8 +117,14 @@ fn choose(h5: &H5, n_obs: u64, options: &OpenOptions, notes: &mut Vec<String>) -
             best = Some(candidate);
         }
     }
-    let best =
-        best.ok_or_else(|| h5.error("X", "is missing, and so are raw/X and layers: there is no matrix to read"))?;
+    let nothing = || {
+        let problem = "is missing or a link, and so are raw/X and layers: there is no matrix to read";
+        h5.error("X", format!("{problem}; {LINK_HELP}"))
+    };
+    let best = best.ok_or_else(nothing)?;
+    if !names.contains(&"X") {
+        notes.push("X is missing, or is a link, which is not followed".to_owned());
+    }
     if matrices.len() > 1 {
         let what = match best.class {
             ValueClass::Counts => "whole numbers",
@@ -182,6 +195,16 @@ impl CellSource for H5ad {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn exported_gene_ids(&self) -> Result<Option<Vec<u32>>> {
+        let object = format!("{}/gene_id", self.var);
+        if !self.h5.has_dataset(&object) {
+            return Ok(None);
+        }
+        let ids = self.h5.dataset(&object)?;
+        let ids = ids.read_indices(0, ids.rows(), u64::from(u32::MAX))?;
+        Ok((ids.len() == self.features.len()).then_some(ids))
     }
 
     fn next_block(&mut self) -> Result<Option<Block>> {

@@ -7,8 +7,8 @@
 //! object in it.
 //!
 //! Common types (`block`, `options`, `error`, `rows`, `spill`) are at the bottom; each format module uses them, and
-//! `open` uses the format modules. The crate depends on `schemas` to decide which axis of a table holds genes. It knows
-//! nothing of stores, models or SQL, so readers can be fuzzed without building these.
+//! `recognise`, `inputs` and `open` use the format modules. The crate depends on `schemas` to decide which axis of a
+//! table holds genes. It knows nothing of stores, models or SQL, so readers can be fuzzed without building these.
 //!
 //! ```
 //! use cellql_formats::{Format, OpenOptions, open, recognise};
@@ -31,17 +31,20 @@ mod block;
 pub mod counts;
 mod delimited;
 mod error;
+mod exported;
 mod features;
 mod gene_order;
 mod gzip;
 mod h5;
 mod h5ad;
+mod inputs;
 mod loom;
 mod matrix_market;
 mod name_tables;
 mod npz;
 mod open;
 mod options;
+mod recognise;
 mod rows;
 mod spill;
 mod table;
@@ -50,7 +53,10 @@ pub mod write;
 
 pub use block::{Block, CellSource, ObsColumn};
 pub use error::{FormatError, Result};
+pub use exported::{datasets_of, exported_datasets, part_of};
 pub use gene_order::{GeneSorter, ValueError};
-pub use open::{Format, inputs, open, parts, recognise};
+pub use inputs::{inputs, parts};
+pub use open::open;
 pub use options::OpenOptions;
+pub use recognise::{Format, is_directory, recognise};
 pub use table::{Batches, TableReader, TableSource};

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray};
 use cellql_schemas::feature::Feature;
-use hdf5_pure::DType;
 
 use crate::block::{BLOCK_CELLS, BLOCK_VALUES, Block, CellSource, ObsColumn};
 use crate::error::Result;
 use crate::features;
-use crate::h5::file::{H5, H5Dataset, is_bool, is_integer, is_text};
+use crate::h5::file::{H5, H5Dataset, is_bool, is_float, is_integer, is_text};
+use crate::h5::members::{Object, Objects};
 use crate::options::OpenOptions;
 use crate::rows::to_f32;
 use crate::spill::{Spill, spill_problem};
@@ -63,13 +63,16 @@ impl Loom {
     }
 
     fn read_obs(&mut self, h5: &H5, cells: u64) -> Result<()> {
-        let mut skipped = Vec::new();
+        let (mut skipped, mut objects) = (Vec::new(), Objects::new(h5));
         for name in h5.members("col_attrs")? {
             if CELL_NAMES.first() == Some(&name.as_str()) {
                 continue;
             }
-            let dataset = h5.dataset(&format!("col_attrs/{name}"))?;
-            match column(&dataset, cells)? {
+            let values = match objects.take(&Objects::path("col_attrs", &name))? {
+                Some(Object::Dataset(dataset)) => column(&dataset, cells)?,
+                Some(Object::Group(_)) | None => None,
+            };
+            match values {
                 Some(values) => {
                     self.columns.push(ObsColumn::plain(name, values.data_type().clone()));
                     self.obs.push(values);
@@ -118,7 +121,7 @@ fn column(dataset: &H5Dataset, cells: u64) -> Result<Option<ArrayRef>> {
     }
     Ok(Some(match dataset.dtype() {
         kind if is_text(kind) => Arc::new(StringArray::from_iter_values(dataset.read_text(0, cells)?)) as ArrayRef,
-        DType::F32 | DType::F64 => {
+        kind if is_float(kind) => {
             let values = dataset.read_f64(0, cells)?.into_iter();
             Arc::new(values.map(|v| (!v.is_nan()).then_some(v)).collect::<Float64Array>())
         }

@@ -1,7 +1,9 @@
 //! Reader of Matrix Market in the layout of 10x Genomics: `matrix.mtx` with `features.tsv` (or `genes.tsv`) and
 //! `barcodes.tsv` beside it, each plain or gzipped and with an optional common prefix.
 
+use std::ffi::OsStr;
 use std::io::BufRead;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use arrow::array::StringArray;
@@ -15,8 +17,13 @@ use crate::options::OpenOptions;
 use crate::rows::to_f32;
 use crate::spill::{Spill, spill_problem};
 
-/// First bytes of every Matrix Market file.
-pub(crate) const BANNER: &[u8] = b"%%MatrixMarket";
+/// First bytes of every Matrix Market file, in any case.
+const BANNER: &[u8] = b"%%MatrixMarket";
+
+/// True for the beginning of a Matrix Market file.
+pub(crate) fn has_banner(head: &[u8]) -> bool {
+    head.get(..BANNER.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(BANNER))
+}
 
 /// The three files of a data set.
 #[derive(Debug, Clone)]
@@ -30,17 +37,28 @@ impl Parts {
     /// Finds the files that belong to a matrix: those named by the options, else those in its folder with its prefix.
     pub(crate) fn of(matrix: &Path, options: &OpenOptions) -> Result<Self> {
         let folder = matrix.parent().unwrap_or(Path::new(""));
-        let name = matrix.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let stem = name.strip_suffix(".gz").unwrap_or(&name);
-        let prefix = stem.strip_suffix("matrix.mtx").or_else(|| stem.strip_suffix(".mtx")).unwrap_or(stem);
+        let name = matrix.file_name().unwrap_or_default().as_bytes();
+        let stem = name.strip_suffix(b".gz").unwrap_or(name);
+        let prefix = stem.strip_suffix(b"matrix.mtx").or_else(|| stem.strip_suffix(b".mtx")).unwrap_or(stem);
+        // In bytes, because a file name need not be UTF-8.
+        let prefix = OsStr::from_bytes(prefix);
+        let beside = |name: &str, ending: &str| {
+            let mut file = prefix.to_owned();
+            file.push(name);
+            file.push(ending);
+            folder.join(file)
+        };
         let find = |given: Option<&PathBuf>, what: &str, names: &[&str]| {
             if let Some(given) = given {
                 return Ok(given.clone());
             }
-            let tried = names.iter().flat_map(|n| ["", ".gz"].map(|gz| folder.join(format!("{prefix}{n}{gz}"))));
+            let tried = names.iter().flat_map(|n| ["", ".gz"].map(|gz| beside(n, gz)));
             let missing = || {
-                let problem =
-                    format!("there is no {prefix}{} (or .gz) beside the matrix; name it with --{what}", names[0]);
+                let problem = format!(
+                    "there is no {}{} (or .gz) beside the matrix; name it with --{what}",
+                    prefix.display(),
+                    names[0]
+                );
                 FormatError::new(matrix, what, problem)
             };
             tried.into_iter().find(|p| p.is_file()).ok_or_else(missing)

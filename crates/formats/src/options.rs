@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use cellql_schemas::exported::ExportedDataset;
+
 /// Choices of the caller. The default reads the matrix that holds raw counts and finds companion files by name.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
@@ -15,6 +17,8 @@ pub struct OpenOptions {
     pub genes: Option<PathBuf>,
     /// File with the barcodes, for formats without names or if it is not beside the matrix.
     pub barcodes: Option<PathBuf>,
+    /// Read only the cells of this data set of an export, as they were before the export.
+    pub part: Option<ExportedDataset>,
 }
 
 impl OpenOptions {

@@ -17,6 +17,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::block::{BLOCK_CELLS, Block, CellSource, ObsColumn, categorical_type};
 use crate::error::{FormatError, Result};
+use crate::exported::datasets_of;
 use crate::features::{are_ensembl, identified};
 use crate::rows::{Rows, to_f32};
 use crate::spill::{Spill, spill_problem};
@@ -101,6 +102,7 @@ struct Export {
     batches: Batches,
     /// Index of each gene id among the features.
     positions: HashMap<u32, u32>,
+    gene_ids: Vec<u32>,
 }
 
 impl TableSource {
@@ -126,10 +128,14 @@ impl TableSource {
         })?;
         let genes: Vec<ExportedGene> = serde_json::from_str(genes)
             .map_err(|e| wrong(exported::GENES, format!("is not a JSON list of genes: {e}")))?;
-        let positions = genes.iter().zip(0..).map(|(gene, i)| (gene.gene_id, i)).collect();
+        let gene_ids: Vec<u32> = genes.iter().map(|gene| gene.gene_id).collect();
+        let positions = gene_ids.iter().copied().zip(0..).collect();
         let features = genes.into_iter().map(|g| Feature { name: g.symbol, ensembl_id: g.ensembl_id }).collect();
         let (mut columns, mut skipped) = (Vec::new(), Vec::new());
-        for field in schema.fields().iter().filter(|f| !cells::is_reserved(f.name())) {
+        // The data sets of an export are told by this column.
+        let is_divided = !datasets_of(schema).is_empty();
+        let is_read = |name: &str| !cells::is_reserved(name) || (is_divided && name == cells::DATASET_ID);
+        for field in schema.fields().iter().filter(|f| is_read(f.name())) {
             match obs_type(field.data_type()) {
                 Some(of) => columns.push(ObsColumn::plain(field.name(), of)),
                 None => skipped.push(field.name().clone()),
@@ -140,7 +146,7 @@ impl TableSource {
             false => vec![format!("columns left out because their type is not an obs type: {}", skipped.join(", "))],
         };
         let batches = table.batches().map_err(|e| wrong("rows", e))?;
-        let layout = Layout::Export(Export { table, batches, positions });
+        let layout = Layout::Export(Export { table, batches, positions, gene_ids });
         Ok(Self { path: path.to_owned(), features, columns, notes, layout })
     }
 
@@ -313,6 +319,13 @@ impl CellSource for TableSource {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn exported_gene_ids(&self) -> Result<Option<Vec<u32>>> {
+        Ok(match &self.layout {
+            Layout::Export(export) => Some(export.gene_ids.clone()),
+            Layout::Long { .. } => None,
+        })
     }
 
     fn next_block(&mut self) -> Result<Option<Block>> {

@@ -35,8 +35,8 @@ impl fmt::Display for NotEmbeddable {
 /// A value that the recipe's input does not allow: a fraction where counts are expected.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the value {0} is no count; for log-normalised values say input => 'log' (for bulk samples 'bulk-log'), or \
-     normalise counts with log_normalise(expr)"
+    "the value {0} is no count; for log-normalised values say input => 'log' (for bulk samples 'bulk-log'), for \
+     normalised values that are no logarithms input => 'linear', or normalise counts with log_normalise(expr)"
 )]
 pub struct NotCounts(f32);
 
@@ -132,6 +132,11 @@ fn normalise(placed: &mut [(u32, f32)], recipe: &Recipe, beside: f64) -> (f64, f
             single(total)
         }
         Input::Log => single(total),
+        Input::Linear => {
+            // What `log` reads: the depth is that of the logarithms.
+            let total = scale(TARGET_SUM);
+            single(total)
+        }
         Input::LogTotal => single(beside),
         Input::Bulk => {
             let depth = scale(beside).log10();

@@ -1,5 +1,8 @@
 //! Building the graph: vectors are inserted one by one, on all threads.
 //!
+//! A vector that is nearly equal to that of a node gets no node of its own but shares that one (see [`crate::nodes`]).
+//! While the graph is built, a node has the position of its vector as its id; at the end the nodes are numbered anew.
+//!
 //! Rows of links are read without locks and written under one of a few thousand locks. A vector's level depends only on
 //! the seed and its position. The entry point is the vector of the highest level, chosen before the first insertion, so
 //! it never changes.
@@ -9,8 +12,10 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::graph::{HnswConfig, HnswGraph, m0};
+use crate::candidates::{Candidate, Kept};
+use crate::graph::{HnswConfig, HnswGraph, RADIUS, first_upper_rows, m0};
 use crate::memory::Links;
+use crate::nodes::SharedNodes;
 use crate::quantised::{EncodedQuery, QuantisedVectors};
 use crate::search::SearchScratch;
 
@@ -32,30 +37,37 @@ impl HnswGraph {
         assert!(n < u32::MAX as usize, "too many vectors");
         let m = config.clamped_m();
         let levels: Vec<u8> = (0..n as u64).map(|i| level(config.seed, i, m)).collect();
-        let first_upper: Vec<u32> =
-            levels.iter().scan(0, |sum, level| Some(std::mem::replace(sum, *sum + u32::from(*level)))).collect();
         let upper_rows = levels.iter().map(|level| usize::from(*level)).sum();
-        let entry_point = (0..n).max_by_key(|i| (levels[*i], std::cmp::Reverse(*i))).unwrap_or(0) as u32;
-        let graph = Self {
+        let shared = SharedNodes::of_equal(vectors, dim);
+        let firsts = (0..n as u32).filter(|i| shared.is_first(*i));
+        let entry_point = firsts.max_by_key(|i| (levels[*i as usize], std::cmp::Reverse(*i))).unwrap_or(0);
+        let mut graph = Self {
             quantised: QuantisedVectors::new(vectors, dim),
+            members: None,
+            first_upper: first_upper_rows(&levels),
             levels,
-            first_upper,
             base: Links::empty(n, m0(m)),
             upper: Links::empty(upper_rows, m),
             entry_point,
         };
-        graph.insert_all(vectors, config, &progress);
+        graph.insert_all(vectors, config, &shared, &progress);
+        graph.keep_nodes(shared);
+        if !graph.is_empty() {
+            graph.connect(config.ef_construction);
+        }
         graph
     }
 
-    fn insert_all(&self, vectors: &[f32], config: &HnswConfig, progress: &(impl Fn(u64) + Sync)) {
+    fn insert_all(&self, vectors: &[f32], config: &HnswConfig, shared: &SharedNodes, progress: &(impl Fn(u64) + Sync)) {
         const REPORT_EVERY: u64 = 1024;
+        let insertion = Insertion { vectors, ef_construction: config.ef_construction, radius: self.radius(), shared };
         let order = shuffled(self.len(), config.seed);
         let locks: Vec<Mutex<()>> = (0..LOCKS).map(|_| Mutex::new(())).collect();
         let done = AtomicU64::new(0);
         order.par_iter().with_max_len(64).filter(|id| **id != self.entry_point).for_each(|id| {
-            let vector = &vectors[*id as usize * self.dim()..][..self.dim()];
-            SCRATCH.with_borrow_mut(|scratch| self.insert(*id, vector, config.ef_construction, &locks, scratch));
+            if shared.is_first(*id) {
+                SCRATCH.with_borrow_mut(|scratch| self.insert(*id, &insertion, &locks, scratch));
+            }
             let linked = done.fetch_add(1, Ordering::Relaxed) + 1;
             if linked.is_multiple_of(REPORT_EVERY) {
                 progress(linked);
@@ -67,14 +79,8 @@ impl HnswGraph {
     /// INSERT of the paper: links a vector on all its layers. The neighbours are found from the top layer down, and the
     /// links are written from the base layer up, so that no other thread reaches the vector on a layer before it is
     /// linked below.
-    fn insert(
-        &self,
-        id: u32,
-        vector: &[f32],
-        ef_construction: usize,
-        locks: &[Mutex<()>],
-        scratch: &mut InsertScratch,
-    ) {
+    fn insert(&self, id: u32, insertion: &Insertion<'_>, locks: &[Mutex<()>], scratch: &mut InsertScratch) {
+        let vector = insertion.vector(id, self.dim());
         let InsertScratch { search, selection, selected, query } = scratch;
         self.quantised.encode(vector, query);
         let level = usize::from(self.levels[id as usize]);
@@ -82,11 +88,15 @@ impl HnswGraph {
         selected.iter_mut().for_each(Vec::clear);
         self.search_upper_layers(query, level, search);
         for layer in (0..=level).rev() {
-            self.search_layer(query, layer, ef_construction, search);
+            self.search_layer(query, layer, &mut Kept::nearest(insertion.ef_construction), search);
             selection.candidates.clear();
             selection.candidates.extend(search.best.iter().map(|best| (query.dot(best.product), best.id)));
             selection.select(&self.quantised, self.upper.width());
             selected[layer].clone_from(&selection.selected);
+        }
+        if let Some(node) = self.node_to_share(vector, query, &search.best, insertion) {
+            insertion.shared.join(id, node);
+            return;
         }
         for (layer, selected) in selected.iter().enumerate().take(level + 1) {
             let (links, row) = self.layer(layer);
@@ -95,6 +105,59 @@ impl HnswGraph {
                 self.add_reverse_link(layer, *other, id, &locks[*other as usize % LOCKS], selection);
             }
         }
+    }
+
+    /// Vectors within this distance of a node's vector share the node: the product with the codes of one does not tell
+    /// which of two such vectors is nearer to a third.
+    fn radius(&self) -> f32 {
+        let error = self.quantised.typical_error();
+        if error.is_finite() { RADIUS * error } else { 0.0 }
+    }
+
+    /// The node that a vector shares: the nearest of `best`, the result of its search, that is within the radius.
+    fn node_to_share(
+        &self,
+        vector: &[f32],
+        query: &EncodedQuery,
+        best: &[Candidate],
+        insertion: &Insertion<'_>,
+    ) -> Option<u32> {
+        const TRIED: usize = 8;
+        let most = insertion.radius * insertion.radius;
+        let square = |node: u32| -> f32 {
+            insertion.vector(node, self.dim()).iter().zip(vector).map(|(a, b)| (a - b) * (a - b)).sum()
+        };
+        // By their codes most are far away. The square of the distance of unit vectors is 2 (1 − product).
+        let near = best.iter().take(TRIED).take_while(|best| 2.0 * (1.0 - query.dot(best.product)) <= 4.0 * most);
+        let squares = near.map(|best| (square(best.id), best.id)).filter(|(square, _)| *square <= most);
+        squares.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))).map(|(_, node)| node)
+    }
+
+    /// Drops the places of vectors that share the node of another, and names the nodes by their order.
+    fn keep_nodes(&mut self, shared: SharedNodes) {
+        let (nodes, members) = shared.finish();
+        if members.is_none() {
+            return;
+        }
+        let mut renamed = vec![u32::MAX; self.levels.len()];
+        for (node, old) in nodes.iter().enumerate() {
+            renamed[*old as usize] = node as u32;
+        }
+        self.members = members;
+        self.quantised.keep(&nodes);
+        let levels: Vec<u8> = nodes.iter().map(|old| self.levels[*old as usize]).collect();
+        let first_upper = first_upper_rows(&levels);
+        for (node, old) in nodes.iter().enumerate() {
+            move_row(&self.base, *old as usize, node, &renamed);
+            for above in 0..usize::from(levels[node]) {
+                let (from, to) = (self.first_upper[*old as usize] as usize, first_upper[node] as usize);
+                move_row(&self.upper, from + above, to + above, &renamed);
+            }
+        }
+        self.base.truncate(nodes.len());
+        self.upper.truncate(levels.iter().map(|level| usize::from(*level)).sum());
+        (self.levels, self.first_upper) = (levels, first_upper);
+        self.entry_point = renamed.get(self.entry_point as usize).copied().unwrap_or_default();
     }
 
     /// Adds a link from a neighbour back to the inserted vector. If the row is full, its links are selected anew.
@@ -109,6 +172,26 @@ impl HnswGraph {
         selection.rank(&self.quantised, from, &ids);
         selection.select(&self.quantised, links.width());
         links.set(row, selection.selected.iter().copied());
+    }
+}
+
+/// Moves a row of links and renames the nodes in it.
+fn move_row(links: &Links, from: usize, to: usize, renamed: &[u32]) {
+    let row: Vec<u32> = links.of(from).map(|old| renamed[old as usize]).collect();
+    links.set(to, row.into_iter());
+}
+
+/// What all insertions of a build have in common.
+struct Insertion<'a> {
+    vectors: &'a [f32],
+    ef_construction: usize,
+    radius: f32,
+    shared: &'a SharedNodes,
+}
+
+impl Insertion<'_> {
+    fn vector(&self, id: u32, dim: usize) -> &[f32] {
+        &self.vectors[id as usize * dim..][..dim]
     }
 }
 

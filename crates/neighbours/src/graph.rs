@@ -1,6 +1,7 @@
 //! The HNSW graph: the layers each vector is on and its links there.
 
 use crate::memory::Links;
+use crate::nodes::NodeMembers;
 use crate::quantised::QuantisedVectors;
 
 /// How a graph is built, in the words of the HNSW paper.
@@ -32,25 +33,45 @@ pub(crate) const fn m0(m: usize) -> usize {
     2 * m
 }
 
-/// An HNSW graph over unit vectors. It holds quantised vectors and links, not the f32 vectors.
+/// A vector shares a node if its distance from the node's own vector is at most this many times the typical error of
+/// codes. Codes do not tell which of nearer vectors is nearest to a query, and links that are selected by codes lead to
+/// some of them only. Farther vectors have nodes of their own, and a search keeps more candidates where codes do not
+/// decide ([`EncodedQuery::margin`](crate::quantised::EncodedQuery::margin)).
+pub(crate) const RADIUS: f32 = 3.0;
+
+/// An HNSW graph over unit vectors. It holds quantised vectors and links, not the f32 vectors. Each node stands for one
+/// vector, or for several that are equal or nearly so.
 #[derive(Debug)]
 pub struct HnswGraph {
+    /// `[nodes]`: for each node the codes of one of its vectors.
     pub(crate) quantised: QuantisedVectors,
-    /// `[n]`: the highest layer each vector is on; 0 is the base layer.
+    /// The vectors of each node; `None` if each node stands for the vector of its own position.
+    pub(crate) members: Option<NodeMembers>,
+    /// `[nodes]`: the highest layer each node is on; 0 is the base layer.
     pub(crate) levels: Vec<u8>,
-    /// `[n]`: row of a vector's layer 1 in `upper`. The rows of its higher layers follow.
+    /// `[nodes]`: row of a node's layer 1 in `upper`. The rows of its higher layers follow.
     pub(crate) first_upper: Vec<u32>,
-    /// `[n, 2 M]`: links on the base layer.
+    /// `[nodes, 2 M]`: links on the base layer.
     pub(crate) base: Links,
     /// `[sum of levels, M]`: links on the layers above.
     pub(crate) upper: Links,
-    /// A vector of the highest level. Every search starts there.
+    /// A node of the highest level. Every search starts there.
     pub(crate) entry_point: u32,
+}
+
+/// `[nodes]`: for nodes of these levels, the row of each one's layer 1 among all rows of the upper layers.
+pub(crate) fn first_upper_rows(levels: &[u8]) -> Vec<u32> {
+    levels.iter().scan(0, |sum, level| Some(std::mem::replace(sum, *sum + u32::from(*level)))).collect()
 }
 
 impl HnswGraph {
     /// Number of vectors.
     pub fn len(&self) -> usize {
+        self.members.as_ref().map_or(self.nodes(), |members| members.positions.len())
+    }
+
+    /// Number of nodes, at most that of vectors.
+    pub(crate) fn nodes(&self) -> usize {
         self.levels.len()
     }
 
@@ -64,7 +85,7 @@ impl HnswGraph {
         self.quantised.dim
     }
 
-    /// The links of a layer (0 is the base layer), and the row of a vector in them.
+    /// The links of a layer (0 is the base layer), and the row of a node in them.
     pub(crate) fn layer(&self, layer: usize) -> (&Links, impl Fn(u32) -> usize + '_) {
         let links = if layer == 0 { &self.base } else { &self.upper };
         let row =

@@ -2,7 +2,13 @@
 //!
 //! The graph and the vectors it searches are flat arrays. A search reads scalar-quantised vectors (8 bits a dimension),
 //! because memory traffic limits it and these are a quarter of f32; the best candidates are then rescored with the f32
-//! vectors. Building and searching use all threads of rayon's pool. On one thread a seed gives the same graph on every
+//! vectors.
+//!
+//! Equal vectors, and those nearer to each other than their codes can tell, share one node of the graph, and a search
+//! that comes near it computes the f32 distances of all of them. So many copies of a vector, or many nearly equal ones,
+//! are found like any others; hits of equal distance are sorted by position.
+//!
+//! Building and searching use all threads of rayon's pool. On one thread a seed gives the same graph on every
 //! CPU.
 //!
 //! The crate depends on `cellql-kernels` for f32 dot products, on rayon, and on libc for advice about memory. It knows
@@ -39,10 +45,15 @@
 //! ```
 
 mod build;
+mod candidates;
+#[cfg(test)]
+mod clump_tests;
+mod connect;
 mod dot;
 mod file;
 mod graph;
 mod memory;
+mod nodes;
 mod quantised;
 mod search;
 #[cfg(test)]

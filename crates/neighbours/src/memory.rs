@@ -49,6 +49,12 @@ impl Bytes {
         &self.data[self.first..][..self.len]
     }
 
+    /// Keeps the first `len` bytes.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.data.truncate(self.first + self.len);
+    }
+
     /// All bytes, to write.
     pub(crate) fn get_mut(&mut self) -> &mut [u8] {
         &mut self.data[self.first..][..self.len]
@@ -102,6 +108,11 @@ impl Links {
         for (place, link) in self.row(row).iter().zip(links.chain(std::iter::repeat(NONE))) {
             place.store(link, Ordering::Relaxed);
         }
+    }
+
+    /// Keeps the first `rows` rows.
+    pub(crate) fn truncate(&mut self, rows: usize) {
+        self.data.truncate(rows * self.width);
     }
 
     /// Adds a link if the row has room. Returns whether it had.

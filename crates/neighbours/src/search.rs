@@ -6,8 +6,10 @@ use std::collections::BinaryHeap;
 
 use rayon::prelude::*;
 
+use crate::candidates::{Candidate, Kept};
 use crate::dot::prefetch;
-use crate::graph::HnswGraph;
+use crate::graph::{HnswGraph, RADIUS};
+use crate::nodes::Member;
 use crate::quantised::EncodedQuery;
 use crate::visited_list::VisitedList;
 
@@ -36,23 +38,6 @@ impl PartialOrd for Hit {
 
 /// Which positions may be hits; `None` allows all.
 pub type PositionFilter<'a> = Option<&'a (dyn Fn(u32) -> bool + Sync)>;
-
-/// A vector that a search has scored. The greater the integer product, the nearer the vector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Candidate {
-    pub(crate) id: u32,
-    /// Integer product of the quantised vector with the encoded query.
-    pub(crate) product: i32,
-    /// Its links were followed.
-    expanded: bool,
-}
-
-impl Candidate {
-    /// Sorts the nearest first, ties by id.
-    fn key(&self) -> (Reverse<i32>, u32) {
-        (Reverse(self.product), self.id)
-    }
-}
 
 /// Buffers of a search. A thread keeps them for its next search.
 #[derive(Debug, Default)]
@@ -88,9 +73,9 @@ impl SearchScratch {
 
 impl HnswGraph {
     /// The `k` nearest to a unit vector `[dim]`, nearest first, ties by position. `vectors` `[n, dim]` are those the
-    /// graph was built from. `ef` (`ef_search`) candidates are kept during the search, at least `k`; a greater `ef`
-    /// raises recall and time. With a `filter`, vectors that do not pass it are searched through but are not hits;
-    /// there may be fewer than `k` hits then.
+    /// graph was built from. `ef` (`ef_search`) candidates are kept during the search, at least `k`, and more where
+    /// 8-bit codes do not tell which are nearest; a greater `ef` raises recall and time. With a `filter`, vectors that
+    /// do not pass it are searched through but are not hits; there may be fewer than `k` hits then.
     ///
     /// # Panics
     /// `vectors` has another number of vectors than the graph, or `query` another dimension.
@@ -104,13 +89,17 @@ impl HnswGraph {
             let mut encoded = std::mem::take(&mut scratch.query);
             self.quantised.encode(query, &mut encoded);
             self.search_upper_layers(&encoded, 0, scratch);
+            let mut kept = Kept::of_neighbours(&encoded, k, ef);
             match filter {
-                None => self.search_layer(&encoded, 0, ef.max(k), scratch),
-                Some(filter) => self.search_base_layer_filtered(&encoded, ef.max(k), filter, scratch),
+                None => self.search_layer(&encoded, 0, &mut kept, scratch),
+                Some(filter) => {
+                    let passes = |node| self.any_passes(node, filter);
+                    self.search_base_layer_filtered(&encoded, &mut kept, &passes, scratch);
+                }
             }
-            let error = encoded.error;
+            let to_rescore = self.to_rescore(&scratch.best, k, &encoded, filter);
             scratch.query = encoded;
-            self.rescore(vectors, query, k, error, &scratch.best)
+            self.rescore(vectors, query, k, &to_rescore)
         })
     }
 
@@ -141,15 +130,21 @@ impl HnswGraph {
         scratch.best.clear();
         scratch.best.push(Candidate { id: self.entry_point, product: 0, expanded: false });
         for above in (layer + 1..=self.top_layer()).rev() {
-            self.search_layer(query, above, EF_UPPER, scratch);
+            self.search_layer(query, above, &mut Kept::nearest(EF_UPPER), scratch);
         }
     }
 
     /// SEARCH-LAYER of the paper: searches a layer from the entry points in `scratch.best` and leaves up to `ef`
     /// nearest there, nearest first.
-    pub(crate) fn search_layer(&self, query: &EncodedQuery, layer: usize, ef: usize, scratch: &mut SearchScratch) {
+    pub(crate) fn search_layer(
+        &self,
+        query: &EncodedQuery,
+        layer: usize,
+        kept: &mut Kept<'_>,
+        scratch: &mut SearchScratch,
+    ) {
         let (links, row) = self.layer(layer);
-        scratch.start(self.len());
+        scratch.start(self.nodes());
         let SearchScratch { best, products, visited, unscored, .. } = scratch;
         // All candidates before `next` are expanded.
         let mut next = 0;
@@ -157,9 +152,9 @@ impl HnswGraph {
             self.quantised.products(query, unscored, products);
             for (id, product) in unscored.iter().zip(&*products) {
                 let candidate = Candidate { id: *id, product: *product, expanded: false };
-                next = next.min(insert_candidate(best, ef, candidate));
+                next = kept.insert(best, candidate).map_or(next, |place| next.min(place));
             }
-            let Some(found) = best[next..].iter().position(|candidate| !candidate.expanded) else { return };
+            let Some(found) = best.iter().skip(next).position(|candidate| !candidate.expanded) else { return };
             next += found;
             best[next].expanded = true;
             let from = row(best[next].id);
@@ -176,26 +171,25 @@ impl HnswGraph {
     fn search_base_layer_filtered(
         &self,
         query: &EncodedQuery,
-        ef: usize,
+        kept: &mut Kept<'_>,
         filter: &(dyn Fn(u32) -> bool + Sync),
         scratch: &mut SearchScratch,
     ) {
-        scratch.start(self.len());
+        scratch.start(self.nodes());
         let SearchScratch { best, products, visited, unscored, .. } = scratch;
         let mut to_expand: BinaryHeap<(i32, Reverse<u32>)> = BinaryHeap::new();
         loop {
             self.quantised.products(query, unscored, products);
             for (id, product) in unscored.iter().zip(&*products) {
-                let worst = if best.len() < ef { None } else { best.last() };
-                if worst.is_none_or(|worst| *product > worst.product) {
+                if !kept.is_beyond(best, *product) {
                     to_expand.push((*product, Reverse(*id)));
                     if filter(*id) {
-                        insert_candidate(best, ef, Candidate { id: *id, product: *product, expanded: true });
+                        kept.insert(best, Candidate { id: *id, product: *product, expanded: true });
                     }
                 }
             }
             let Some((product, Reverse(id))) = to_expand.pop() else { return };
-            if best.len() == ef && best.last().is_some_and(|worst| product < worst.product) {
+            if kept.is_beyond(best, product) {
                 return;
             }
             unscored.clear();
@@ -203,54 +197,81 @@ impl HnswGraph {
         }
     }
 
-    /// Computes f32 distances of the candidates that may be among the `k` nearest within the error of quantisation, and
-    /// returns the `k` nearest. `error` is the standard deviation of an integer product.
-    fn rescore(&self, vectors: &[f32], query: &[f32], k: usize, error: f32, best: &[Candidate]) -> Vec<Hit> {
+    /// True if any vector of a node passes the filter.
+    fn any_passes(&self, node: u32, filter: &(dyn Fn(u32) -> bool + Sync)) -> bool {
+        match &self.members {
+            None => filter(node),
+            Some(members) => members.of(node).any(|member| filter(member.position)),
+        }
+    }
+
+    /// The vectors that may be among the `k` nearest within the error of quantisation: those of the nearest candidates
+    /// that have `k` vectors together, and of all other candidates that may be as near.
+    fn to_rescore(
+        &self,
+        best: &[Candidate],
+        k: usize,
+        query: &EncodedQuery,
+        filter: PositionFilter<'_>,
+    ) -> Vec<Member> {
+        // Vectors that share a node are up to RADIUS times as far from its codes as a node's own vector.
+        const SHARED: i32 = RADIUS as i32;
+        let margin = query.margin_of_codes();
+        let mut kth = None;
+        let mut wanted = Vec::with_capacity(best.len());
+        for candidate in best {
+            let behind = kth.map_or(0, |kth: i32| kth.saturating_sub(candidate.product));
+            match &self.members {
+                None if behind > margin => break,
+                // A candidate of one vector has passed the filter.
+                None => wanted.push(Member { position: candidate.id, repeats: false }),
+                Some(members) if members.is_shared(candidate.id) && behind > margin.saturating_mul(SHARED) => break,
+                Some(members) if !members.is_shared(candidate.id) && behind > margin => {}
+                Some(members) => add_passing(&mut wanted, members.of(candidate.id), k, filter),
+            }
+            if kth.is_none() && wanted.len() >= k {
+                kth = Some(candidate.product);
+            }
+        }
+        wanted
+    }
+
+    /// Computes f32 distances of some vectors and returns the `k` nearest.
+    fn rescore(&self, vectors: &[f32], query: &[f32], k: usize, members: &[Member]) -> Vec<Hit> {
         const AHEAD: usize = 4;
-        // Three standard deviations of the difference of two products.
-        let margin = (3.0 * std::f32::consts::SQRT_2 * error) as i32;
-        let least = best[..best.len().min(k)].last().map_or(i32::MIN, |last| last.product.saturating_sub(margin));
-        let best = &best[..best.partition_point(|candidate| candidate.product >= least)];
-        let row = |candidate: &Candidate| &vectors[candidate.id as usize * self.dim()..][..self.dim()];
-        best.iter().take(AHEAD).for_each(|candidate| prefetch(row(candidate)));
-        let mut hits: Vec<Hit> = Vec::with_capacity(best.len());
-        for (i, candidate) in best.iter().enumerate() {
-            if let Some(later) = best.get(i + AHEAD) {
+        let row = |member: &Member| &vectors[member.position as usize * self.dim()..][..self.dim()];
+        members.iter().take(AHEAD).for_each(|member| prefetch(row(member)));
+        let mut hits: Vec<Hit> = Vec::with_capacity(members.len());
+        let mut distance = 0.0;
+        for (i, member) in members.iter().enumerate() {
+            if let Some(later) = members.get(i + AHEAD).filter(|later| !later.repeats) {
                 prefetch(row(later));
             }
-            let distance = (1.0 - cellql_kernels::dot(query, row(candidate))).max(0.0);
-            hits.push(Hit { distance, position: candidate.id });
+            if !member.repeats {
+                distance = (1.0 - cellql_kernels::dot(query, row(member))).max(0.0);
+            }
+            hits.push(Hit { distance, position: member.position });
+        }
+        if hits.len() > k {
+            hits.select_nth_unstable(k);
+            hits.truncate(k);
         }
         hits.sort_unstable();
-        hits.truncate(k);
         hits
     }
 }
 
-/// Inserts a candidate into the `ef` best, nearest first. Returns its place, or `ef` if it is not among them.
-#[inline(always)]
-fn insert_candidate(best: &mut Vec<Candidate>, ef: usize, candidate: Candidate) -> usize {
-    if best.len() >= ef {
-        if best.last().is_none_or(|worst| worst.key() < candidate.key()) {
-            return ef;
+/// Adds the vectors of a node that pass the filter, at most `k` of those that are equal. The first of these that are
+/// added does not repeat one that was.
+fn add_passing(wanted: &mut Vec<Member>, members: impl Iterator<Item = Member>, k: usize, filter: PositionFilter<'_>) {
+    let mut equal = 0;
+    for member in members {
+        if !member.repeats {
+            equal = 0;
         }
-        best.pop();
-    }
-    let place = best.partition_point(|other| other.key() < candidate.key());
-    best.insert(place, candidate);
-    place
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_best_candidates_are_kept_in_order() {
-        let mut best = Vec::new();
-        for (id, product) in [(1, 5), (2, 9), (3, 5), (4, 1), (0, 5), (5, 10)] {
-            insert_candidate(&mut best, 4, Candidate { id, product, expanded: false });
+        if equal < k && filter.is_none_or(|filter| filter(member.position)) {
+            wanted.push(Member { repeats: equal > 0, ..member });
+            equal += 1;
         }
-        assert_eq!(best.iter().map(|candidate| candidate.id).collect::<Vec<_>>(), [5, 2, 0, 1]);
     }
 }

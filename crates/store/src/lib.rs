@@ -31,6 +31,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod checksums;
 mod compact;
 mod content_hash;
 mod error;
@@ -41,6 +42,7 @@ pub mod sql;
 mod store;
 mod take;
 mod transaction;
+mod verify;
 mod version;
 
 pub use compact::Compacted;
@@ -49,4 +51,5 @@ pub use error::{Result, StoreError};
 pub use store::{OnWait, Store, embedding_table, gene_embedding_table, is_one_of};
 pub use take::{RowReader, runs};
 pub use transaction::Transaction;
+pub use verify::{DamagedFile, Verified, changed_cells};
 pub use version::StoreVersion;

@@ -1,12 +1,13 @@
 //! Transactions: changes to any number of tables and files, published together.
 
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{AsArray, BooleanArray, new_null_array};
 use arrow::compute::{concat_batches, filter_record_batch};
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::datatypes::{Field, Schema, SchemaRef, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use chrono::Utc;
 use datafusion::error::DataFusionError;
@@ -20,6 +21,7 @@ use lance::index::DatasetIndexExt;
 use lance::index::vector::VectorIndexParams;
 use lance_index::IndexType;
 
+use crate::checksums::{Checksum, Checksums};
 use crate::error::{Result, StoreError};
 use crate::store::{OnWait, Store};
 use crate::version::{self, StoreVersion};
@@ -36,6 +38,10 @@ pub struct Transaction {
     store: Store,
     doing: String,
     next: StoreVersion,
+    /// Tables that were written to, whether or not that succeeded.
+    touched: BTreeSet<String>,
+    /// Files that are no part of a table.
+    files: Checksums,
     // Held but never read: the system releases the lock when the process ends, in whatever way.
     _lock: Option<File>,
 }
@@ -59,7 +65,8 @@ impl Transaction {
         let mut next = base.clone();
         next.version += 1;
         next.made_by = format!("{doing}, cellql {}", env!("CARGO_PKG_VERSION"));
-        Ok(Self { store: Store { version: base, ..store }, doing: doing.to_owned(), next, _lock: lock })
+        let (touched, files) = (BTreeSet::new(), Checksums::new());
+        Ok(Self { store: Store { version: base, ..store }, doing: doing.to_owned(), next, touched, files, _lock: lock })
     }
 
     /// The store at the version on which the transaction is based.
@@ -135,6 +142,7 @@ impl Transaction {
     /// # Errors
     /// The stream of rows fails, a column has a different type in the table, or the table cannot be written.
     pub async fn append(&mut self, table: &str, rows: SendableRecordBatchStream) -> Result<()> {
+        self.touched.insert(table.to_owned());
         let rows = match self.restored(table).await? {
             None => rows,
             Some(mut current) => {
@@ -157,6 +165,7 @@ impl Transaction {
     /// # Errors
     /// The condition does not match the columns of the table, or the table cannot be written.
     pub async fn delete(&mut self, table: &str, condition: &str) -> Result<()> {
+        self.touched.insert(table.to_owned());
         let Some(mut current) = self.restored(table).await? else {
             return Ok(());
         };
@@ -173,6 +182,7 @@ impl Transaction {
     /// # Errors
     /// The condition or the expression does not match the columns of the table, or the table cannot be written.
     pub async fn update(&mut self, table: &str, condition: &str, column: &str, value: &str) -> Result<()> {
+        self.touched.insert(table.to_owned());
         let Some(current) = self.restored(table).await? else {
             return Ok(());
         };
@@ -199,6 +209,7 @@ impl Transaction {
         name: &str,
         params: &VectorIndexParams,
     ) -> Result<u64> {
+        self.touched.insert(table.to_owned());
         let about = format!("{}: indexing table {table} of {}", self.doing, self.store.uri);
         let Some(mut current) = self.restored(table).await? else {
             return Err(StoreError::NoTable { store: self.store.uri.clone(), table: table.to_owned() });
@@ -209,6 +220,44 @@ impl Transaction {
         build.name(name.to_owned()).replace(true).await.map_err(StoreError::storage(about))?;
         self.record(table, before, &current)?;
         Ok(current.version().version)
+    }
+
+    /// Removes all but the first of the rows of a table with equal ids, and returns the number removed. Only tables of
+    /// earlier versions of the program have such rows.
+    ///
+    /// # Errors
+    /// The table is damaged or cannot be written.
+    pub async fn remove_duplicate_rows(&mut self, table: &str, key: &str) -> Result<u64> {
+        let damaged = || {
+            let object = format!("table {table} of {}", self.store.uri);
+            StoreError::damaged(object, format!("it has no column '{key}' of ids"))
+        };
+        let (mut rows, mut distinct) = (0u64, HashSet::<u64>::new());
+        for batch in self.store.read(table, &[key], None).await? {
+            let ids = batch.column(0).as_primitive_opt::<UInt64Type>().ok_or_else(damaged)?;
+            rows += ids.len() as u64;
+            distinct.extend(ids.values());
+        }
+        let duplicates = rows - distinct.len() as u64;
+        if duplicates == 0 {
+            return Ok(0);
+        }
+        let doing = || StoreError::storage(self.about(table));
+        let opened = self.store.table(table).await?;
+        let mut scan = opened.scan();
+        scan.batch_size(BATCH_ROWS).scan_in_order(true);
+        let batches = scan.try_into_stream().await.map_err(doing())?;
+        let (schema, key) = (Arc::new(Schema::from(opened.schema())), key.to_owned());
+        let mut seen = HashSet::new();
+        let rows = batches.map(move |batch| {
+            let batch = batch.map_err(|e| DataFusionError::External(Box::new(e)))?;
+            let ids = batch.column_by_name(&key).map(|ids| ids.as_primitive::<UInt64Type>().values().to_vec());
+            let first: BooleanArray = ids.into_iter().flatten().map(|id| Some(seen.insert(id))).collect();
+            Ok(filter_record_batch(&batch, &first)?)
+        });
+        let rows = RecordBatchStreamAdapter::new(schema, rows);
+        self.write(table, WriteMode::Overwrite, Box::pin(rows)).await?;
+        Ok(duplicates)
     }
 
     /// Merges small files of a table and removes deleted rows. Returns the number of files before and after.
@@ -241,10 +290,45 @@ impl Transaction {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub async fn put_file(&self, path: &str, bytes: &[u8]) -> Result<()> {
+    pub async fn put_file(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
         let doing = StoreError::storage(format!("writing {path} of {}", self.store.uri));
+        self.files.insert(path.to_owned(), Checksum::of(bytes));
         self.store.objects.put(&self.store.path(path), bytes).await.map_err(doing)?;
         Ok(())
+    }
+
+    /// Gives the transaction up and deletes what it has written to tables, which no version names.
+    ///
+    /// # Errors
+    /// Something cannot be deleted. The store is as it was before, and the next compaction deletes the rest.
+    pub async fn discard(self) -> Result<()> {
+        let named = self.store.versions().await?;
+        for table in &self.touched {
+            self.store.forget_unnamed(table, &named).await?;
+        }
+        Ok(())
+    }
+
+    /// Records the checksums of the files that the transaction made.
+    async fn record_checksums(&self) -> Result<()> {
+        let mut checksums = self.files.clone();
+        let next = Store { version: self.next.clone(), ..self.store.clone() };
+        for (name, version) in &self.next.tables {
+            let before = self.store.version.tables.get(name);
+            if before == Some(version) {
+                continue;
+            }
+            let old: BTreeSet<String> = match before {
+                Some(_) => self.store.files_of(name, &*self.store.table(name).await?).await?.into_iter().collect(),
+                None => BTreeSet::new(),
+            };
+            for path in next.files_of(name, &*next.table(name).await?).await?.into_iter().filter(|f| !old.contains(f)) {
+                if let Some(checksum) = next.checksum(&path).await? {
+                    checksums.insert(path, checksum);
+                }
+            }
+        }
+        next.write_checksums(self.next.version, &checksums).await
     }
 
     /// Publishes the transaction: flushes it to disk and makes all of its changes visible at once.
@@ -258,6 +342,7 @@ impl Transaction {
     /// Like [`Transaction::publish`], but returns the lock, which excludes other writers until it is dropped.
     pub(crate) async fn publish_locked(mut self) -> Result<(Store, Option<File>)> {
         self.next.made_at = Utc::now().to_rfc3339();
+        self.record_checksums().await?;
         sync(&self.store)?;
         if !version::publish(&self.store.objects, &self.store.base, &self.next).await? {
             return Err(self.conflict());
@@ -267,6 +352,7 @@ impl Transaction {
     }
 
     async fn write(&mut self, table: &str, mode: WriteMode, rows: SendableRecordBatchStream) -> Result<()> {
+        self.touched.insert(table.to_owned());
         let current = self.restored(table).await?;
         let before = current.as_ref().map_or(0, |t| t.version().version);
         // A folder that no version names was left by a writer that died before publishing.

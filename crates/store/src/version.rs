@@ -81,13 +81,15 @@ pub(crate) async fn numbers(objects: &ObjectStore, base: &Path) -> Result<Vec<u6
 pub(crate) async fn read(objects: &ObjectStore, base: &Path, number: u64) -> Result<StoreVersion> {
     let path = path(base, number);
     let bytes = objects.read_one_all(&path).await.map_err(StoreError::storage(format!("reading {path}")))?;
+    // Paths of objects on this machine lack their first slash.
+    let shown = if objects.is_local() { format!("/{path}") } else { path.to_string() };
     let damaged = |e: serde_json::Error| {
-        StoreError::damaged(path.as_ref(), format!("{e}; move it aside to fall back to the version before"))
+        StoreError::damaged(shown.as_str(), format!("{e}; move it aside to fall back to the version before"))
     };
     // The format is checked first: a file of a newer program may not parse, and is not damaged.
     let Format { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
     if format != FORMAT {
-        return Err(StoreError::Format { path: path.to_string(), found: format, reads: FORMAT });
+        return Err(StoreError::Format { path: shown, found: format, reads: FORMAT });
     }
     serde_json::from_slice(&bytes).map_err(damaged)
 }

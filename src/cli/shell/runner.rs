@@ -10,7 +10,7 @@ use super::describe;
 use super::interrupts::Interrupts;
 use crate::cli::console::Console;
 use crate::cli::output::{self, Format, Sheet, Written};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::query::script::{Item, pieces, tokens};
 use crate::query::{Parameters, Session};
 
@@ -92,7 +92,10 @@ impl Runner<'_> {
         self.results += usize::from(has_result(Item::Statement(text)));
         let start = Instant::now();
         let work = async { self.sheet.write(self.session.sql_with(text, &self.parameters).await?).await };
-        let written = self.unless_interrupted(work).await;
+        let written = match self.unless_interrupted(work).await {
+            Err(error) => self.after_lost_version(error, text).await,
+            written => written,
+        };
         self.console.notices(&self.session.take_notices());
         let Written { rows, left_out } = written?;
         if left_out > 0 {
@@ -104,6 +107,23 @@ impl Runner<'_> {
             self.console.say(&timing(rows, start.elapsed()));
         }
         Ok(())
+    }
+
+    /// If a statement failed because its version of the store was deleted, the shell goes on with the newest version
+    /// and runs the statement again; a script ends.
+    async fn after_lost_version(&mut self, error: Error, text: &str) -> Result<Written> {
+        let lacks_file = error.lacks_file();
+        let explained = self.session.explained(error).await;
+        // Rows of other formats may be on stdout already.
+        let can_repeat = self.interrupts.is_some() && matches!(self.sheet.format, Format::Table);
+        if !lacks_file || explained.kind() != ErrorKind::Request || !can_repeat {
+            return Err(explained);
+        }
+        self.session = self.session.reopened().await?;
+        let version = self.session.engine().store().version().version;
+        self.console.say(&format!("the version that was read is deleted; going on with version {version}"));
+        let work = async { self.sheet.write(self.session.sql_with(text, &self.parameters).await?).await };
+        self.unless_interrupted(work).await
     }
 
     /// In the shell, Ctrl-C drops the work. In a script, Ctrl-C ends the program.

@@ -6,7 +6,7 @@ use arrow::array::{ArrayRef, DictionaryArray, Int32Array, StringArray};
 use arrow::datatypes::Int32Type;
 use hdf5_pure::DType;
 
-use super::file::{H5Dataset, MAX_NAMES, is_bool, is_integer, is_text};
+use super::file::{H5Dataset, MAX_NAMES, is_bool, is_float, is_integer, is_text};
 use crate::error::{FormatError, Result};
 
 /// A dictionary column from codes; a negative code is a missing value.
@@ -30,7 +30,7 @@ pub(crate) fn categories(dataset: &H5Dataset) -> Result<StringArray> {
     }
     let texts: Vec<String> = match dataset.dtype() {
         dtype if is_text(dtype) => dataset.read_text(0, rows)?,
-        DType::F32 | DType::F64 => dataset.read_f64(0, rows)?.iter().map(ToString::to_string).collect(),
+        dtype if is_float(dtype) => dataset.read_f64(0, rows)?.iter().map(ToString::to_string).collect(),
         dtype if is_bool(dtype) => dataset.read_bytes(0, rows)?.iter().map(|b| bool_text(*b)).collect(),
         dtype if is_integer(dtype) => dataset.read_i64(0, rows)?.iter().map(ToString::to_string).collect(),
         dtype => return Err(unreadable(dataset, dtype)),

@@ -5,12 +5,12 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use hdf5_pure::{DType, Datatype, DatatypeByteOrder, Layout};
 use rayon::prelude::*;
 
+use super::half::Half;
 use crate::rows::to_f32;
 
 const DEFLATE: u16 = 1;
@@ -32,7 +32,7 @@ enum Location {
 
 /// Location of the chunks of an array and their filters.
 pub(crate) struct Chunks {
-    file: File,
+    file: Arc<File>,
     dtype: DType,
     width: usize,
     location: Location,
@@ -42,8 +42,9 @@ pub(crate) struct Chunks {
 }
 
 impl Chunks {
-    /// `None` if the array does not have a common layout.
-    pub(crate) fn open(path: &Path, dataset: &hdf5_pure::Dataset, dtype: &DType, shape: &[u64]) -> Option<Self> {
+    /// `None` if the array does not have a common layout. All arrays share `file`: a file of thousands of columns must
+    /// not be opened thousands of times.
+    pub(crate) fn open(file: &Arc<File>, dataset: &hdf5_pure::Dataset, dtype: &DType, shape: &[u64]) -> Option<Self> {
         let [len] = *shape else { return None };
         let width = dataset.element_size().ok()? as usize;
         if len == 0 || !is_little_endian(&dataset.datatype().ok()?) {
@@ -63,7 +64,7 @@ impl Chunks {
             }
             _ => return None,
         };
-        let file = File::open(path).ok()?;
+        let file = Arc::clone(file);
         Some(Self { file, dtype: dtype.clone(), width, location, filters, last: Mutex::new(None) })
     }
 
@@ -84,7 +85,10 @@ impl Chunks {
             I32 => bytes.chunks_exact(4).map(|b| to_f32(f64::from(i32::from_le_bytes(array(b))))).collect(),
             U64 => bytes.chunks_exact(8).map(|b| to_f32(u64::from_le_bytes(array(b)) as f64)).collect(),
             I64 => bytes.chunks_exact(8).map(|b| to_f32(i64::from_le_bytes(array(b)) as f64)).collect(),
-            _ => Err(format!("has the type {}, expected numbers", self.dtype)),
+            _ => match Half::of_dtype(&self.dtype) {
+                Some(half) => Ok(half.numbers(&bytes).collect()),
+                None => Err(format!("has the type {}, expected numbers", self.dtype)),
+            },
         }
     }
 

@@ -9,6 +9,7 @@ use hdf5_pure::{Datatype, DatatypeByteOrder};
 
 use super::categorical::{categorical, categories};
 use super::file::{H5, H5Dataset};
+use super::half::Half;
 use crate::block::ObsColumn;
 use crate::error::Result;
 
@@ -21,6 +22,7 @@ enum MemberType {
     /// 64 bits without a sign, of which some are beyond `i64`.
     Large,
     Float,
+    Half(Half),
     Bool,
 }
 
@@ -141,6 +143,7 @@ impl Member {
             Datatype::FloatingPoint { size: size @ (4 | 8), byte_order, .. } => {
                 (MemberType::Float, *size, Some(byte_order))
             }
+            Datatype::FloatingPoint { size: 2, .. } => (MemberType::Half(Half::of(datatype)?), 2, None),
             Datatype::Enumeration { size: 1, members, .. } if members.len() == 2 => (MemberType::Bool, 1, None),
             _ => return None,
         };
@@ -170,7 +173,7 @@ impl Member {
             MemberType::Text => DataType::Utf8,
             MemberType::Signed | MemberType::Unsigned => DataType::Int64,
             MemberType::Large => DataType::UInt64,
-            MemberType::Float => DataType::Float64,
+            MemberType::Float | MemberType::Half(_) => DataType::Float64,
             MemberType::Bool => DataType::Boolean,
         };
         ObsColumn::plain(name, of)
@@ -194,7 +197,7 @@ impl Member {
             MemberType::Signed | MemberType::Unsigned => Arc::new(Int64Array::from(integers(&mut cells))),
             MemberType::Large => Arc::new(UInt64Array::from_iter_values(cells.map(|c| self.integer(c) as u64))),
             // pandas writes a missing number as NaN.
-            MemberType::Float => {
+            MemberType::Float | MemberType::Half(_) => {
                 Arc::new(cells.map(|c| Some(self.float(c)).filter(|v| !v.is_nan())).collect::<Float64Array>())
             }
             MemberType::Bool => Arc::new(cells.map(|c| Some(c[0] != 0)).collect::<BooleanArray>()),
@@ -218,6 +221,9 @@ impl Member {
     }
 
     fn float(&self, cell: &[u8]) -> f64 {
+        if let (MemberType::Half(half), [first, second]) = (self.dtype, cell) {
+            return f64::from(half.number([*first, *second]));
+        }
         let word = self.word(cell);
         match cell.len() {
             4 => f64::from(f32::from_le_bytes([word[0], word[1], word[2], word[3]])),

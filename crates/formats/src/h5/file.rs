@@ -1,12 +1,14 @@
 //! HDF5 files and datasets through hdf5-pure, with errors that name the file and the object. Long numeric arrays of a
 //! common layout are read by [`super::chunks`].
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hdf5_pure::{AttrValue, DType, File, Group};
 
 use super::chunks::Chunks;
+use super::half::Half;
 use crate::error::{FormatError, Result};
 
 /// Largest ratio of a dataset to its file that is believed: deflate reaches 1,032.
@@ -16,9 +18,36 @@ const MAX_INFLATION: u64 = 1100;
 /// exhaust memory.
 pub(crate) const MAX_NAMES: u64 = 20_000_000;
 
+/// What a user can do about an object that is a link.
+pub(crate) const LINK_HELP: &str = "links to other files and paths are not followed; write a file that holds its data \
+                                    with anndata.read_h5ad(\"linked.h5ad\").write_h5ad(\"whole.h5ad\") in Python";
+
+const SIGNATURE: &[u8] = b"\x89HDF\r\n\x1a\n";
+
 /// True for a file that starts with HDF5's signature.
 pub(crate) fn is_hdf5(head: &[u8]) -> bool {
-    head.starts_with(b"\x89HDF\r\n\x1a\n")
+    head.starts_with(SIGNATURE)
+}
+
+/// Place of HDF5's signature: 0, or a power of two from 512 if a user block precedes it. `head` is the beginning of the
+/// file, decompressed; places after it are read from the file.
+pub(crate) fn signature_place(path: &Path, head: &[u8]) -> Result<Option<u64>> {
+    let fail = |e: std::io::Error| FormatError::new(path, "file", format!("cannot be read: {e}"));
+    let file = std::fs::File::open(path).map_err(fail)?;
+    let len = file.metadata().map_err(fail)?.len();
+    let mut bytes = [0; SIGNATURE.len()];
+    for place in std::iter::once(0).chain((9..63).map(|power| 1u64 << power)) {
+        let end = place + SIGNATURE.len() as u64;
+        let found = match head.get(place as usize..end as usize) {
+            Some(there) => there == SIGNATURE,
+            None if end > len => break,
+            None => file.read_exact_at(&mut bytes, place).is_ok() && bytes == *SIGNATURE,
+        };
+        if found {
+            return Ok(Some(place));
+        }
+    }
+    Ok(None)
 }
 
 /// An open file.
@@ -26,6 +55,8 @@ pub(crate) fn is_hdf5(head: &[u8]) -> bool {
 pub(crate) struct H5 {
     path: Arc<PathBuf>,
     file: Arc<File>,
+    /// The same file, for arrays that are read without hdf5-pure.
+    bytes: Arc<std::fs::File>,
 }
 
 /// A dataset of an open file.
@@ -49,7 +80,19 @@ impl H5 {
             let problem = format!("is cut short: it states {stated} bytes and has {there}; copy or download it again");
             return Err(FormatError::new(path, "file", problem));
         }
-        Ok(Self { path: Arc::new(path.to_owned()), file: Arc::new(file) })
+        // libhdf5 corrects the addresses of a file that was moved behind other bytes; hdf5-pure does not.
+        let place = signature_place(path, &[])?.unwrap_or_default();
+        if file.superblock().base_address.get() != place {
+            let problem = format!(
+                "has {place} bytes before its HDF5 content that it does not know of; remove them with \
+                 tail -c +{} cells.h5ad > plain.h5ad",
+                place + 1
+            );
+            return Err(FormatError::new(path, "user block", problem));
+        }
+        let bytes = std::fs::File::open(path);
+        let bytes = bytes.map_err(|e| FormatError::new(path, "file", format!("cannot be read: {e}")))?;
+        Ok(Self { path: Arc::new(path.to_owned()), file: Arc::new(file), bytes: Arc::new(bytes) })
     }
 
     pub(crate) fn error(&self, object: &str, problem: impl ToString) -> FormatError {
@@ -77,25 +120,49 @@ impl H5 {
         let Some(group) = self.group(object) else {
             return Ok(Vec::new());
         };
-        let mut names = group.datasets().map_err(|e| self.error(object, e))?;
-        names.extend(group.groups().map_err(|e| self.error(object, e))?);
+        let mut names = group.datasets().map_err(|_| self.unlisted(object))?;
+        names.extend(group.groups().map_err(|_| self.unlisted(object))?);
         names.sort();
         Ok(names)
     }
 
     pub(crate) fn dataset(&self, object: &str) -> Result<H5Dataset> {
-        let fail = |e: hdf5_pure::Error| self.error(object, format!("cannot be read: {e}"));
-        let dataset = self.file.dataset(object).map_err(fail)?;
+        let missing = || self.error(object, format!("is not in this file, or is a link: {LINK_HELP}"));
+        self.optional_dataset(object)?.ok_or_else(missing)
+    }
+
+    /// A dataset, or `None` if the file does not hold one of that name, which may be a link to elsewhere.
+    pub(crate) fn optional_dataset(&self, object: &str) -> Result<Option<H5Dataset>> {
+        match self.file.dataset(object) {
+            Ok(dataset) => self.described(object.to_owned(), dataset).map(Some),
+            Err(e) if is_absent(&e) => Ok(None),
+            Err(e) => Err(self.error(object, format!("cannot be read: {e}"))),
+        }
+    }
+
+    /// A dataset with its type and shape, which are checked against the size of the file.
+    pub(crate) fn described(&self, object: String, dataset: hdf5_pure::Dataset) -> Result<H5Dataset> {
+        let fail = |e: hdf5_pure::Error| self.error(&object, format!("cannot be read: {e}"));
         let shape = dataset.shape().map_err(fail)?;
         let dtype = dataset.dtype().map_err(fail)?;
         let width = dataset.element_size().map_err(fail)?;
         let bytes = shape.iter().try_fold(width, |product, n| product.checked_mul(*n));
         if bytes.is_none_or(|b| b > self.file.file_size().saturating_mul(MAX_INFLATION)) {
             let problem = format!("states the shape {shape:?}, more than a file of this size can hold");
-            return Err(self.error(object, problem));
+            return Err(self.error(&object, problem));
         }
-        let chunks = Chunks::open(&self.path, &dataset, &dtype, &shape);
-        Ok(H5Dataset { path: Arc::clone(&self.path), object: object.to_owned(), dataset, dtype, shape, chunks })
+        let chunks = Chunks::open(&self.bytes, &dataset, &dtype, &shape);
+        Ok(H5Dataset { path: Arc::clone(&self.path), object, dataset, dtype, shape, chunks })
+    }
+
+    /// The error of a group whose objects cannot be listed.
+    pub(crate) fn unlisted(&self, object: &str) -> FormatError {
+        let reason = self.group(object).and_then(|group| group.datasets().err());
+        let reason = reason.map(|e| e.to_string()).unwrap_or_default();
+        self.error(
+            object,
+            format!("cannot be listed ({reason}): it is damaged, or an object in it is a link: {LINK_HELP}"),
+        )
     }
 
     /// All strings of a one-dimensional dataset.
@@ -130,11 +197,7 @@ impl H5 {
 
     /// A boolean attribute; false if it is absent.
     pub(crate) fn bool_attribute(&self, object: &str, name: &str) -> bool {
-        let value = self.attribute(object, name);
-        value.is_some_and(|v| match v.as_str() {
-            Some(text) => text.eq_ignore_ascii_case("true"),
-            None => v.to_u64s().is_some_and(|n| n.first().is_some_and(|n| *n != 0)),
-        })
+        self.attribute(object, name).is_some_and(|value| is_true(&value))
     }
 
     fn attribute(&self, object: &str, name: &str) -> Option<AttrValue> {
@@ -172,8 +235,16 @@ impl H5Dataset {
         FormatError::new(self.path.as_ref(), self.object.as_str(), problem)
     }
 
+    /// A boolean attribute; false if it is absent.
+    pub(crate) fn bool_attribute(&self, name: &str) -> bool {
+        self.dataset.attrs().is_ok_and(|all| all.get(name).is_some_and(is_true))
+    }
+
     /// `count` rows from `start` as `f64`, all axes flattened.
     pub(crate) fn read_f64(&self, start: u64, count: u64) -> Result<Vec<f64>> {
+        if let Some(half) = Half::of_dtype(&self.dtype) {
+            return Ok(half.numbers(&self.read_bytes(start, count)?).map(f64::from).collect());
+        }
         self.window(start, count, |d| d.read_f64_rows(start, count))
     }
 
@@ -249,8 +320,27 @@ impl H5Dataset {
     }
 }
 
+/// True for the error of a name that no hard link has. A soft link in a group of the old form (a symbol table) has the
+/// undefined address, all bits set.
+fn is_absent(error: &hdf5_pure::Error) -> bool {
+    use hdf5_pure::FormatError::{OffsetOverflow, PathNotFound};
+    matches!(error, hdf5_pure::Error::Format(PathNotFound(_) | OffsetOverflow { offset: u64::MAX, .. }))
+}
+
 pub(crate) fn is_text(dtype: &DType) -> bool {
     matches!(dtype, DType::String | DType::VariableLengthString)
+}
+
+pub(crate) fn is_float(dtype: &DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F64) || Half::of_dtype(dtype).is_some()
+}
+
+/// Whether an attribute is a true value.
+pub(crate) fn is_true(value: &AttrValue) -> bool {
+    match value.as_str() {
+        Some(text) => text.eq_ignore_ascii_case("true"),
+        None => value.to_u64s().is_some_and(|n| n.first().is_some_and(|n| *n != 0)),
+    }
 }
 
 pub(crate) fn is_bool(dtype: &DType) -> bool {

@@ -1,6 +1,7 @@
 //! AnnData dataframes (`obs` and `var`), read by windows of rows. A dataframe is a group with one dataset or subgroup
 //! per column, or one compound dataset ([`super::compound`]).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray, UInt64Array};
@@ -9,7 +10,8 @@ use hdf5_pure::DType;
 
 use super::categorical::{categorical, categories};
 use super::compound::Compound;
-use super::file::{H5, H5Dataset, MAX_NAMES, is_bool, is_integer, is_text};
+use super::file::{H5, H5Dataset, LINK_HELP, MAX_NAMES, is_bool, is_float, is_integer, is_text};
+use super::members::{H5Group, Object, Objects};
 use crate::block::ObsColumn;
 use crate::error::Result;
 
@@ -42,6 +44,16 @@ pub(crate) struct GroupFrame {
     described: Vec<ObsColumn>,
     columns: Vec<Column>,
     skipped: Vec<String>,
+    missing: Vec<String>,
+}
+
+/// What a name in a dataframe stands for.
+enum Found {
+    Column(ObsColumn, Box<Column>),
+    /// Values that are no obs column: nested, complex, ….
+    OtherType,
+    /// No object of the file, or a link, which is not followed.
+    Nothing,
 }
 
 impl Frame {
@@ -52,7 +64,10 @@ impl Frame {
         if h5.has_dataset(object) {
             return Compound::open(h5, object).map(Frame::Compound);
         }
-        Err(h5.error(object, "is missing: an .h5ad file names its cells in obs and its genes in var"))
+        let problem = format!(
+            "is missing, or is a link: an .h5ad file names its cells in obs and its genes in var, and {LINK_HELP}"
+        );
+        Err(h5.error(object, problem))
     }
 
     /// Number of rows.
@@ -89,6 +104,14 @@ impl Frame {
         match self {
             Frame::Group(frame) => &frame.skipped,
             Frame::Compound(frame) => frame.skipped(),
+        }
+    }
+
+    /// Names of columns that the dataframe lists but the file does not hold, because they are links or were removed.
+    pub(crate) fn missing(&self) -> &[String] {
+        match self {
+            Frame::Group(frame) => &frame.missing,
+            Frame::Compound(_) => &[],
         }
     }
 
@@ -140,36 +163,46 @@ impl GroupFrame {
     fn open(h5: &H5, object: &str) -> Result<Self> {
         let index_name = h5.text_attribute(object, "_index").unwrap_or_else(|| "_index".to_owned());
         let index_object = format!("{object}/{index_name}");
-        if !h5.has_dataset(&index_object) {
-            return Err(h5.error(object, format!("has no index column '{index_name}', so its rows have no names")));
-        }
-        let index = h5.dataset(&index_object)?;
+        let no_index = || {
+            let problem = format!(
+                "has no index column '{index_name}', so its rows have no names, or that is a link: {LINK_HELP}"
+            );
+            h5.error(object, problem)
+        };
+        let index = h5.optional_dataset(&index_object)?.ok_or_else(no_index)?;
         if !is_text(index.dtype()) {
             return Err(index.error("holds numbers where names should be"));
         }
-        let mut names = match h5.list_attribute(object, "column-order") {
+        let mut objects = Objects::new(h5);
+        let names = match h5.list_attribute(object, "column-order") {
             Some(names) => names,
-            None => h5.members(object)?,
+            None => objects.names(object)?,
         };
-        names.retain(|n| *n != index_name && n != "__categories");
-        let mut frame = Self { index, described: Vec::new(), columns: Vec::new(), skipped: Vec::new() };
+        let mut seen = HashSet::from([index_name, "__categories".to_owned()]);
+        let names: Vec<String> = names.into_iter().filter(|name| seen.insert(name.clone())).collect();
+        let mut frame = Self { index, described: vec![], columns: vec![], skipped: vec![], missing: vec![] };
         for name in names {
-            match Column::open(h5, object, &name)? {
-                Some((mut described, mut column)) => {
-                    frame.check_rows(h5, object, &name, &column)?;
-                    if let Values::Integers(dataset) = &column.values
-                        && has_large(dataset)?
-                    {
-                        column.values = Values::LargeIntegers(h5.dataset(dataset.object())?);
-                        described.data_type = DataType::UInt64;
-                    }
-                    frame.described.push(described);
-                    frame.columns.push(column);
-                }
-                None => frame.skipped.push(name),
+            match Column::open(&mut objects, object, &name)? {
+                Found::Column(described, column) => frame.add(h5, object, described, *column)?,
+                Found::OtherType => frame.skipped.push(name),
+                Found::Nothing => frame.missing.push(name),
             }
         }
         Ok(frame)
+    }
+
+    fn add(&mut self, h5: &H5, object: &str, mut described: ObsColumn, mut column: Column) -> Result<()> {
+        self.check_rows(h5, object, &described.name, &column)?;
+        column.values = match column.values {
+            Values::Integers(dataset) if has_large(&dataset)? => {
+                described.data_type = DataType::UInt64;
+                Values::LargeIntegers(dataset)
+            }
+            values => values,
+        };
+        self.described.push(described);
+        self.columns.push(column);
+        Ok(())
     }
 
     fn check_rows(&self, h5: &H5, object: &str, name: &str, column: &Column) -> Result<()> {
@@ -184,51 +217,53 @@ impl GroupFrame {
 }
 
 impl Column {
-    /// A column, or `None` for kinds of values that are no obs column (nested, complex, …).
-    fn open(h5: &H5, frame: &str, name: &str) -> Result<Option<(ObsColumn, Self)>> {
-        let object = format!("{frame}/{name}");
-        if h5.group(&object).is_some() {
-            return Self::open_group(h5, &object, name);
-        }
-        let values = h5.dataset(&object)?;
-        let old_categories = format!("{frame}/__categories/{name}");
-        if h5.has_dataset(&old_categories) {
-            return Self::codes(h5, name, values, &old_categories, &old_categories).map(Some);
+    fn open(objects: &mut Objects<'_>, frame: &str, name: &str) -> Result<Found> {
+        let values = match objects.take(&Objects::path(frame, name))? {
+            Some(Object::Group(group)) => return Self::open_group(&group, name),
+            Some(Object::Dataset(values)) => *values,
+            None => return Ok(Found::Nothing),
+        };
+        // Encoding 0.1.0.
+        let old = objects.take(&Objects::path(&format!("{frame}/__categories"), name))?;
+        if let Some(Object::Dataset(of)) = old {
+            return Self::codes(name, values, &of, of.bool_attribute("ordered"));
         }
         Ok(Self::plain(name, values, None))
     }
 
     /// Encoding 0.2.0: categoricals and nullable columns are groups.
-    fn open_group(h5: &H5, object: &str, name: &str) -> Result<Option<(ObsColumn, Self)>> {
-        let codes = format!("{object}/codes");
-        if h5.has_dataset(&codes) {
-            return Self::codes(h5, name, h5.dataset(&codes)?, &format!("{object}/categories"), object).map(Some);
+    fn open_group(group: &H5Group, name: &str) -> Result<Found> {
+        if let Some(codes) = group.dataset("codes")? {
+            let Some(of) = group.dataset("categories")? else {
+                return Err(codes.error("has no categories beside it"));
+            };
+            return Self::codes(name, codes, &of, group.bool_attribute("ordered"));
         }
-        let (values, mask) = (format!("{object}/values"), format!("{object}/mask"));
-        if h5.has_dataset(&values) && h5.has_dataset(&mask) {
-            return Ok(Self::plain(name, h5.dataset(&values)?, Some(h5.dataset(&mask)?)));
+        match (group.dataset("values")?, group.dataset("mask")?) {
+            (Some(values), Some(mask)) => Ok(Self::plain(name, values, Some(mask))),
+            _ => Ok(Found::OtherType),
         }
-        Ok(None)
     }
 
-    fn codes(h5: &H5, name: &str, codes: H5Dataset, of: &str, ordered: &str) -> Result<(ObsColumn, Self)> {
-        let categories = Arc::new(categories(&h5.dataset(of)?)?);
-        let described = ObsColumn::categorical(name, Arc::clone(&categories), h5.bool_attribute(ordered, "ordered"));
-        Ok((described, Self { values: Values::Codes(codes, categories), mask: None }))
+    fn codes(name: &str, codes: H5Dataset, of: &H5Dataset, ordered: bool) -> Result<Found> {
+        let categories = Arc::new(categories(of)?);
+        let described = ObsColumn::categorical(name, Arc::clone(&categories), ordered);
+        let values = Values::Codes(codes, categories);
+        Ok(Found::Column(described, Box::new(Self { values, mask: None })))
     }
 
-    fn plain(name: &str, dataset: H5Dataset, mask: Option<H5Dataset>) -> Option<(ObsColumn, Self)> {
+    fn plain(name: &str, dataset: H5Dataset, mask: Option<H5Dataset>) -> Found {
         if dataset.shape().len() != 1 {
-            return None;
+            return Found::OtherType;
         }
         let (values, of) = match dataset.dtype().clone() {
             dtype if is_text(&dtype) => (Values::Text(dataset), DataType::Utf8),
-            DType::F32 | DType::F64 => (Values::Floats(dataset), DataType::Float64),
+            dtype if is_float(&dtype) => (Values::Floats(dataset), DataType::Float64),
             dtype if is_bool(&dtype) => (Values::Bools(dataset), DataType::Boolean),
             dtype if is_integer(&dtype) => (Values::Integers(dataset), DataType::Int64),
-            _ => return None,
+            _ => return Found::OtherType,
         };
-        Some((ObsColumn::plain(name, of), Self { values, mask }))
+        Found::Column(ObsColumn::plain(name, of), Box::new(Self { values, mask }))
     }
 
     fn dataset(&self) -> &H5Dataset {

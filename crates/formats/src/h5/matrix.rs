@@ -110,9 +110,6 @@ impl Matrix {
 }
 
 fn open_dense(h5: &H5, object: &str, n_obs: u64) -> Result<Storage> {
-    if !h5.has_dataset(object) {
-        return Err(h5.error(object, "is missing, so there is no matrix to read"));
-    }
     let data = h5.dataset(object)?;
     let [rows, columns] = *data.shape() else {
         return Err(data.error(format!("has {} dimensions; expected 2 (cells × genes)", data.shape().len())));

@@ -5,4 +5,6 @@ pub(crate) mod chunks;
 pub(crate) mod compound;
 pub(crate) mod file;
 pub(crate) mod frame;
+pub(crate) mod half;
 pub(crate) mod matrix;
+pub(crate) mod members;

@@ -228,6 +228,10 @@ enum Stored {
 
 fn frame<'a>(path: &Path, (index, columns): (&'a [String], &[Column])) -> Result<Dataframe<'a>> {
     let stored = columns.iter().map(|c| {
+        if c.name.contains('/') {
+            let problem = "has a slash in its name, which separates groups in an .h5ad file; rename it";
+            return Err(FormatError::new(path, c.name.clone(), problem));
+        }
         let wrong = || {
             FormatError::new(
                 path,

@@ -1,7 +1,7 @@
 //! The table `genes` in memory: lookup of a gene by any of its names, and placement of a vocabulary on the store's
 //! genes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, ListBuilder, StringArray, StringBuilder, UInt32Array};
@@ -149,6 +149,12 @@ impl Catalogue {
     /// Symbol of a gene; `None` if there is no such id.
     pub fn symbol(&self, gene_id: u32) -> Option<&str> {
         self.genes.get(gene_id as usize).map(|g| g.symbol.as_str())
+    }
+
+    /// Symbols that several genes have: those of features without identity may be that of a gene.
+    pub fn repeated_symbols(&self) -> HashSet<&str> {
+        let mut seen = HashSet::new();
+        self.genes.iter().map(|gene| gene.symbol.as_str()).filter(|symbol| !seen.insert(*symbol)).collect()
     }
 
     /// Names that queries may use (symbols and names in files), sorted ignoring case.
