@@ -8,7 +8,7 @@ WHOLE = --workspace --locked
 RELEASE = $(CARGO_TARGET_DIR)/release/cellql
 
 .PHONY: bench bench-ingest bench-loaders bench-model bench-neighbours bench-queries bench-train build clean columns
-.PHONY: cuda data demo fmt fuzz lint release test
+.PHONY: cuda data demo docs fmt fuzz lint release test
 
 demo: build
 	rm -rf demo/store   # the default store only; another STORE belongs to the user and is never removed
@@ -16,7 +16,7 @@ demo: build
 
 # Tests that were skipped are listed at the end, also where others failed.
 SKIPPED = $(CARGO_TARGET_DIR)/debug/skipped-tests
-test: fmt columns lint data
+test: fmt columns lint docs data
 	rm -f "$(SKIPPED)"
 	$(CARGO) test $(WHOLE) || failed=1; cat "$(SKIPPED)" 2>/dev/null >&2 || true; test -z "$$failed"
 
@@ -28,6 +28,9 @@ columns:
 
 lint:
 	$(CARGO) clippy $(WHOLE) --all-targets -- -D warnings
+
+docs:
+	export RUSTDOCFLAGS="-D warnings"; $(CARGO) doc $(WHOLE) --no-deps
 
 build:
 	$(CARGO) build $(WHOLE)

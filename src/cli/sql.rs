@@ -65,7 +65,9 @@ fn script(args: &SqlArgs) -> Result<Option<String>> {
         (None, None) if std::io::stdin().is_terminal() => Ok(None),
         _ => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map_err(|e| Error::input("standard input", "text", e))?;
+            std::io::stdin().read_to_string(&mut text).map_err(|e| {
+                Error::input("standard input", "statements", format!("cannot be read as UTF-8 text: {e}"))
+            })?;
             Ok(Some(text))
         }
     }

@@ -22,6 +22,12 @@ pub async fn build(
     on_progress: OnProgress,
 ) -> Result<(Store, BuiltIndex)> {
     let name_of_table = embedding_table(recipe);
+    if !store.version().tables.contains_key(&name_of_table) {
+        return Err(Error::Request(format!(
+            "there is nothing to index: {} has no cell that is embedded with '{recipe}'; add cells with cellql ingest",
+            store.uri()
+        )));
+    }
     let table = store.table(&name_of_table).await?;
     let dim = vectors::dimension(&table, &name_of_table)?;
     let rows = table.count_rows(None).await.map_err(Error::internal(format!("counting {name_of_table}")))?;

@@ -6,6 +6,7 @@ use cellql::error::Error;
 use cellql::ingest::IngestOptions;
 use cellql::query::Session;
 use cellql_store::Store;
+use cellql_store::progress::silent;
 use hdf5_pure::{AttrValue, FileBuilder};
 use rand::{Rng, SeedableRng};
 
@@ -47,6 +48,15 @@ fn matrix_file(path: &Path, values: &[f32], var: Option<&[&str]>) {
         frame("var", var);
     }
     file.write(path.to_str().unwrap()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_store_has_nothing_to_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = empty(folder.path()).await;
+    let error = cellql::index::build(&store, "near", "human_3m", None, silent()).await.unwrap_err();
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains("nothing to index") && error.to_string().contains("cellql ingest"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,5 +19,6 @@ mod pretrain;
 mod reference;
 mod search;
 mod sql;
+mod statements;
 mod stores;
 mod values;
