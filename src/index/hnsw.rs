@@ -114,7 +114,7 @@ impl HnswIndex {
 
 /// ef_search for `k` neighbours. `make bench-neighbours` prints the recall of each ef_search.
 fn ef_search(k: usize) -> usize {
-    (4 * k).max(128)
+    (4 * k).max(96)
 }
 
 #[cfg(test)]

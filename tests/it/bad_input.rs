@@ -176,7 +176,7 @@ async fn wrong_names_in_sql_are_answered_at_plan_time_with_near_ones() {
         ("SELECT avg(CD3D) FROM cells", &["expression(expr, 'CD3D')"]),
         ("SELECT * FROM vector_search('cells', 1, metric => 'cosin')", &["'cosine'"]),
         ("EXPLAIN SELECT * FROM vector_search('cells', 1, recipe => 'sell')", &["unknown recipe 'sell'"]),
-        ("SELECT * FROM vector_search('genes', 'INSS')", &["INSS"]),
+        ("SELECT * FROM vector_search('genes', 'INSS')", &["no gene embeddings"]),
     ];
     for (sql, words) in cases {
         let error = fails(&session, sql).await;

@@ -70,7 +70,7 @@ pub struct Embeddings {
 }
 
 impl Model {
-    /// Loads a model from the bytes of its file (see [`encode`]).
+    /// Loads a model from the bytes of its file (see [`crate::encode`]).
     ///
     /// # Errors
     /// [`ModelError::Damaged`] where the bytes are no model, [`ModelError::Weight`] where a weight is missing or
