@@ -34,7 +34,7 @@ const QUESTIONS: &[(&str, &str)] = &[
 FROM cells GROUP BY cell_type ORDER BY cells DESC",
     ),
     (
-        "An embedding is a column like any other. It is computed here, for three cells:",
+        "An embedding is a column like any other. embed() reads the stored ones:",
         "SELECT cell_id, cell_type, genes_seen(expr) AS genes_seen, embed(expr) AS embedding
 FROM cells ORDER BY cell_id LIMIT 3",
     ),

@@ -322,7 +322,7 @@ async fn init(store: &Store, size: &ModelSize, seed: u64, name: &str, console: &
 fn print_added(entry: &ModelEntry, console: &Console) {
     let state = if entry.trained { "" } else { " (untrained)" };
     console.say(&format!(
-        "model '{}': {:.2} million weights{state}, {} genes, embeddings of dimension {}, sha256 {}",
+        "model '{}': {:.1} million weights{state}, {} genes, embeddings of dimension {}, sha256 {}",
         entry.name,
         entry.parameters as f64 / 1e6,
         entry.n_genes,

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressFinish, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressFinish, ProgressState, ProgressStyle};
 
 /// Time between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ fn set_bar(bar: &ProgressBar, unit: &str, done: u64, total: Option<u64>, text: &
     if let (Some(total), None) = (total, bar.length()) {
         bar.set_length(total);
         let figures = "{human_pos}/{human_len}";
-        set_template(bar, &format!("{{prefix}} {{wide_bar}} {figures} {unit}, {{per_sec}}, {{eta}} left {{msg}}"));
+        set_template(bar, &format!("{{prefix}} {{wide_bar}} {figures} {unit}, {{rate}}, {{eta}} left {{msg}}"));
     }
     bar.set_position(done);
     bar.set_message(text.to_owned());
@@ -70,7 +70,11 @@ fn set_bar(bar: &ProgressBar, unit: &str, done: u64, total: Option<u64>, text: &
 
 fn set_template(bar: &ProgressBar, template: &str) {
     if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
+        // Text cannot fail to be written into the line of a bar.
+        let rate = |state: &ProgressState, line: &mut dyn std::fmt::Write| {
+            let _ = write!(line, "{:.1}/s", state.per_sec());
+        };
+        bar.set_style(style.with_key("rate", rate));
     }
 }
 

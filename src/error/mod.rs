@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use cellql_formats::FormatError;
 use cellql_model::ModelError;
-use cellql_store::StoreError;
 use cellql_store::genes::GeneError;
+use cellql_store::{StoreError, innermost};
 use cellql_training::TrainingError;
 use cellql_udfs::engine::EngineError;
 use datafusion::error::DataFusionError;
@@ -66,7 +66,7 @@ pub enum Error {
     #[error(transparent)]
     Training(TrainingError),
     /// Something failed that neither the request nor a file is the cause of.
-    #[error("{doing}: {cause}")]
+    #[error("{doing}: {}", innermost(cause.as_ref()))]
     Internal {
         /// What was being done, to which table or file.
         doing: String,

@@ -67,13 +67,24 @@ async fn find(store: &Store, wanted: &str) -> Result<(u32, String)> {
         [only] => Ok(only.clone()),
         [] => {
             let near = did_you_mean(wanted, all.iter().map(|(_, n)| n.as_str()));
-            Err(Error::Request(format!("{} has no data set '{wanted}'.{near}", store.uri())))
+            Err(Error::Request(format!("{} has no data set '{wanted}'.{near} {}", store.uri(), existing(&all))))
         }
         _ => {
             let ids: Vec<String> = found.iter().map(|(id, _)| id.to_string()).collect();
             Err(Error::Request(format!("'{wanted}' names {} data sets; use an id: {}", ids.len(), ids.join(", "))))
         }
     }
+}
+
+/// The ids and names of the first data sets, for a message.
+fn existing(all: &[(u32, String)]) -> String {
+    const SHOWN: usize = 5;
+    if all.is_empty() {
+        return "The store has none.".into();
+    }
+    let shown: Vec<String> = all.iter().take(SHOWN).map(|(id, name)| format!("{id} '{name}'")).collect();
+    let more = if all.len() > SHOWN { ", …" } else { "" };
+    format!("Its data sets: {}{more}", shown.join(", "))
 }
 
 async fn ids(store: &Store, filter: &str) -> Result<Vec<u64>> {

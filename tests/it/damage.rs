@@ -211,6 +211,18 @@ async fn a_query_on_a_deleted_version_says_so() {
     assert_eq!(number(&rows(&session, "SELECT count(*) FROM cells").await), 321.0);
 }
 
+#[test]
+fn errors_of_the_storage_show_their_cause_and_no_source_files() {
+    let full = || std::io::Error::new(std::io::ErrorKind::StorageFull, "no space left");
+    let lance = || lance::Error::from(full());
+    assert!(lance().to_string().contains(".rs:"), "else this test is of no use: {}", lance());
+    let store = cellql_store::StoreError::storage("writing table cells")(lance());
+    let ours = cellql::error::Error::internal("writing table cells")(lance());
+    for text in [store.to_string(), ours.to_string()] {
+        assert_eq!(text, "writing table cells: no space left");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_that_change_answers_cannot_be_set() {
     let folder = tempfile::tempdir().unwrap();

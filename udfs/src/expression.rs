@@ -31,8 +31,8 @@ pub const DESCRIPTION: Description = Description {
     parameters: &[EXPR, GENE],
     returns: "Float32, or List(Float32) in the order of an array of genes; NULL for a NULL expression, and for a gene \
               that the cell's data set did not measure.",
-    summary: "The value of a gene in a cell, 0 where it was measured and is not expressed; of an array of genes, the \
-              value of each.",
+    summary: "The value of a gene in a cell: 0 if it was measured and not expressed, NULL if it was not measured. Of \
+              an array of genes, the value of each.",
     example: "SELECT cell_id, expression(expr, 'INS') AS ins, expression(expr, ['INS', 'GCG']) AS hormones\n\
               FROM cells ORDER BY ins DESC LIMIT 5;",
 };

@@ -102,7 +102,7 @@ pub enum StoreError {
         problem: String,
     },
     /// The store could not be read or written.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {}", innermost(source.as_ref()))]
     Storage {
         /// The operation, and the table or file it was done to.
         doing: String,
@@ -110,6 +110,15 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// The first cause of a failure. What Lance adds to it on the way are its own source files and lines.
+pub fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause
 }
 
 impl StoreError {

@@ -21,6 +21,9 @@ const NARROWEST: usize = 12;
 /// Characters of the frame, in the order of comfy-table.
 const FRAME: &str = "||--+-++|    ++++++";
 
+/// Stands for a space at the start of a line until the table is laid out: a character for private use.
+const INDENT: char = '\u{e000}';
+
 /// A result as text.
 pub(super) struct Text {
     names: Vec<String>,
@@ -65,8 +68,9 @@ impl Text {
     pub(super) fn write_framed(&self, mut out: impl Write, width: u16) -> std::io::Result<()> {
         let mut table = Table::new();
         table.load_preset(FRAME).set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_width(width).set_header(&self.names).add_rows(&self.rows);
-        writeln!(out, "{table}")
+        let indented = self.rows.iter().map(|row| row.iter().map(|text| keep_indent(text)));
+        table.set_width(width).set_header(&self.names).add_rows(indented);
+        writeln!(out, "{}", table.to_string().replace(INDENT, " "))
     }
 
     /// Writes a block per row with a line per column, for rows that are wider than the screen. Text that is too long is
@@ -100,6 +104,16 @@ fn printable(text: &str) -> Cow<'_, str> {
         if is_bad(c) { escaped.extend(c.escape_default()) } else { escaped.push(c) }
     }
     Cow::Owned(escaped)
+}
+
+/// Text with the spaces that its lines start with replaced: comfy-table drops them from lines that it wraps, and a
+/// query plan is a tree by its indentation.
+fn keep_indent(text: &str) -> String {
+    let keep = |line: &str| {
+        let rest = line.trim_start_matches(' ');
+        INDENT.to_string().repeat(line.len() - rest.len()) + rest
+    };
+    text.split('\n').map(keep).collect::<Vec<_>>().join("\n")
 }
 
 /// Number of characters of the longest line.
@@ -201,6 +215,13 @@ mod tests {
         let framed = framed(&text, 40);
         assert!(framed.lines().all(|line| line.chars().count() <= 40), "{framed}");
         assert!(framed.contains("| short |"), "{framed}");
+    }
+
+    #[test]
+    fn a_line_that_is_wrapped_keeps_its_indentation() {
+        let plan = format!("Sort\n    Scan: {}", "column, ".repeat(20));
+        let framed = framed(&text(&strings(&[("plan", &plan)])), 40);
+        assert!(framed.contains("|     Scan: column,"), "{framed}");
     }
 
     #[test]

@@ -77,8 +77,8 @@ pub(super) fn help() -> String {
     let width = COMMANDS.iter().map(|c| call(c).len()).max().unwrap_or(0);
     let lines = COMMANDS.iter().map(|c| format!("  {:width$}  {}\n", call(c), c.2));
     format!(
-        "{}Everything else is SQL; a statement ends with ;. Tab completes names of tables, columns, functions and \
-         options, and gene names in quotes.\nCtrl-C clears the line or stops the query.",
+        "{}Everything else is SQL; a statement ends with ;.\nTab completes names of tables, columns, functions and \
+         options, and\ngene names in quotes. Ctrl-C clears the line or stops the query.",
         lines.collect::<String>()
     )
 }
