@@ -8,7 +8,7 @@ WHOLE = --workspace --locked
 RELEASE = $(CARGO_TARGET_DIR)/release/cellql
 
 .PHONY: bench bench-ingest bench-loaders bench-model bench-neighbours bench-queries bench-train build clean columns
-.PHONY: cuda data demo docs fmt fuzz lint release test
+.PHONY: cuda data demo docs fmt fuzz fuzz-statements lint release test
 
 demo: build
 	rm -rf demo/store   # the default store only; another STORE belongs to the user and is never removed
@@ -50,6 +50,11 @@ fuzz: data
 	scripts/fuzz-seeds.sh fuzz/corpus/readers
 	cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run readers --sanitizer none --target-dir "$(CARGO_TARGET_DIR)/fuzz" -- \
 		-max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=30 -max_len=200000
+
+# Damaged SQL statements on the demo store for FUZZ_SECONDS; FUZZ_SEED repeats a run.
+fuzz-statements: data
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test $(WHOLE) --test it statements::damaged_statements_are_run_or_refused -- \
+		--exact --ignored --nocapture
 
 # Benchmarks use the release build.
 

@@ -261,11 +261,12 @@ fn kind_of_query(error: &DataFusionError) -> ErrorKind {
         | DataFusionError::NotImplemented(_)
         | DataFusionError::Configuration(_) => ErrorKind::Request,
         DataFusionError::External(inner) => {
-            match (inner.downcast_ref::<Error>(), inner.downcast_ref::<EngineError>()) {
-                (Some(error), _) => error.kind(),
-                (_, Some(EngineError::Argument { .. })) => ErrorKind::Request,
-                _ => ErrorKind::Internal,
+            if let Some(error) = inner.downcast_ref::<Error>() {
+                return error.kind();
             }
+            let is_argument = matches!(inner.downcast_ref(), Some(EngineError::Argument { .. }));
+            let is_request = is_argument || query::failed_filter(inner.as_ref()).is_some();
+            if is_request { ErrorKind::Request } else { ErrorKind::Internal }
         }
         _ => ErrorKind::Internal,
     }

@@ -39,9 +39,18 @@ pub(super) fn message(error: &DataFusionError) -> String {
         },
         DataFusionError::External(inner) => match inner.downcast_ref::<super::Error>() {
             Some(ours) => ours.to_string(),
-            None => inner.to_string(),
+            None => failed_filter(inner.as_ref()).map_or_else(|| inner.to_string(), str::to_owned),
         },
         other => other.strip_backtrace(),
+    }
+}
+
+/// Why a condition that Lance evaluates could not be: a text that is no number, for example.
+pub(super) fn failed_filter<'a>(error: &'a (dyn std::error::Error + Send + Sync + 'static)) -> Option<&'a str> {
+    const BEFORE: &str = "Error applying filter expression to batch: ";
+    match error.downcast_ref() {
+        Some(lance::Error::Execution { message, .. }) => Some(message.strip_prefix(BEFORE).unwrap_or(message)),
+        _ => None,
     }
 }
 

@@ -8,6 +8,7 @@ mod compute;
 pub mod condition;
 mod defer_model_calls;
 mod engine;
+mod filters;
 mod gather_model_calls;
 mod index_search;
 mod index_search_exec;

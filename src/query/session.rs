@@ -21,6 +21,7 @@ use datafusion::sql::sqlparser::ast;
 use super::cells_table::CellsTable;
 use super::defer_model_calls::DeferModelCalls;
 use super::engine::{Notices, StoreEngine};
+use super::filters;
 use super::gather_model_calls::GatherModelCalls;
 use super::index_search::Planner;
 use super::math_order;
@@ -234,6 +235,7 @@ impl Session {
         }
         let plan = self.context.state().statement_to_plan(statement).await?;
         settings::check(&plan)?;
+        filters::check(&plan)?;
         cellql_udfs::constants::check_arrays(&plan)?;
         if measured::is_asked_for(&plan)? {
             self.engine.measured().await?;

@@ -150,6 +150,17 @@ async fn random_damage_never_panics_nor_leaves_half_a_data_set() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_condition_that_fails_on_a_value_is_a_wrong_request_and_names_the_value() {
+    let session = Session::open(demo_store().await).await.unwrap();
+    for sql in ["SELECT cell_id FROM cells WHERE cell_type = 2", "SELECT 1 FROM cells WHERE n_genes > donor_id"] {
+        let error = session.sql(sql).await.unwrap().collect().await.map_err(cellql::error::Error::from).unwrap_err();
+        assert_eq!(error.kind(), cellql::error::ErrorKind::Request, "{sql}: {error}");
+        let text = error.to_string();
+        assert!(text.contains("Cannot cast") && !text.contains(".rs:"), "{sql}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_names_in_sql_are_answered_at_plan_time_with_near_ones() {
     let session = Session::open(demo_store().await).await.unwrap();
     let cases: &[(&str, &[&str])] = &[
@@ -177,6 +188,7 @@ async fn wrong_names_in_sql_are_answered_at_plan_time_with_near_ones() {
         ("SELECT * FROM vector_search('cells', 1, metric => 'cosin')", &["'cosine'"]),
         ("EXPLAIN SELECT * FROM vector_search('cells', 1, recipe => 'sell')", &["unknown recipe 'sell'"]),
         ("SELECT * FROM vector_search('genes', 'INSS')", &["no gene embeddings"]),
+        ("SELECT count(*) FILTER (WHERE 5) FROM cells", &["FILTER", "not a condition", "Int64"]),
     ];
     for (sql, words) in cases {
         let error = fails(&session, sql).await;
