@@ -77,14 +77,8 @@ fn run_to_end(cli: Cli) -> ExitCode {
 
 /// True if stdout was closed by its reader, as `| head` does. That is not a failure.
 fn is_broken_pipe(error: &Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(this) = cause {
-        if this.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
-            return true;
-        }
-        cause = this.source();
-    }
-    false
+    let is_broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    cellql_store::causes(error).any(|cause| cause.downcast_ref().is_some_and(is_broken))
 }
 
 async fn run(verb: Verb, console: &Console) -> Result<()> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use cellql_formats::FormatError;
 use cellql_model::ModelError;
 use cellql_store::genes::GeneError;
-use cellql_store::{StoreError, innermost};
+use cellql_store::{StoreError, causes, innermost};
 use cellql_training::TrainingError;
 use cellql_udfs::engine::EngineError;
 use datafusion::error::DataFusionError;
@@ -105,15 +105,12 @@ impl From<FormatError> for Error {
 impl From<StoreError> for Error {
     /// Rows that are written can fail with an error of ours, which then stands somewhere in the chain of sources.
     fn from(error: StoreError) -> Self {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-        while let Some(this) = cause {
-            match this.downcast_ref::<Error>() {
-                Some(Error::Input { file, object, problem }) => return Error::input(file, object, problem),
-                Some(Error::Request(text)) => return Error::Request(text.clone()),
-                _ => cause = this.source(),
-            }
-        }
-        Error::Store(error)
+        let ours = causes(&error).find_map(|cause| match cause.downcast_ref::<Error>() {
+            Some(Error::Input { file, object, problem }) => Some(Error::input(file, object, problem)),
+            Some(Error::Request(text)) => Some(Error::Request(text.clone())),
+            _ => None,
+        });
+        ours.unwrap_or(Error::Store(error))
     }
 }
 

@@ -8,7 +8,7 @@ use arrow::array::{ArrayRef, BooleanArray, Float32Array, Float64Array, StringArr
 use arrow::compute::filter;
 use arrow::datatypes::{Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use cellql_formats::counts::{CountEvidence, are_whole, recover};
+use cellql_formats::counts::{CountEvidence, recover};
 use cellql_formats::{Block, GeneSorter};
 use cellql_schemas::cells as table;
 use cellql_schemas::expr::{Profile, ProfileBuilder};
@@ -155,16 +155,21 @@ impl CellBuilder {
     /// Why all cells together contradict the interpretation, after every cell was read; `None` if they do not.
     pub(super) fn contradiction(&self) -> Option<String> {
         match self.options.interpretation {
-            Interpretation::Counts if self.options.is_certain => None,
-            Interpretation::Counts => self.counts.statistics.contradiction(),
+            Interpretation::Counts if self.statistics_decide() => self.counts.statistics.contradiction(),
             Interpretation::Recovered(..) if self.counts.informative * 2 < self.kept() => {
                 Some("too few cells support that counts can be recovered".to_owned())
             }
-            Interpretation::Recovered(..)
+            Interpretation::Counts
+            | Interpretation::Recovered(..)
             | Interpretation::Log
             | Interpretation::Linear
             | Interpretation::Restored(_) => None,
         }
+    }
+
+    /// True where values are taken for counts and nobody said that they are.
+    fn statistics_decide(&self) -> bool {
+        matches!(self.options.interpretation, Interpretation::Counts) && !self.options.is_certain
     }
 
     /// The rows of a block. Cells that are left out are counted.
@@ -203,8 +208,7 @@ impl CellBuilder {
     fn interpret(&self, values: &mut [f32]) -> CountEvidence {
         match self.options.interpretation {
             Interpretation::Recovered(normalisation, rounding) => recover(values, normalisation, rounding),
-            as_given if as_given.needs_whole_numbers() && !are_whole(values) => CountEvidence::Contradicts,
-            as_given if !as_given.allows(values) => CountEvidence::Contradicts,
+            as_given if as_given.is_contradicted_by(values) => CountEvidence::Contradicts,
             _ => CountEvidence::Inconclusive,
         }
     }
@@ -221,7 +225,9 @@ impl CellBuilder {
             return false;
         }
         let total = cell.total();
-        self.counts.statistics.add(cell.values, total);
+        if self.statistics_decide() {
+            self.counts.statistics.add(cell.values, total);
+        }
         to.totals.push(total);
         to.n_genes.push(cell.values.len() as u32);
         to.hashes.push(hash);

@@ -1,7 +1,7 @@
 //! Where the cells of a data set come from: a file, a directory, or an object store whose files are downloaded first.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cellql_formats::{Format, OpenOptions, TableReader, datasets_of, exported_datasets, parts, recognise};
 use cellql_schemas::exported::ExportedDataset;
@@ -23,6 +23,8 @@ pub struct InputFile {
     pub uri: String,
     /// The data set of an export of cellql that is to be read from the file.
     part: Option<Arc<ExportedDataset>>,
+    /// SHA-256s of the export's files. The data sets of an export share them: the first to ask computes them.
+    export_sha256s: Arc<OnceLock<Vec<String>>>,
     /// The temporary folder of downloaded files, deleted when the last input from it is dropped.
     _downloaded: Option<Arc<TempDir>>,
 }
@@ -31,7 +33,7 @@ impl InputFile {
     /// A file or directory of this machine.
     pub fn local(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self { uri: path.display().to_string(), path, part: None, _downloaded: None }
+        Self { uri: path.display().to_string(), path, part: None, export_sha256s: Arc::default(), _downloaded: None }
     }
 
     /// The same file with another recorded origin.
@@ -69,12 +71,17 @@ impl InputFile {
         if let ([only], None) = (files.as_slice(), &self.part) {
             return file_sha256(only);
         }
+        let sha256s = match self.export_sha256s.get() {
+            Some(known) => known.clone(),
+            None => files.iter().map(|file| file_sha256(file)).collect::<Result<Vec<_>>>()?,
+        };
         let mut all = Sha256::new();
         if let Some(part) = &self.part {
+            let _ = self.export_sha256s.set(sha256s.clone());
             all.update(format!("data set {} of ", part.dataset_id));
         }
-        for file in &files {
-            all.update(file_sha256(file)?);
+        for sha256 in sha256s {
+            all.update(sha256);
         }
         Ok(format!("{:x}", all.finalize()))
     }
@@ -102,7 +109,7 @@ pub async fn inputs(uri: &str) -> Result<(Vec<InputFile>, Vec<PathBuf>)> {
             (true, false) => uri.to_owned(),
             (true, true) => format!("{}/{inside}", uri.trim_end_matches('/')),
         };
-        InputFile { path, uri, part: None, _downloaded: fetched.clone() }
+        InputFile { uri, _downloaded: fetched.clone(), ..InputFile::local(path) }
     };
     let mut inputs = Vec::new();
     for path in found {

@@ -326,9 +326,7 @@ impl Attempt<'_> {
             obs_columns: cells.obs().iter().map(|t| t.report.clone()).collect(),
         }
     }
-}
 
-impl Attempt<'_> {
     /// How models read the values, where the user does not say it.
     fn input_of_models(&self) -> Values {
         let exported = self.input.part().and_then(|part| part.input.parse().ok());

@@ -9,7 +9,7 @@ use cellql_schemas::suggest::did_you_mean;
 use cellql_schemas::{cells, datasets, embeddings, genes};
 
 use crate::error::{Error, Result};
-use cellql_store::{Store, Transaction};
+use cellql_store::{Store, Transaction, embedding_table};
 
 /// Result of [`remove`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,9 +37,8 @@ pub async fn remove(store: &Store, dataset: &str) -> Result<(Store, RemoveReport
     // Cells of a data set have consecutive ids.
     if let (Some(first), Some(last)) = (removed.iter().min(), removed.iter().max()) {
         let range = |column: &str| format!("{column} >= {first} AND {column} <= {last}");
-        let tables: Vec<String> = transaction.store().tables().map(str::to_owned).collect();
-        let folder = format!("{}/", embeddings::SCHEMA);
-        for table in tables.iter().filter(|t| t.starts_with(&folder)) {
+        let tables: Vec<String> = transaction.store().recipes(embeddings::SCHEMA).map(embedding_table).collect();
+        for table in &tables {
             transaction.delete(table, &range(embeddings::CELL_ID)).await?;
         }
         unmark(&mut transaction, &range(cells::DUPLICATE_OF), &of_dataset).await?;

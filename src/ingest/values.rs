@@ -2,7 +2,7 @@
 //!
 //! The numeric part of recovering counts is in [`cellql_formats::counts`].
 
-use cellql_formats::counts::{self, Normalisation, Rounding, TOLERANCE};
+use cellql_formats::counts::{self, Normalisation, Rounding, TOLERANCE, are_whole};
 use cellql_schemas::cells::ValueKind;
 
 /// The largest value that a logarithm of normalised counts has: log2(1 + 10⁶) is 19.93.
@@ -37,15 +37,14 @@ impl Interpretation {
         if cells.any(|values| values.iter().any(|value| *value > MAX_LOG)) { Self::Linear } else { Self::Log }
     }
 
-    /// Whether the values of a cell are whole numbers under this interpretation.
-    pub(super) fn needs_whole_numbers(self) -> bool {
-        matches!(self, Self::Counts | Self::Restored(ValueKind::Counts | ValueKind::Recovered))
-    }
-
-    /// Whether the values of a cell can be logarithms, where they are to be.
-    pub(super) fn allows(self, values: &[f32]) -> bool {
-        let is_log = matches!(self, Self::Log | Self::Restored(ValueKind::Normalised));
-        !is_log || values.iter().all(|value| *value <= MAX_LOG)
+    /// True for values of a cell that this interpretation rules out: counts that are not whole, and logarithms that are
+    /// too large.
+    pub(super) fn is_contradicted_by(self, values: &[f32]) -> bool {
+        match self {
+            Self::Counts | Self::Restored(ValueKind::Counts | ValueKind::Recovered) => !are_whole(values),
+            Self::Log | Self::Restored(ValueKind::Normalised) => !values.iter().all(|value| *value <= MAX_LOG),
+            Self::Recovered(..) | Self::Linear | Self::Restored(ValueKind::Linear) => false,
+        }
     }
 
     /// The value of the column `value_kind`.

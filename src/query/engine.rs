@@ -226,8 +226,7 @@ impl StoreEngine {
 
     /// Names of the store's embedding tables.
     pub fn recipes(&self) -> Vec<String> {
-        let prefix = format!("{}/", embeddings::SCHEMA);
-        self.store.tables().filter_map(|t| t.strip_prefix(&prefix)).map(str::to_owned).collect()
+        self.store.recipes(embeddings::SCHEMA).map(str::to_owned).collect()
     }
 }
 

@@ -1,10 +1,10 @@
-//! `FILTER (WHERE …)` of an aggregate takes a condition. DataFusion plans one of another type, and fails when it runs.
+//! `FILTER (WHERE …)` of an aggregate takes a condition. DataFusion also plans a filter of another type, and fails
+//! when it runs.
 
+use arrow::datatypes::DataType;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, Result, plan_err};
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan};
-
-use arrow::datatypes::DataType;
 
 /// Refuses filters of aggregates that are neither true nor false.
 ///

@@ -8,9 +8,9 @@ use arrow::datatypes::DataType;
 use cellql_schemas::suggest::did_you_mean;
 use cellql_store::sql::quote_identifier;
 use cellql_udfs::description::Description;
+use cellql_udfs::named_arguments::plan_error;
 use datafusion::catalog::TableProvider;
-use datafusion::common::{Diagnostic, Span};
-use datafusion::error::DataFusionError;
+use datafusion::common::Span;
 use datafusion::logical_expr::TableType;
 use datafusion::sql::planner::object_name_to_table_reference;
 use datafusion::sql::sqlparser::ast::{ObjectName, Query, Spanned, Statement, TableFactor, Visit, Visitor};
@@ -151,7 +151,7 @@ impl Session {
             let (function, at) = last_part(name);
             if !state.table_functions().contains_key(&function.to_lowercase()) {
                 let known = did_you_mean(&function, state.table_functions().keys().map(String::as_str));
-                return Err(unknown(format!("there is no table function '{function}'.{known}"), at));
+                return Err(plan_error(format!("there is no table function '{function}'.{known}"), at).into());
             }
         }
         for name in &read.tables {
@@ -159,7 +159,7 @@ impl Session {
             let Ok(reference) = object_name_to_table_reference(name.clone(), true) else { continue };
             let is_local = name.0.len() == 1 && read.subqueries.contains(&table.to_lowercase());
             if !is_local && !self.context().table_exist(reference.clone())? {
-                return Err(unknown(no_table(&reference.to_string(), &self.tables().await?), at));
+                return Err(plan_error(no_table(&reference.to_string(), &self.tables().await?), at).into());
             }
         }
         Ok(())
@@ -196,10 +196,6 @@ fn last_part(name: &ObjectName) -> (String, Option<Span>) {
     let ident = name.0.last().and_then(|part| part.as_ident());
     let at = name.0.first().and_then(|part| Span::try_from_sqlparser_span(part.span()));
     (ident.map_or_else(|| name.to_string(), |ident| ident.value.clone()), at)
-}
-
-fn unknown(text: String, at: Option<Span>) -> Error {
-    DataFusionError::Plan(text.clone()).with_diagnostic(Diagnostic::new_error(text, at)).into()
 }
 
 fn described(name: String, table: &dyn TableProvider) -> Table {

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use cellql_schemas::suggest::did_you_mean;
-use datafusion::common::{DataFusionError, Diagnostic, Span};
+use cellql_udfs::named_arguments::plan_error;
+use datafusion::common::{DataFusionError, Span};
 use datafusion::sql::sqlparser::ast::{Statement, Value, ValueWithSpan, VisitMut, VisitorMut};
 
 use crate::error::{Error, Result};
@@ -105,7 +106,7 @@ impl Parameters {
                 format!("the placeholder {placeholder} has no name: write $name, and give it with --param name=VALUE")
             }
         };
-        DataFusionError::Plan(text.clone()).with_diagnostic(Diagnostic::new_error(text, span))
+        plan_error(text, span)
     }
 }
 

@@ -95,9 +95,7 @@ impl StoreEngine {
     }
 
     fn gene_recipe(&self, name: Option<&str>) -> Result<String> {
-        let prefix = format!("{}/", gene_embeddings::SCHEMA);
-        let names: Vec<String> =
-            self.store().tables().filter_map(|t| t.strip_prefix(&prefix)).map(str::to_owned).collect();
+        let names: Vec<String> = self.store().recipes(gene_embeddings::SCHEMA).map(str::to_owned).collect();
         if names.is_empty() {
             return Err(Error::Request(
                 "the store has no gene embeddings to search; make them with: cellql embed STORE --genes --model NAME"

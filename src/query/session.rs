@@ -175,19 +175,22 @@ impl Session {
     async fn tables_by_recipe(&self, schema: &str) -> Result<Arc<MemorySchemaProvider>> {
         let store = self.engine.store();
         let tables = Arc::new(MemorySchemaProvider::new());
-        let prefix = format!("{schema}/");
-        let names: Vec<&str> = store.tables().filter(|t| t.starts_with(&prefix)).collect();
-        for name in &names {
-            let opened = store.table(name).await?;
-            if schema == embeddings::SCHEMA {
-                check_rows(store, name, &opened).await?;
+        let recipes: Vec<&str> = store.recipes(schema).collect();
+        let is_of_cells = schema == embeddings::SCHEMA;
+        let cells = match is_of_cells && !recipes.is_empty() {
+            true => rows(store, &*store.table(cells::TABLE).await?).await?,
+            false => 0,
+        };
+        for recipe in &recipes {
+            let name = format!("{schema}/{recipe}");
+            let opened = store.table(&name).await?;
+            if is_of_cells {
+                check_rows(store, &name, rows(store, &opened).await?, cells)?;
             }
             let table = StoreTable::new(opened);
-            let recipe = name[prefix.len()..].to_owned();
-            let table = if schema == embeddings::SCHEMA { table.of_recipe(recipe) } else { table };
-            let table = Arc::new(table);
-            tables.register_table(name[prefix.len()..].to_owned(), Arc::clone(&table) as _)?;
-            if names.len() == 1 {
+            let table = Arc::new(if is_of_cells { table.of_recipe((*recipe).to_owned()) } else { table });
+            tables.register_table((*recipe).to_owned(), Arc::clone(&table) as _)?;
+            if recipes.len() == 1 {
                 self.context.register_table(schema, table)?;
             }
         }
@@ -345,12 +348,14 @@ fn statement_inside(statement: &mut Statement) -> Option<&mut ast::Statement> {
     }
 }
 
+/// Number of rows of a table.
+async fn rows(store: &Store, table: &lance::Dataset) -> Result<usize> {
+    table.count_rows(None).await.map_err(Error::internal(format!("counting rows of {}", store.uri())))
+}
+
 /// Fails for an embedding table with more rows than there are cells: an earlier version of the program could write
 /// cells twice.
-async fn check_rows(store: &Store, name: &str, table: &lance::Dataset) -> Result<()> {
-    let counting = |e: lance::Error| Error::internal(format!("counting rows of {}", store.uri()))(e);
-    let rows = table.count_rows(None).await.map_err(counting)?;
-    let cells = store.table(cells::TABLE).await?.count_rows(None).await.map_err(counting)?;
+fn check_rows(store: &Store, name: &str, rows: usize, cells: usize) -> Result<()> {
     if rows > cells {
         let problem = format!("it has {rows} rows for {cells} cells; mend it with: cellql compact {}", store.uri());
         return Err(Error::damaged(format!("table {name} of {}", store.uri()), problem));

@@ -6,7 +6,8 @@
 
 use std::ops::ControlFlow;
 
-use datafusion::common::Diagnostic;
+use cellql_udfs::named_arguments::plan_error;
+use datafusion::common::Span;
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
     Expr, Function, FunctionArguments, GroupByExpr, OrderByExpr, OrderByKind, Query, Select, SelectFlavor, SelectItem,
@@ -34,10 +35,10 @@ fn first(clauses: &[(bool, &'static str)]) -> Option<&'static str> {
     clauses.iter().find(|(is_there, _)| *is_there).map(|(_, name)| *name)
 }
 
-fn checked(clause: Option<&str>, instead: &str) -> ControlFlow<DataFusionError> {
+fn checked(clause: Option<&str>) -> ControlFlow<DataFusionError> {
     match clause {
         None => ControlFlow::Continue(()),
-        Some(clause) => ControlFlow::Break(DataFusionError::Plan(format!("{clause} is not supported{instead}"))),
+        Some(clause) => ControlFlow::Break(DataFusionError::Plan(format!("{clause} is not supported"))),
     }
 }
 
@@ -174,18 +175,18 @@ impl VisitorMut for Refuse<'_> {
     type Break = DataFusionError;
 
     fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<DataFusionError> {
-        checked(in_query(query), "")
+        checked(in_query(query))
     }
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<DataFusionError> {
         if select.flavor == SelectFlavor::FromFirstNoSelect && select.projection.is_empty() {
             select.projection = vec![SelectItem::Wildcard(WildcardAdditionalOptions::default())];
         }
-        checked(in_select(select), "")
+        checked(in_select(select))
     }
 
     fn pre_visit_table_factor(&mut self, table: &mut TableFactor) -> ControlFlow<DataFusionError> {
-        checked(in_table(table), "")
+        checked(in_table(table))
     }
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<DataFusionError> {
@@ -195,9 +196,7 @@ impl VisitorMut for Refuse<'_> {
             None => ControlFlow::Continue(()),
             Some(clause) => {
                 let text = format!("{name}() takes no such clause: {clause} is not supported there");
-                let at = datafusion::common::Span::try_from_sqlparser_span(call.name.span());
-                let error = DataFusionError::Plan(text.clone());
-                ControlFlow::Break(error.with_diagnostic(Diagnostic::new_error(text, at)))
+                ControlFlow::Break(plan_error(text, Span::try_from_sqlparser_span(call.name.span())))
             }
         }
     }

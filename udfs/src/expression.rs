@@ -72,7 +72,7 @@ fn column(engine: &dyn Engine, profiles: &Profiles, gene: u32) -> Result<ArrayRe
     let mut values: Vec<Option<f32>> = Vec::with_capacity(profiles.len());
     for row in 0..profiles.len() {
         let mut of_row = None;
-        found.of_row(row, |_, value| of_row = value)?;
+        found.of_row(row, |value| of_row = value)?;
         values.push(of_row);
     }
     Ok(Arc::new(Float32Array::from(values)))
@@ -84,7 +84,7 @@ fn lists(engine: &dyn Engine, profiles: &Profiles, genes: &[u32]) -> Result<Arra
     let mut values: Vec<Option<f32>> = Vec::with_capacity(profiles.len() * genes.len());
     let (mut lengths, mut present) = (Vec::with_capacity(profiles.len()), Vec::with_capacity(profiles.len()));
     for row in 0..profiles.len() {
-        let is_present = found.of_row(row, |_, value| values.push(value))?;
+        let is_present = found.of_row(row, |value| values.push(value))?;
         lengths.push(if is_present { genes.len() } else { 0 });
         present.push(is_present);
     }

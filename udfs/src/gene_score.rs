@@ -53,7 +53,7 @@ fn scores(engine: &dyn Engine, profiles: &Profiles, genes: &[u32]) -> Result<Flo
     for row in 0..profiles.len() {
         let total = profiles.get(row).map_or(0.0, |cell| cell.total());
         let (mut sum, mut measured) = (0.0, 0u32);
-        values.of_row(row, |_, value| {
+        values.of_row(row, |value| {
             let Some(value) = value else { return };
             measured += 1;
             sum += if value == 0.0 { 0.0 } else { log_normalise(value, total, TARGET_SUM) };

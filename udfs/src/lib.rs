@@ -110,18 +110,7 @@ pub const MEASURING_FUNCTIONS: &[&str] = &[expression::NAME, gene_score::NAME, m
 
 /// True where an expression asks which genes a data set measured.
 pub fn asks_for_measured(expr: &Expr) -> bool {
-    use datafusion::common::tree_node::TreeNode;
-    let asks = |name: &str| MEASURING_FUNCTIONS.contains(&name);
-    let found = expr.exists(|e| {
-        Ok(match e {
-            Expr::ScalarFunction(call) => asks(call.name()),
-            Expr::AggregateFunction(call) => asks(call.func.name()),
-            Expr::WindowFunction(call) => asks(call.fun.name()),
-            _ => false,
-        })
-    });
-    // The closure never fails.
-    found.unwrap_or(true)
+    calls_any(expr, MEASURING_FUNCTIONS)
 }
 
 /// True where an expression runs a model.
@@ -138,7 +127,14 @@ pub fn calls_our_functions(expr: &Expr) -> bool {
 
 fn calls_any(expr: &Expr, names: &[&str]) -> bool {
     use datafusion::common::tree_node::TreeNode;
-    let found = expr.exists(|e| Ok(matches!(e, Expr::ScalarFunction(f) if names.contains(&f.name()))));
+    let found = expr.exists(|e| {
+        Ok(match e {
+            Expr::ScalarFunction(call) => names.contains(&call.name()),
+            Expr::AggregateFunction(call) => names.contains(&call.func.name()),
+            Expr::WindowFunction(call) => names.contains(&call.fun.name()),
+            _ => false,
+        })
+    });
     // The closure never fails.
     found.unwrap_or(true)
 }

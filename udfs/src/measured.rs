@@ -31,9 +31,9 @@ impl<'a> GeneValues<'a> {
         Self { engine, profiles, genes, last: None }
     }
 
-    /// Calls `value` with the number of each gene and its value in a row: `None` where it is unknown. False for a NULL
-    /// expression, for which `value` is not called.
-    pub(crate) fn of_row(&mut self, row: usize, mut value: impl FnMut(usize, Option<f32>)) -> Result<bool> {
+    /// Calls `value` with the value of each gene in a row: `None` where it is unknown. False for a NULL expression, for
+    /// which `value` is not called.
+    pub(crate) fn of_row(&mut self, row: usize, mut value: impl FnMut(Option<f32>)) -> Result<bool> {
         let Some(profile) = self.profiles.get(row) else { return Ok(false) };
         let dataset_ids = self.profiles.dataset_ids(row);
         for (at, gene) in self.genes.iter().enumerate() {
@@ -41,7 +41,7 @@ impl<'a> GeneValues<'a> {
                 Some(there) => Some(there),
                 None => self.measured(dataset_ids, at)?.then_some(0.0),
             };
-            value(at, known);
+            value(known);
         }
         Ok(true)
     }

@@ -65,11 +65,15 @@ impl VisitorMut for Rewrite<'_> {
     }
 }
 
+/// A statement that cannot be planned, with the place in it that is wrong, if that is known.
+pub fn plan_error(text: String, at: Option<StatementSpan>) -> DataFusionError {
+    DataFusionError::Plan(text.clone()).with_diagnostic(Diagnostic::new_error(text, at))
+}
+
 fn positional(function: &Description, args: &mut Vec<FunctionArg>) -> Result<()> {
     let wrong = |text: String, at: Span| {
         let text = format!("{}: {text}", function.name);
-        let place = Diagnostic::new_error(text.clone(), StatementSpan::try_from_sqlparser_span(at));
-        Err(DataFusionError::Plan(text).with_diagnostic(place))
+        Err(plan_error(text, StatementSpan::try_from_sqlparser_span(at)))
     };
     let mut places: Vec<Option<FunctionArgExpr>> = Vec::new();
     let mut named = false;

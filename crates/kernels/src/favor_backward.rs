@@ -320,8 +320,8 @@ impl TrainableFavor {
         }
     }
 
-    /// Backward pass of [`TrainableFavor::attend`]: from the gradient of its output, which is overwritten, to t = dφ·e
-    /// of the queries, written to the first rows of `t`, and to dS and dz, added to `gradient`.
+    /// Backward pass of [`TrainableFavor::attend`]: from the gradient of its output, which is overwritten, to
+    /// t = dφ·e of the queries, written to the first rows of `t`, and to dS and dz, added to `gradient`.
     #[allow(clippy::too_many_arguments, reason = "what attention read, what it gave, and the gradients of both")]
     pub fn attend_backward(
         &self,

@@ -172,9 +172,9 @@ impl QuantisedVectors {
 /// Rounds codes `[dim]` of vectors to the nearest, and some of them the other way, so that the error of a vector's
 /// codes is nearly orthogonal to the vector.
 ///
-/// The product of a query with an error e is vector·e, which this makes nearly zero, plus (query − vector)·e, which is
-/// the smaller the nearer they are: where products must tell vectors apart. The loss is |e|² + weight · (vector·e)²,
-/// that of Guo et al. 2020 (arXiv:1908.10396), lowered one code at a time.
+/// The product of a query with an error e is vector·e + (query − vector)·e. This makes the first term nearly zero; the
+/// second is small where the query is near the vector, and there products must distinguish vectors. The loss is
+/// |e|² + weight · (vector·e)², that of Guo et al. 2020 (arXiv:1908.10396), lowered one code at a time.
 #[derive(Debug)]
 struct Rounding<'a> {
     min: &'a [f32],

@@ -9,7 +9,7 @@ use lance::dataset::cleanup::CleanupPolicy;
 use object_store::path::Path;
 
 use crate::error::{Result, StoreError};
-use crate::store::Store;
+use crate::store::{Store, embedding_table};
 use crate::version::{self, StoreVersion};
 
 /// Result of a compaction.
@@ -43,11 +43,13 @@ impl Store {
             done.bytes_freed += transaction.store().clean().await?;
         }
         let tables: Vec<String> = transaction.store().version.tables.keys().cloned().collect();
+        let embedding_tables: Vec<String> =
+            transaction.store().recipes(embeddings::SCHEMA).map(embedding_table).collect();
         let (_, recorded) = transaction.store().read_checksums().await?;
         for table in &tables {
             let opened = transaction.store().table(table).await?;
             transaction.store().check_files(table, &opened, &recorded).await?;
-            if table.starts_with(&format!("{}/", embeddings::SCHEMA)) {
+            if embedding_tables.contains(table) {
                 transaction.remove_duplicate_rows(table, embeddings::CELL_ID).await?;
             }
             let (before, after) = transaction.compact(table).await?;

@@ -114,11 +114,14 @@ pub enum StoreError {
 
 /// The first cause of a failure. What Lance adds to it on the way are its own source files and lines.
 pub fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause
+    causes(error).last().unwrap_or(error)
+}
+
+/// An error, what caused it, what caused that, and so on.
+pub fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
 }
 
 impl StoreError {

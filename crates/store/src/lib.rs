@@ -47,7 +47,7 @@ mod version;
 
 pub use compact::Compacted;
 pub use content_hash::ContentHash;
-pub use error::{Result, StoreError, innermost};
+pub use error::{Result, StoreError, causes, innermost};
 pub use store::{OnWait, Store, embedding_table, gene_embedding_table, is_one_of};
 pub use take::{RowReader, runs};
 pub use transaction::Transaction;

@@ -117,6 +117,11 @@ impl Store {
         self.version.tables.keys().map(String::as_str)
     }
 
+    /// Recipes of the tables `<schema>/<recipe>`.
+    pub fn recipes(&self, schema: &str) -> impl Iterator<Item = &str> {
+        self.tables().filter_map(move |table| table.strip_prefix(schema)?.strip_prefix('/'))
+    }
+
     /// A table, at the version at which the store is open.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ use lance::index::vector::VectorIndexParams;
 use lance_index::IndexType;
 
 use crate::checksums::{Checksum, Checksums};
-use crate::error::{Result, StoreError};
+use crate::error::{Result, StoreError, causes};
 use crate::store::{OnWait, Store};
 use crate::version::{self, StoreVersion};
 
@@ -412,12 +412,9 @@ impl Transaction {
     /// Maps a commit conflict to [`StoreError::Conflict`]. An error of the stream of rows stays in the chain of
     /// sources.
     fn write_error(&self, table: &str, error: lance::Error) -> StoreError {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-        while let Some(this) = cause {
-            if matches!(this.downcast_ref::<lance::Error>(), Some(lance::Error::CommitConflict { .. })) {
-                return self.conflict();
-            }
-            cause = this.source();
+        let is_conflict = |e: &lance::Error| matches!(e, lance::Error::CommitConflict { .. });
+        if causes(&error).any(|cause| cause.downcast_ref().is_some_and(is_conflict)) {
+            return self.conflict();
         }
         StoreError::storage(self.about(table))(error)
     }

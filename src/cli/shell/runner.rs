@@ -54,7 +54,9 @@ impl Runner<'_> {
     /// [`Error::Statement`], with the number of the one that failed where there are several.
     pub(in crate::cli) async fn script(&mut self, script: &str) -> Result<Next> {
         let all = pieces(script);
-        self.check_results(all.iter().filter(|piece| has_result(piece.item)).count())?;
+        self.check_results(
+            all.iter().filter(|piece| matches!(piece.item, Item::Statement(text) if has_result(text))).count(),
+        )?;
         for (i, piece) in all.iter().enumerate() {
             let number = (all.len() > 1).then_some(i + 1);
             let next = match piece.item {
@@ -88,8 +90,9 @@ impl Runner<'_> {
     }
 
     async fn statement(&mut self, text: &str) -> Result<()> {
-        self.check_results(usize::from(has_result(Item::Statement(text))))?;
-        self.results += usize::from(has_result(Item::Statement(text)));
+        let results = usize::from(has_result(text));
+        self.check_results(results)?;
+        self.results += results;
         let start = Instant::now();
         let work = async { self.sheet.write(self.session.sql_with(text, &self.parameters).await?).await };
         let written = match self.unless_interrupted(work).await {
@@ -186,8 +189,7 @@ impl Runner<'_> {
 }
 
 /// True for a statement with a result, not one that only changes the session.
-fn has_result(item: Item<'_>) -> bool {
-    let Item::Statement(text) = item else { return false };
+fn has_result(text: &str) -> bool {
     let (tokens, _) = tokens(text);
     let first = tokens.iter().find(|token| !matches!(token.token, Token::Whitespace(_)));
     let word = first.map(|token| token.token.to_string().to_uppercase()).unwrap_or_default();
