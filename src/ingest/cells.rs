@@ -152,12 +152,16 @@ impl CellBuilder {
         &self.obs
     }
 
-    /// Why all cells together contradict the interpretation, after every cell was read; `None` if they do not.
+    /// A note that says why all cells together contradict the interpretation, after every cell was read; `None` if they
+    /// do not.
     pub(super) fn contradiction(&self) -> Option<String> {
         match self.options.interpretation {
-            Interpretation::Counts if self.statistics_decide() => self.counts.statistics.contradiction(),
+            Interpretation::Counts if self.statistics_decide() => {
+                let why = self.counts.statistics.contradiction()?;
+                Some(format!("values are not taken for counts: {why}; if they are counts, say --input counts"))
+            }
             Interpretation::Recovered(..) if self.counts.informative * 2 < self.kept() => {
-                Some("too few cells support that counts can be recovered".to_owned())
+                Some("values are not taken for counts: too few cells support that counts can be recovered".to_owned())
             }
             Interpretation::Counts
             | Interpretation::Recovered(..)

@@ -125,14 +125,18 @@ pub async fn ingest(
     let mut interpretation = first_interpretation(input, options);
     let mut notes = Vec::new();
     loop {
-        let attempt = Attempt { input, options, sha256: &sha256, interpretation, notes, on_progress: &on_progress };
+        let (sha256, on_progress) = (&sha256, &on_progress);
+        let attempt = Attempt { input, options, sha256, interpretation, notes: &notes, on_progress };
         match attempt.run(store, source).await? {
             AttemptResult::Done(done) => return Ok(*done),
             AttemptResult::Contradicted(given_back, by) => {
                 refuse_wrong_input(input, options, interpretation)?;
-                notes = by.note().into_iter().collect();
+                let min_genes = options.min_genes_of(input);
                 (source, interpretation) =
-                    next_interpretation(input, given_back, interpretation, by, options.min_genes_of(input)).await?;
+                    next_interpretation(input, given_back, interpretation, &by, min_genes).await?;
+                if let ContradictedBy::AllCells(note) = by {
+                    notes.push(note);
+                }
                 if let (Some(values), Interpretation::Log | Interpretation::Linear) = (options.values, interpretation) {
                     let problem = format!(
                         "values are not counts and no counts can be recovered from them, as --input {} says; name \
@@ -188,20 +192,8 @@ enum WriteResult {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ContradictedBy {
     OneCell,
-    /// All cells together, and why.
+    /// All cells together, with a note for the report: the values could be taken for something else.
     AllCells(String),
-}
-
-impl ContradictedBy {
-    /// A note for the report, where values could be taken for something else.
-    fn note(&self) -> Option<String> {
-        match self {
-            ContradictedBy::OneCell => None,
-            ContradictedBy::AllCells(why) => {
-                Some(format!("values are not taken for counts: {why}; if they are counts, say --input counts"))
-            }
-        }
-    }
 }
 
 /// The source, rewound, and the interpretation to try next.
@@ -209,14 +201,14 @@ async fn next_interpretation(
     input: &InputFile,
     mut source: Box<dyn CellSource>,
     tried: Interpretation,
-    by: ContradictedBy,
+    by: &ContradictedBy,
     min_genes: u32,
 ) -> Result<(Box<dyn CellSource>, Interpretation)> {
     if tried == Interpretation::Log {
         return guarded(&input.path, move || Ok((source.rewind().map(|()| source)?, Interpretation::Linear))).await;
     }
     let is_first = matches!(tried, Interpretation::Counts | Interpretation::Restored(_));
-    let recover = is_first && by == ContradictedBy::OneCell;
+    let recover = is_first && *by == ContradictedBy::OneCell;
     guarded(&input.path, move || {
         source.rewind()?;
         let block = source.next_block()?;
@@ -238,8 +230,8 @@ struct Attempt<'a> {
     options: &'a IngestOptions,
     sha256: &'a str,
     interpretation: Interpretation,
-    /// Why another interpretation was tried.
-    notes: Vec<String>,
+    /// Why other interpretations were given up.
+    notes: &'a [String],
     on_progress: &'a OnProgress,
 }
 
@@ -414,9 +406,9 @@ fn stream(
         let outcome = match done {
             Ok(()) => match builder.contradiction() {
                 None => Outcome::Done(Box::new(builder), source),
-                Some(why) => {
+                Some(note) => {
                     let _ = rows.blocking_send(broken("the values contradict the interpretation"));
-                    Outcome::Contradicted(source, ContradictedBy::AllCells(why))
+                    Outcome::Contradicted(source, ContradictedBy::AllCells(note))
                 }
             },
             Err(BatchError::Contradicted) => {

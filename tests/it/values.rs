@@ -229,3 +229,16 @@ async fn integers_beyond_63_bits_keep_their_values() {
     assert_eq!(ages.as_primitive::<Float64Type>().values().to_vec(), [1.0, 2.0, 3.0, 4.0, 5.0]);
     assert!(ages.null_count() == 0);
 }
+
+/// Every cell lacks a count of one, so the values are no counts; the last cell, beyond those that detection looks at,
+/// shows that they are no logarithms either.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_report_says_why_values_are_no_counts_also_after_a_third_reading() {
+    let folder = tempfile::tempdir().unwrap();
+    let cell = |i: usize| format!("c{i},{},{},{}\n", 2 + i % 3, 3 + i % 5, 2 + i % 7);
+    let text: String = (0..300).map(cell).collect();
+    let file = write(folder.path(), "linear.csv", &format!("c,INS,GCG,SST\n{text}last,2,3,30\n"));
+    let (_, report) = take_in(&empty(folder.path()).await, &file, any_cell()).await.unwrap();
+    assert_eq!(report.value_kind, "linear", "{:?}", report.notes);
+    assert!(report.notes.iter().any(|note| note.contains("no gene of one count")), "{:?}", report.notes);
+}

@@ -35,7 +35,7 @@ pub(in crate::cli) struct Runner<'a> {
     pub(in crate::cli) interrupts: Option<Interrupts>,
     /// Depth of files that are being run, one included by the other.
     pub(in crate::cli) depth: usize,
-    /// Results written to stdout so far.
+    /// Statements with a result that were started; one that failed may have written a part of it.
     pub(in crate::cli) results: usize,
 }
 
