@@ -13,8 +13,12 @@ pub const SHA256: &str = "sha256";
 pub const VOCABULARY_SHA256: &str = "vocabulary_sha256";
 /// Number of genes in the vocabulary.
 pub const N_GENES: &str = "n_genes";
-/// Dimension of a cell embedding with pool `all`.
+/// `transformer` or `linear`.
+pub const KIND: &str = "kind";
+/// Dimension of a cell embedding with pool `all`, after the output map if there is one.
 pub const DIM: &str = "dim";
+/// Dimension of a cell embedding with pool `max`; NULL for linear models, which have no pool.
+pub const DIM_MAX: &str = "dim_max";
 /// Number of weights.
 pub const PARAMETERS: &str = "parameters";
 /// False for weights that are only randomly initialised.
@@ -29,10 +33,12 @@ pub fn schema() -> Schema {
     let text = |name: &str| Field::new(name, DataType::Utf8, false);
     Schema::new(vec![
         text(NAME),
+        text(KIND),
         text(SHA256),
         text(VOCABULARY_SHA256),
         Field::new(N_GENES, DataType::UInt32, false),
         Field::new(DIM, DataType::UInt32, false),
+        Field::new(DIM_MAX, DataType::UInt32, true),
         Field::new(PARAMETERS, DataType::UInt64, false),
         Field::new(TRAINED, DataType::Boolean, false),
         text(PROVENANCE),

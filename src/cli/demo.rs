@@ -1,5 +1,11 @@
 //! `cellql demo`: real cells, a model, an index, and the questions they answer.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::AsArray;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float32Type, UInt64Type};
 use cellql_schemas::recipe::{Depth, Dtype, Pool};
 use clap::Args;
 
@@ -9,6 +15,7 @@ use super::output::{self, Format, text as say};
 use super::shared_args::DeviceArgs;
 use super::{index, ingest, model};
 use crate::error::{Error, Result};
+use crate::evaluate::scatter::{principal_plane, scatter};
 use crate::ingest::{IngestOptions, InputFile, ingest as ingest_file};
 use crate::jobs::Shard;
 use crate::query::Session;
@@ -39,7 +46,7 @@ FROM cells GROUP BY cell_type ORDER BY cells DESC",
 FROM cells ORDER BY cell_id LIMIT 3",
     ),
     (
-        "The five cells most like a beta cell of one donor, among the other donor's:",
+        "The five cells most like a beta cell of donor {donor}, whom the model never saw:",
         "SELECT cell_id, round(_distance, 4) AS distance, cell_type, donor_id
 FROM vector_search('cells', {cell}, k => 5, where => 'donor_id <> ''{donor}''')",
     ),
@@ -83,6 +90,12 @@ pub(super) async fn run(args: DemoArgs, console: &Console) -> Result<()> {
     let store = index::build_over(&store, &recipe, None, None, console).await?;
     let session = Session::open(store).await?;
     ask(&session, console).await?;
+    let picture = PathBuf::from(format!("{}.svg", uri.trim_end_matches('/')));
+    draw(&session, &picture).await?;
+    say(&format!(
+        "\n# The cells, drawn by the first two principal components of their embeddings:\n{}",
+        picture.display()
+    ))?;
     say(&format!(
         "\nThe store is {uri}. Go on with:\n  cellql sql {uri} -c \"SELECT cell_type, count(*) FROM cells \
          GROUP BY 1\"\n  \
@@ -94,7 +107,7 @@ async fn ask(session: &Session, console: &Console) -> Result<()> {
     let (cell, donor) = first_beta_cell(session).await?;
     for (why, query) in QUESTIONS {
         let query = query.replace("{cell}", &cell.to_string()).replace("{donor}", &donor);
-        show(session, why, &query).await?;
+        show(session, &why.replace("{donor}", &donor), &query).await?;
     }
     let votes = "SELECT cell_type, count(*) AS cells\nFROM vector_search('cells', {cell}, k => 10)\n\
                  GROUP BY cell_type ORDER BY cells DESC";
@@ -108,26 +121,39 @@ async fn ask(session: &Session, console: &Console) -> Result<()> {
     Ok(())
 }
 
+/// Draws the cells by the first two principal components of their embeddings, coloured by type.
+async fn draw(session: &Session, out: &Path) -> Result<()> {
+    const DOING: &str = "drawing the demo's cells";
+    let query = "SELECT e.vector, c.cell_type FROM embeddings e JOIN cells c USING (cell_id) ORDER BY c.cell_id";
+    let (mut vectors, mut labels) = (Vec::new(), Vec::new());
+    for batch in session.sql(query).await?.collect().await? {
+        let kinds = cast(batch.column(1), &DataType::Utf8).map_err(Error::internal(DOING))?;
+        labels.extend(kinds.as_string::<i32>().iter().map(|kind| kind.unwrap_or_default().to_owned()));
+        let values = Arc::clone(batch.column(0).as_fixed_size_list().values());
+        vectors.extend_from_slice(values.as_primitive::<Float32Type>().values());
+    }
+    let dim = vectors.len() / labels.len().max(1);
+    let points = principal_plane(&vectors, dim);
+    let failed = |e| Error::input(out, "picture", format!("cannot be written: {e}"));
+    std::fs::write(out, scatter("Embeddings of the demo's cells, by type", &points, &labels)).map_err(failed)
+}
+
 async fn show(session: &Session, why: &str, query: &str) -> Result<()> {
     say(&format!("\n# {why}\n{query};"))?;
     output::write(session.sql(query).await?, Format::Table).await
 }
 
 async fn first_beta_cell(session: &Session) -> Result<(u64, String)> {
-    use arrow::array::AsArray;
-    use arrow::datatypes::UInt64Type;
-    let query = "SELECT cell_id, donor_id FROM cells WHERE cell_type = 'beta' ORDER BY cell_id LIMIT 1";
+    let query = "SELECT cell_id, donor_id FROM cells WHERE cell_type = 'beta' AND donor_id = 'human2' ORDER BY cell_id \
+                 LIMIT 1";
     let rows = session.sql(query).await?.collect().await?;
     let row = rows.iter().find(|b| b.num_rows() > 0);
     let row = row.ok_or_else(|| Error::Request("the demo's cells hold no beta cell".into()))?;
-    let donor = arrow::compute::cast(row.column(1), &arrow::datatypes::DataType::Utf8)
-        .map_err(Error::internal("reading the demo's cells"))?;
+    let donor = cast(row.column(1), &DataType::Utf8).map_err(Error::internal("reading the demo's cells"))?;
     Ok((row.column(0).as_primitive::<UInt64Type>().value(0), donor.as_string::<i32>().value(0).to_owned()))
 }
 
 async fn first_of_type(session: &Session, kind: &str) -> Result<Option<u64>> {
-    use arrow::array::AsArray;
-    use arrow::datatypes::UInt64Type;
     let query = format!("SELECT cell_id FROM cells WHERE cell_type = '{kind}' ORDER BY cell_id LIMIT 1");
     let rows = session.sql(&query).await?.collect().await?;
     Ok(rows.iter().find(|b| b.num_rows() > 0).map(|b| b.column(0).as_primitive::<UInt64Type>().value(0)))

@@ -10,6 +10,7 @@ use super::console::Console;
 use super::shared_args::{CELLS, DeviceArgs, EXECUTION, bytes, one_of, open_to_write};
 use crate::error::{Error, Result};
 use crate::jobs::{EmbedOptions, EmbedReport, Groups, MemoryBudget, Shard, embed_cells, embed_genes};
+use crate::model_registry::ModelEntry;
 use crate::query::StoreEngine;
 use cellql_model::{Device, Model};
 use cellql_store::Store;
@@ -40,7 +41,7 @@ const GENES: &str = "Gene embeddings";
 pub(super) struct RecipeArgs {
     /// Store: a directory
     pub(super) store: String,
-    /// Name of the model [default: the only one, or the only one besides the shipped model]
+    /// Name of the model [default: the only one besides the shipped models, else human_pca]
     #[arg(long, help_heading = RECIPE)]
     pub(super) model: Option<String>,
     /// How token embeddings become one vector: all (4 x the encoder's width) or max (the width)
@@ -84,7 +85,8 @@ pub(super) async fn run(args: EmbedArgs, console: &Console) -> Result<()> {
         return Ok(());
     }
     let engine = Arc::new(StoreEngine::open(store).await?.on(args.recipe.device.device)?);
-    let recipe = recipe(&engine, &args.recipe, console)?;
+    let model = engine.transformer_entry(args.recipe.model.as_deref(), "gene embeddings")?;
+    let recipe = recipe(model, &args.recipe, console)?;
     let groups = Groups { by: args.group_by, at_most: args.cells_per_group };
     let (total, memory) = (args.recipe.total.as_deref(), MemoryBudget { bytes: args.recipe.memory });
     let progress = console.on_progress("embedding genes", "cells");
@@ -110,7 +112,7 @@ pub(super) async fn run(args: EmbedArgs, console: &Console) -> Result<()> {
 /// Embeds the cells that have no vector of this recipe yet.
 pub(super) async fn embed_missing(store: &Store, args: &RecipeArgs, console: &Console) -> Result<(Store, EmbedReport)> {
     let engine = Arc::new(StoreEngine::open(store.clone()).await?.on(args.device.device)?);
-    let recipe = recipe(&engine, args, console)?;
+    let recipe = recipe(engine.entry(args.model.as_deref())?, args, console)?;
     let start = Instant::now();
     let publish_every = Duration::try_from_secs_f64(args.publish_every)
         .map_err(|e| Error::Request(format!("--publish-every {}: {e}", args.publish_every)))?;
@@ -143,9 +145,8 @@ pub(super) async fn embed_missing(store: &Store, args: &RecipeArgs, console: &Co
     Ok((store, report))
 }
 
-/// The recipe of the options.
-fn recipe(engine: &StoreEngine, args: &RecipeArgs, console: &Console) -> Result<Recipe> {
-    let model = engine.entry(args.model.as_deref())?.clone();
+/// The recipe of the options, with a model of the store.
+fn recipe(model: &ModelEntry, args: &RecipeArgs, console: &Console) -> Result<Recipe> {
     let recipe = Recipe {
         model: model.name.clone(),
         pool: args.pool,
@@ -153,6 +154,7 @@ fn recipe(engine: &StoreEngine, args: &RecipeArgs, console: &Console) -> Result<
         input: args.input,
         precision: args.precision,
     };
+    model.check_recipe(&recipe)?;
     if !model.trained {
         console.untrained(&model.name);
     }

@@ -9,6 +9,7 @@ use cellql_schemas::vocabulary::Placement;
 use clap::{Args, Subcommand};
 
 use super::console::Console;
+use super::evaluate_representation::{self, RepresentationArgs};
 use super::output::{self, Format};
 use super::shared_args::{CELLS, OUTPUT};
 use crate::error::{Error, Result};
@@ -48,10 +49,13 @@ enum Task {
         /// Column of `cells` with the labels
         #[arg(long, value_name = "COLUMN", default_value = "cell_type")]
         label: String,
-        /// Target depths to embed with, as multiples of each cell's own depth, separated by commas
+        /// Target depths to embed with, as multiples of each cell's own depth, separated by commas; of transformers
         #[arg(long, value_name = "FACTOR", value_delimiter = ',', default_values_t = [1.0, 2.0, 3.0, 4.0, 5.0])]
         folds: Vec<f64>,
     },
+    /// Judge representations of cells by labels, beside PCA fitted to the cells: nearest neighbours, clusters,
+    /// silhouettes, LISI
+    Representation(RepresentationArgs),
     /// Report the held-out loss over training FLOPs of several runs of pretrain
     Scaling {
         /// Folders of runs, each named like its model
@@ -68,7 +72,8 @@ enum Task {
 
 #[derive(Debug, Args)]
 struct EvaluatedArgs {
-    /// Name of the model [default: the only one, or the only one besides the shipped model]
+    /// Name of the model [default: the only one besides the shipped models, else human_pca, or human_3m
+    /// for enhancement]
     #[arg(long)]
     model: Option<String>,
     /// Evaluate only cells that satisfy this SQL condition
@@ -98,6 +103,7 @@ pub(super) async fn run(args: EvaluateArgs, console: &Console) -> Result<()> {
         Task::Clustering { evaluated, label, folds } => {
             evaluate_clustering(&store, &evaluated, label, &folds, console).await
         }
+        Task::Representation(args) => evaluate_representation::run(&store, args, console).await,
         Task::Scaling { runs, picture, format } => report_scaling(&store, &runs, picture.as_deref(), format).await,
     }
 }
@@ -110,24 +116,35 @@ struct Evaluated {
     cells: Vec<LabelledCell>,
 }
 
+/// Loads a model and cells; without labels for enhancement, which needs a transformer.
 async fn load(store: &Store, args: &EvaluatedArgs, label: Option<String>, console: &Console) -> Result<Evaluated> {
     let entries = model_registry::list(store).await?;
-    let entry = model_registry::find(&entries, args.model.as_deref())?.clone();
+    let name = args.model.as_deref();
+    let entry = match &label {
+        None => model_registry::find_transformer(&entries, name, "enhanced expression")?.clone(),
+        Some(_) => model_registry::find(&entries, name)?.clone(),
+    };
     let model = model_registry::load(store, &entry).await?;
     let placement = store.genes().await?.place(model.vocabulary());
-    let query =
-        CellQuery { condition: args.condition.clone(), with_trained: args.all_cells, label, at_most: args.cells };
-    let (cells, known) = select_cells(store, &entries, &entry, &query).await?;
-    let which = match known {
-        HeldOutStatus::HeldOut => " that it was not trained on",
-        HeldOutStatus::AllCells => ", which may include cells that it was trained on",
-        HeldOutStatus::NotRecorded => "; which cells it was trained on is not recorded",
-    };
+    let (condition, with_trained) = (args.condition.clone(), args.all_cells);
+    let query = CellQuery { condition, with_trained, label, batch: None, at_most: args.cells };
+    let (cells, known) = select_cells(store, &entries, &[&entry], &query).await?;
+    let which = held_out_words(known);
     console.say(&format!("model '{}', {} cells{which}", entry.name, cells.len()));
     Ok(Evaluated { entry, model, placement, cells })
 }
 
-async fn write(store: &Store, columns: Vec<(&str, ArrayRef)>, format: Format) -> Result<()> {
+/// Says after a number of cells whether models were trained on them.
+pub(super) fn held_out_words(status: HeldOutStatus) -> &'static str {
+    match status {
+        HeldOutStatus::HeldOut => " that no model was trained on",
+        HeldOutStatus::AllCells => ", which may include cells that a model was trained on",
+        HeldOutStatus::NotRecorded => "; which cells the models were trained on is not recorded",
+    }
+}
+
+/// Writes a result.
+pub(super) async fn write(store: &Store, columns: Vec<(&str, ArrayRef)>, format: Format) -> Result<()> {
     let rows = RecordBatch::try_from_iter(columns).map_err(Error::internal("writing the result"))?;
     let session = Session::open(store.clone()).await?;
     session.put(RESULT, rows)?;
@@ -171,7 +188,7 @@ async fn evaluate_clustering(
     let Evaluated { entry, model, placement, cells } = load(store, args, Some(label), console).await?;
     let labels = clustering::labels(&cells)?;
     let progress = console.on_progress("clustering", "representations");
-    let total = folds.len() as u64 + 3;
+    let total = if entry.is_linear() { 3 } else { folds.len() as u64 + 3 };
     let mut found: Vec<ClusteringScores> = Vec::new();
     tokio::task::block_in_place(|| -> Result<()> {
         let mut add = |name: &str, vectors: &[f32], dim: usize| -> Result<()> {
@@ -184,13 +201,20 @@ async fn evaluate_clustering(
             let dim = vectors.len() / cells.len();
             Ok((vectors, dim))
         };
-        for fold in folds {
-            let (vectors, dim) = by(&model, *fold)?;
-            add(&format!("{}, depth × {fold}", entry.name), &vectors, dim)?;
+        if entry.is_linear() {
+            let (vectors, dim) = by(&model, 1.0)?;
+            add(&entry.name, &vectors, dim)?;
+        } else {
+            for fold in folds {
+                let (vectors, dim) = by(&model, *fold)?;
+                add(&format!("{}, depth × {fold}", entry.name), &vectors, dim)?;
+            }
         }
-        let untrained = initialise(model.config(), model.vocabulary().clone(), args.seed)?;
-        let (vectors, dim) = by(&Model::load("untrained", encode(&untrained)?.0)?, 1.0)?;
-        add("untrained model of this size, depth × 1", &vectors, dim)?;
+        if let Some(config) = model.config() {
+            let untrained = initialise(config, model.vocabulary().clone(), args.seed)?;
+            let (vectors, dim) = by(&Model::load("untrained", encode(&untrained)?.0)?, 1.0)?;
+            add("untrained model of this size, depth × 1", &vectors, dim)?;
+        }
         let (scores, dim) = pca_scores(&cells, args.seed);
         add("principal components of log-normalised counts", &scores, dim)?;
         let (dense, dim) = dense_counts(&cells);
@@ -220,6 +244,9 @@ async fn report_scaling(store: &Store, runs: &[PathBuf], out: Option<&Path>, for
         let name = run.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let entry = model_registry::find(&entries, Some(&name))?;
         let model = model_registry::load(store, entry).await?;
+        let Some(config) = model.config() else {
+            return Err(Error::input(run, "folder", format!("the model '{name}' of the store is linear")));
+        };
         let progress = checkpoint::progress(run)?
             .ok_or_else(|| Error::input(run, "folder", "it is not the folder of a run of pretrain"))?;
         let of_model = match entry.provenance() {
@@ -231,7 +258,7 @@ async fn report_scaling(store: &Store, runs: &[PathBuf], out: Option<&Path>, for
             return Err(Error::input(run, "folder", problem));
         }
         let points = read_metrics(&run.join(METRICS))?.into_iter().filter_map(|measured| {
-            let flops = training_flops(model.config(), progress.mean_tokens, measured.cells as f64);
+            let flops = training_flops(config, progress.mean_tokens, measured.cells as f64);
             Some((flops, measured.validation_loss?))
         });
         lines.push(Line { name, points: points.collect() });

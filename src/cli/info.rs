@@ -8,6 +8,7 @@ use super::{dataset, index, model};
 use crate::error::Result;
 use crate::model_registry;
 use crate::query::Session;
+use crate::shipped_models;
 
 #[derive(Debug, Args)]
 pub(super) struct InfoArgs {
@@ -28,10 +29,31 @@ pub(super) async fn run(args: InfoArgs) -> Result<()> {
     if !models.is_empty() {
         output::text("\nmodels")?;
         output::write(model::summary(&session, &models).await?, Format::Table).await?;
+        if model_registry::find(&models, None).is_ok_and(|meant| meant.name == shipped_models::NAMES[0]) {
+            output::text(&wrapped(shipped_models::ACCURACY))?;
+        }
     }
     if session.count("indexes").await? > 0 {
         output::text("\nindexes")?;
         output::write(session.sql(index::SUMMARY).await?, Format::Table).await?;
     }
     Ok(())
+}
+
+/// Text in lines of at most [`output::TEXT_WIDTH`] characters.
+fn wrapped(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let last = lines.len() - 1;
+        if !lines[last].is_empty()
+            && lines[last].chars().count() + 1 + word.chars().count() > output::TEXT_WIDTH as usize
+        {
+            lines.push(word.to_owned());
+        } else {
+            let line = &mut lines[last];
+            line.push_str(if line.is_empty() { "" } else { " " });
+            line.push_str(word);
+        }
+    }
+    lines.join("\n")
 }

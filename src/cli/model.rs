@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, StringArray, UInt32Array};
 use arrow::record_batch::RecordBatch;
-use cellql_schemas::recipe::Dtype;
+use cellql_schemas::recipe::{Dtype, Pool};
 use cellql_schemas::vocabulary::Vocabulary;
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets};
 use datafusion::dataframe::DataFrame;
 
 use super::console::Console;
+use super::model_fit::{self, FitArgs};
 use super::model_size::ModelSize;
 use super::output::{self, Format, FormatArgs, TEXT_WIDTH};
 use super::shared_args::open_to_write;
@@ -21,7 +22,8 @@ use crate::error::{Error, Result};
 use crate::ingest::file_sha256;
 use crate::model_registry::{self, ModelEntry};
 use crate::query::Session;
-use cellql_model::{CheckpointKey, Model, ModelError, Provenance, Weights, decode, encode, initialise};
+use crate::shipped_models;
+use cellql_model::{CheckpointKey, Config, FileBytes, Model, Provenance, decode, encode, halved, initialise};
 use cellql_model::{read_checkpoint, read_safetensors, write_checkpoint};
 use cellql_store::Store;
 
@@ -38,10 +40,10 @@ pub(super) enum ModelVerb {
     Show {
         /// Store: a directory
         store: String,
-        /// Name of the model [default: the only one, or the only one besides the shipped model]
+        /// Name of the model [default: the only one besides the shipped models, else human_pca]
         name: Option<String>,
     },
-    /// Add the model that comes with the program: size 3M, trained on public human cells
+    /// Add the models that come with the program, made from public human cells: human_pca (linear), human_3m
     Add {
         /// Store: a directory
         store: String,
@@ -62,6 +64,8 @@ pub(super) enum ModelVerb {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+    /// Fit principal components to the cells of a store, or an output map to a model's embeddings
+    Fit(FitArgs),
     /// Write a model to .safetensors, with configuration and vocabulary, or to .ckpt in the authors' format
     Export {
         /// Store: a directory
@@ -69,7 +73,7 @@ pub(super) enum ModelVerb {
         /// File to write: .safetensors or .ckpt
         #[arg(value_name = "FILE")]
         out: PathBuf,
-        /// Name of the model [default: the only one, or the only one besides the shipped model]
+        /// Name of the model [default: the only one besides the shipped models, else human_pca]
         #[arg(long)]
         name: Option<String>,
         /// Entry of a .ckpt that takes the model
@@ -131,6 +135,7 @@ pub(super) async fn run(verb: ModelVerb, console: &Console) -> Result<()> {
             init(&store, &size, seed, &name, console).await?;
             Ok(())
         }
+        ModelVerb::Fit(args) => model_fit::run(args, console).await,
         ModelVerb::Show { store, name } => show(&store, name.as_deref()).await,
         ModelVerb::Add { store } => add_shipped(&open_to_write(&store, console).await?, console).await.map(drop),
         ModelVerb::Export { store, out, name, key, half } => {
@@ -158,6 +163,7 @@ pub(super) async fn summary(session: &Session, models: &[ModelEntry]) -> Result<
     let trained: ArrayRef = Arc::new(BooleanArray::from_iter(models.iter().map(|m| Some(m.trained))));
     let columns = [
         ("name", text(&|m| m.name.clone())),
+        ("kind", text(&|m| m.kind().to_owned())),
         ("weights", text(&|m| format!("{:.1}M", m.parameters as f64 / 1e6))),
         ("genes", number(|m| m.n_genes)),
         ("dim", number(|m| m.dim)),
@@ -176,6 +182,7 @@ fn source(entry: &ModelEntry) -> String {
     match entry.provenance() {
         Ok(Provenance::Untrained { seed }) => format!("random weights, seed {seed}"),
         Ok(Provenance::Trained { cells, steps, .. }) => format!("{steps} steps on {} cells", cells.0),
+        Ok(Provenance::Fitted { cells, .. }) => format!("fitted to {} cells", cells.0),
         Ok(Provenance::Imported { file, .. }) => format!("imported from {file}"),
         Err(_) => "not recorded".to_owned(),
     }
@@ -192,7 +199,6 @@ async fn find(uri: &str, name: Option<&str>) -> Result<(Store, ModelEntry)> {
 async fn show(uri: &str, name: Option<&str>) -> Result<()> {
     let (store, entry) = find(uri, name).await?;
     let model = model_registry::load(&store, &entry).await?;
-    let (encoder, decoder) = (&model.config().encoder, &model.config().decoder);
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     if !output::is_terminal() {
@@ -204,6 +210,29 @@ async fn show(uri: &str, name: Option<&str>) -> Result<()> {
     row("model", entry.name.clone());
     row("trained on", trained_on(&entry));
     row("weights", format!("{:.2} million", entry.parameters as f64 / 1e6));
+    match model.config() {
+        Some(config) => show_transformer(config, &entry, &mut row),
+        None => {
+            row("cell embedding", format!("{} dimensions, principal components of log-normalised counts", entry.dim))
+        }
+    }
+    if let Some(map) = model.output_map() {
+        row("output map", format!("from {} dimensions to {}", map.inputs(), map.outputs()));
+    }
+    row("vocabulary", format!("{} genes, sha256 {}", entry.n_genes, entry.vocabulary_sha256));
+    row("sha256", entry.sha256.clone());
+    for precision in Dtype::ALL.into_iter().filter(|_| !entry.is_linear()) {
+        row(&format!("{} here", precision.name()), Model::instructions(precision).to_owned());
+    }
+    if let Ok(Provenance::Imported { note, .. }) = entry.provenance() {
+        row("licence", note);
+    }
+    output::text(&table.to_string())
+}
+
+/// The rows of [`show`] about a transformer.
+fn show_transformer(config: &Config, entry: &ModelEntry, row: &mut dyn FnMut(&str, String)) {
+    let (encoder, decoder) = (&config.encoder, &config.decoder);
     row("encoder", format!("{} layers of width {}, {} heads", encoder.depth, encoder.hidden_dim, encoder.heads));
     row(
         "decoder",
@@ -213,21 +242,13 @@ async fn show(uri: &str, name: Option<&str>) -> Result<()> {
             decoder.hidden_dim,
             decoder.heads,
             decoder.dim_head,
-            model.config().nb_features()
+            config.nb_features()
         ),
     );
-    row("value bins", model.config().bin_num.to_string());
-    row("cell embedding", format!("{} dimensions (pool all), {} (pool max)", entry.dim, entry.dim / 4));
+    row("value bins", config.bin_num.to_string());
+    let (all, max) = (entry.embedding_dim(Pool::All), entry.embedding_dim(Pool::Max));
+    row("cell embedding", format!("{all} dimensions (pool all), {max} (pool max)"));
     row("gene embedding", format!("{} dimensions", decoder.hidden_dim));
-    row("vocabulary", format!("{} genes, sha256 {}", entry.n_genes, entry.vocabulary_sha256));
-    row("sha256", entry.sha256.clone());
-    for precision in Dtype::ALL {
-        row(&format!("{} here", precision.name()), Model::instructions(precision).to_owned());
-    }
-    if let Ok(Provenance::Imported { note, .. }) = entry.provenance() {
-        row("licence", note);
-    }
-    output::text(&table.to_string())
 }
 
 /// What a model was trained on, in words.
@@ -242,6 +263,17 @@ fn trained_on(entry: &ModelEntry) -> String {
                 cells.0,
                 cells.1,
                 batch("batch") * batch("accumulate")
+            )
+        }
+        Ok(Provenance::Fitted { cells, method, settings, program, .. }) => {
+            let text =
+                |name: &str| settings.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+            format!(
+                "{} cells of a store, {} held out: {method}, groups: {}, genes: {}; by {program}",
+                cells.0,
+                cells.1,
+                text("balance"),
+                text("genes")
             )
         }
         Ok(Provenance::Imported { file, sha256, key, .. }) => {
@@ -272,8 +304,7 @@ async fn export(
         return Err(Error::input(out, "file", "--half works only for .safetensors"));
     }
     if half {
-        let bytes =
-            encode(&decode(&entry.name, &bytes)?.halved().map_err(ModelError::compute(&entry.name, "halving it"))?)?.0;
+        let bytes = halved(&entry.name, &bytes)?.0;
         write_whole(out, |file| file.write_all(&bytes).map_err(Error::internal("writing the model")))?;
     } else if extension == "safetensors" {
         write_whole(out, |file| file.write_all(&bytes).map_err(Error::internal("writing the model")))?;
@@ -301,10 +332,13 @@ fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Resu
     Ok(())
 }
 
-/// Adds the model that comes with the program.
+/// Adds the models that come with the program.
 pub(super) async fn add_shipped(store: &Store, console: &Console) -> Result<Store> {
-    let (store, entry) = model_registry::add_shipped(store).await?;
-    print_added(&entry, console);
+    let (store, added) = shipped_models::add(store).await?;
+    added.iter().for_each(|entry| print_added(entry, console));
+    if added.is_empty() {
+        console.say("the store has the models that come with the program already");
+    }
     Ok(store)
 }
 
@@ -319,7 +353,7 @@ async fn init(store: &Store, size: &ModelSize, seed: u64, name: &str, console: &
 }
 
 /// Prints that a model was added.
-fn print_added(entry: &ModelEntry, console: &Console) {
+pub(super) fn print_added(entry: &ModelEntry, console: &Console) {
     let state = if entry.trained { "" } else { " (untrained)" };
     console.say(&format!(
         "model '{}': {:.1} million weights{state}, {} genes, embeddings of dimension {}, sha256 {}",
@@ -333,36 +367,37 @@ fn print_added(entry: &ModelEntry, console: &Console) {
 
 async fn import(args: ImportArgs, console: &Console) -> Result<()> {
     let store = open_to_write(&args.store, console).await?;
-    let (weights, key) = read(&args)?;
+    let (bytes, key) = read(&args)?;
     let sha256 = file_sha256(&args.file)?;
     let file = args.file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let provenance = Provenance::Imported { file, sha256, key, note: LICENCE_NOTE.to_owned() };
-    let (_, entry) = model_registry::add(&store, &args.name, &weights, &provenance).await?;
+    let (_, entry) = model_registry::add_file(&store, &args.name, bytes, &provenance).await?;
     print_added(&entry, console);
     console.say(&format!("note: {LICENCE_NOTE}"));
     Ok(())
 }
 
-fn read(args: &ImportArgs) -> Result<(Weights, Option<String>)> {
+/// The file of a model, as cellql keeps it, and the entry of a checkpoint that it was read from.
+fn read(args: &ImportArgs) -> Result<(FileBytes, Option<String>)> {
     let mut head = [0u8; 2];
     let unreadable = |e: std::io::Error| Error::input(&args.file, "file", format!("cannot be read: {e}"));
     let is_zip = File::open(&args.file).and_then(|mut f| f.read_exact(&mut head)).map(|()| head == *b"PK");
     if is_zip.map_err(unreadable)? {
         let key = args.key.into();
         let weights = read_checkpoint(&args.file, key, vocabulary(args)?)?;
-        return Ok((weights, Some(key.name().to_owned())));
+        return Ok((encode(&weights)?.0.into(), Some(key.name().to_owned())));
     }
-    let weights = match &args.config {
-        Some(config) => read_safetensors(&args.file, config, vocabulary(args)?)?,
-        None => {
-            let bytes = std::fs::read(&args.file).map_err(unreadable)?;
-            decode(&args.name, &bytes).map_err(|e| {
-                let hint = "plain .safetensors need --config and --genes";
-                Error::input(&args.file, "header", format!("{e}; {hint}"))
-            })?
+    if let Some(config) = &args.config {
+        return Ok((encode(&read_safetensors(&args.file, config, vocabulary(args)?)?)?.0.into(), None));
+    }
+    let bytes = std::fs::read(&args.file).map_err(unreadable)?;
+    match Model::load(&args.name, bytes.clone()) {
+        Ok(_) => Ok((bytes.into(), None)),
+        Err(e) => {
+            let hint = "plain .safetensors need --config and --genes";
+            Err(Error::input(&args.file, "header", format!("{e}; {hint}")))
         }
-    };
-    Ok((weights, None))
+    }
 }
 
 fn vocabulary(args: &ImportArgs) -> Result<Vocabulary> {

@@ -16,11 +16,10 @@ use super::shared_args::{CELLS, EXECUTION, one_of, open_to_write};
 use crate::error::{Error, Result};
 use crate::model_registry::{self, ModelEntry};
 use crate::pretrain::run::{METRICS, read_metrics};
-use crate::pretrain::split::numbering;
 use crate::pretrain::{Loader, Run, RunResult, SplitCounts, split};
 use cellql_model::{Device, Provenance, Weights, decode, encode, initialise};
 use cellql_schemas::recipe::Dtype;
-use cellql_store::Store;
+use cellql_store::{HASH_VERSION, Store};
 use cellql_training::checkpoint;
 use cellql_training::{
     Learner, LoaderPosition, Mixing, OnDevices, OnKernels, Schedule, Settings, SingleProcess, StepMetrics, curves,
@@ -275,7 +274,7 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
         console.say(&format!("stopped after step {}; run the same command to resume", ended.progress.step));
         return Ok(());
     }
-    let provenance = provenance(&ended, &measured, from.map(|entry| entry.sha256), numbering(&read).await?)?;
+    let provenance = provenance(&ended, &measured, from.map(|entry| entry.sha256))?;
     let (_, entry) = model_registry::add(&store, name, &ended.weights, &provenance).await?;
     report(&ended, &measured, &entry, &folder)
 }
@@ -319,12 +318,7 @@ fn show_progress(console: &Console, steps: u64) -> Box<dyn Fn(&StepMetrics) + Se
     })
 }
 
-fn provenance(
-    ended: &RunResult,
-    measured: &[StepMetrics],
-    from: Option<String>,
-    numbering: Vec<(usize, String)>,
-) -> Result<Provenance> {
+fn provenance(ended: &RunResult, measured: &[StepMetrics], from: Option<String>) -> Result<Provenance> {
     let progress = &ended.progress;
     let text = |loss: f64| format!("{loss:.6}");
     Ok(Provenance::Trained {
@@ -337,7 +331,7 @@ fn provenance(
         seconds: progress.seconds as u64,
         program: format!("cellql {} {}", env!("CARGO_PKG_VERSION"), env!("CELLQL_COMMIT")),
         from,
-        numbering,
+        cell_hash: HASH_VERSION,
     })
 }
 

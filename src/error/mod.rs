@@ -231,7 +231,7 @@ fn kind_of_store(error: &StoreError) -> ErrorKind {
 fn kind_of_model(error: &ModelError) -> ErrorKind {
     match error {
         ModelError::Input { .. } | ModelError::Config(_) | ModelError::Weight { .. } => ErrorKind::Input,
-        ModelError::Values { .. } | ModelError::Device(_) => ErrorKind::Request,
+        ModelError::Values { .. } | ModelError::Device(_) | ModelError::IsLinear { .. } => ErrorKind::Request,
         ModelError::Damaged { .. } => ErrorKind::Damaged,
         ModelError::Compute { .. } | ModelError::Write { .. } => ErrorKind::Internal,
     }
@@ -256,6 +256,7 @@ fn kind_of_query(error: &DataFusionError) -> ErrorKind {
         | DataFusionError::Execution(_)
         | DataFusionError::ArrowError(_, _)
         | DataFusionError::NotImplemented(_)
+        | DataFusionError::ResourcesExhausted(_)
         | DataFusionError::Configuration(_) => ErrorKind::Request,
         DataFusionError::External(inner) => {
             if let Some(error) = inner.downcast_ref::<Error>() {

@@ -15,6 +15,7 @@ use super::cells::{LabelledCell, log_normalised};
 use crate::error::{Error, Result};
 use cellql_analysis::agreement::{adjusted_rand_index, normalised_mutual_information};
 use cellql_analysis::connectivities::connectivities;
+use cellql_analysis::graph::WeightedGraph;
 use cellql_analysis::knn::nearest_neighbours;
 use cellql_analysis::leiden::leiden;
 use cellql_analysis::pca::{SparseRows, principal_components};
@@ -71,6 +72,47 @@ pub fn labels(cells: &[LabelledCell]) -> Result<Vec<u32>> {
     }
 }
 
+/// Agreement of Leiden clusters, about as many as there are labels, with the labels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClusterAgreement {
+    /// Number of clusters.
+    pub clusters: usize,
+    /// Resolution at which they were found.
+    pub resolution: f64,
+    /// Normalised mutual information, 0 to 1.
+    pub nmi: f64,
+    /// Adjusted Rand index, at most 1; 0 is chance.
+    pub ari: f64,
+}
+
+/// Clusters a graph into about as many communities as there are labels, `[cells]`, and compares them.
+pub fn cluster_agreement(graph: &WeightedGraph, labels: &[u32], seed: u64) -> ClusterAgreement {
+    let wanted = labels.iter().max().map_or(0, |most| *most as usize + 1);
+    let count = |found: &[u32]| found.iter().max().map_or(0, |most| *most as usize + 1);
+    let (mut low, mut high) = RESOLUTIONS;
+    let mut best: Option<(usize, f64, Vec<u32>)> = None;
+    for _ in 0..SEARCH_STEPS {
+        let resolution = (low * high).sqrt();
+        let found = leiden(graph, resolution, seed);
+        let clusters = count(&found);
+        if best.as_ref().is_none_or(|(apart, ..)| clusters.abs_diff(wanted) < *apart) {
+            best = Some((clusters.abs_diff(wanted), resolution, found));
+        }
+        match clusters.cmp(&wanted) {
+            std::cmp::Ordering::Equal => break,
+            std::cmp::Ordering::Less => low = resolution,
+            std::cmp::Ordering::Greater => high = resolution,
+        }
+    }
+    let (_, resolution, found) = best.unwrap_or_default();
+    ClusterAgreement {
+        clusters: count(&found),
+        resolution,
+        nmi: normalised_mutual_information(labels, &found),
+        ari: adjusted_rand_index(labels, &found),
+    }
+}
+
 /// Clusters vectors, `[cells, dim]`, and compares the clusters with labels, `[cells]`.
 ///
 /// # Errors
@@ -83,38 +125,14 @@ pub fn evaluate(
     seed: u64,
 ) -> Result<ClusteringScores> {
     let graph = connectivities(&nearest_neighbours(vectors, dim, NEIGHBOURS.min(labels.len() - 1)));
-    let wanted = labels.iter().max().map_or(0, |most| *most as usize + 1);
-    let count = |found: &[u32]| found.iter().max().map_or(0, |most| *most as usize + 1);
-    let (mut low, mut high) = RESOLUTIONS;
-    let mut best: Option<(usize, f64, Vec<u32>)> = None;
-    for _ in 0..SEARCH_STEPS {
-        let resolution = (low * high).sqrt();
-        let found = leiden(&graph, resolution, seed);
-        let clusters = count(&found);
-        if best.as_ref().is_none_or(|(apart, ..)| clusters.abs_diff(wanted) < *apart) {
-            best = Some((clusters.abs_diff(wanted), resolution, found));
-        }
-        match clusters.cmp(&wanted) {
-            std::cmp::Ordering::Equal => break,
-            std::cmp::Ordering::Less => low = resolution,
-            std::cmp::Ordering::Greater => high = resolution,
-        }
-    }
+    let ClusterAgreement { clusters, resolution, nmi, ari } = cluster_agreement(&graph, labels, seed);
     let no_silhouette = || {
         Error::Request(format!(
             "{representation}: these labels have no silhouette; choose another --label or other cells"
         ))
     };
-    let (_, resolution, found) = best.ok_or_else(no_silhouette)?;
-    Ok(ClusteringScores {
-        representation: representation.to_owned(),
-        dim,
-        clusters: count(&found),
-        resolution,
-        nmi: normalised_mutual_information(labels, &found),
-        ari: adjusted_rand_index(labels, &found),
-        silhouette: silhouette(vectors, dim, labels).ok_or_else(no_silhouette)?,
-    })
+    let silhouette = silhouette(vectors, dim, labels).ok_or_else(no_silhouette)?;
+    Ok(ClusteringScores { representation: representation.to_owned(), dim, clusters, resolution, nmi, ari, silhouette })
 }
 
 /// A model's embeddings, `[cells, dim]`, with a target depth of `fold` times that of the cell. Cells without one are

@@ -26,7 +26,7 @@ use crate::query::Session;
 use crate::query::condition::check_syntax;
 use cellql_store::genes::Catalogue;
 use cellql_store::progress::OnProgress;
-use cellql_store::{Store, changed_cells};
+use cellql_store::{CellHasher, Store, changed_cells};
 
 /// Rows of a batch. The expression of one row has thousands of values.
 const BATCH_ROWS: usize = 1024;
@@ -87,6 +87,7 @@ pub struct ExportReport {
 /// The cells to export, and their genes, obs columns and provenance.
 struct Selection {
     store: Store,
+    hasher: CellHasher,
     /// Ids of the cells, ascending.
     cell_ids: Vec<u64>,
     /// Ids of the genes that a data set of these cells measured, ascending, with the first name that a file gave each.
@@ -149,8 +150,9 @@ impl Selection {
             return Err(Error::Request(format!("there is nothing to export: {of}")));
         }
         cell_ids.sort_unstable();
-        let mut selection =
-            Self { store, cell_ids, genes: vec![], obs: vec![], datasets: vec![], provenance: BTreeMap::new() };
+        let hasher = session.engine().genes().hasher();
+        let provenance = BTreeMap::new();
+        let mut selection = Self { store, hasher, cell_ids, genes: vec![], obs: vec![], datasets: vec![], provenance };
         selection.read_datasets(session.engine().genes(), &dataset_ids).await?;
         selection.provenance.insert("store".into(), selection.store.uri().to_owned());
         selection.provenance.insert("store_version".into(), selection.store.version().version.to_string());
@@ -206,7 +208,7 @@ impl Selection {
 
     fn selected_rows(&self, table: &str, batch: &RecordBatch) -> Result<RecordBatch> {
         if table == cells::TABLE
-            && let Some(cell) = changed_cells(batch).first()
+            && let Some(cell) = changed_cells(batch, &self.hasher).first()
         {
             let problem = format!(
                 "the expression of cell {cell} has changed since it was ingested; see what is damaged with: cellql \

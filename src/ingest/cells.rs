@@ -18,7 +18,7 @@ use super::duplicates::ContentIndex;
 use super::obs::{ObsTarget, fitted};
 use super::values::{CountStatistics, Interpretation};
 use crate::error::{Error, Result};
-use cellql_store::ContentHash;
+use cellql_store::CellHasher;
 
 /// Which cells are kept, and how their values are interpreted.
 #[derive(Debug, Clone, Copy)]
@@ -38,14 +38,15 @@ pub(super) struct FileGenes {
     sorter: GeneSorter,
     /// Ids of the genes of the mitochondrial genome, ascending.
     mitochondrial: Vec<u32>,
+    hasher: CellHasher,
 }
 
 impl FileGenes {
-    /// For a file whose features are these genes. Each gene occurs once.
-    pub(super) fn new(gene_ids: &[u32], is_mitochondrial: impl Fn(u32) -> bool) -> Self {
+    /// For a file whose features are these genes, of a store with this hasher. Each gene occurs once.
+    pub(super) fn new(gene_ids: &[u32], hasher: CellHasher, is_mitochondrial: impl Fn(u32) -> bool) -> Self {
         let sorter = GeneSorter::new(gene_ids);
         let mitochondrial = sorter.genes().iter().copied().filter(|g| is_mitochondrial(*g)).collect();
-        Self { sorter, mitochondrial }
+        Self { sorter, mitochondrial, hasher }
     }
 }
 
@@ -220,7 +221,7 @@ impl CellBuilder {
     /// Keeps the cell that was added last, unless it is a duplicate and duplicates are left out.
     fn keep(&mut self, to: &mut BatchColumns) -> bool {
         let cell = to.profiles.last();
-        let hash = ContentHash::of(cell).to_hex();
+        let hash = self.genes.hasher.hash(cell).to_hex();
         let duplicate_of = self.stored.find(&hash);
         self.counts.duplicates += u64::from(duplicate_of.is_some());
         if duplicate_of.is_some() && self.options.skip_duplicates {
@@ -294,7 +295,7 @@ mod tests {
     }
 
     fn cells(interpretation: Interpretation) -> CellBuilder {
-        let genes = FileGenes::new(&[9, 3, 4], |g| g == 4);
+        let genes = FileGenes::new(&[9, 3, 4], CellHasher::new(["a"; 10].into_iter()), |g| g == 4);
         let options = CellOptions { min_genes: 0, interpretation, is_certain: false, skip_duplicates: false };
         CellBuilder::new(0, 5, genes, vec![], options, ContentIndex::default())
     }

@@ -277,7 +277,7 @@ impl Attempt<'_> {
             is_certain: self.options.values.is_some(),
             skip_duplicates: self.options.skip_duplicates,
         };
-        let genes = FileGenes::new(&gene_ids, |g| catalogue.is_mitochondrial(g));
+        let genes = FileGenes::new(&gene_ids, catalogue.hasher(), |g| catalogue.is_mitochondrial(g));
         let stored = ContentIndex::read(transaction.store()).await?;
         let builder = CellBuilder::new(dataset_id, transaction.next_cell_id(), genes, targets, cell_options, stored);
 

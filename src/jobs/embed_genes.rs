@@ -175,7 +175,7 @@ struct GroupMean {
 impl GroupMean {
     fn new(engine: &StoreEngine, recipe: &Recipe) -> Result<Self> {
         let (genes, positions): (Vec<u32>, Vec<u32>) = engine.genes_of_model(&recipe.model)?.into_iter().unzip();
-        let width = engine.with_model(&recipe.model, |m| m.config().decoder.hidden_dim)?;
+        let width = engine.with_transformer(&recipe.model, "gene embeddings", |config| config.decoder.hidden_dim)?;
         let sums = vec![0.0; genes.len() * width];
         Ok(Self { genes, positions, width, sums, cells: 0 })
     }

@@ -58,7 +58,10 @@ impl MemoryBudget {
     /// key, value and attention. A longer cell is a batch of its own.
     fn tokens(self, engine: &StoreEngine, recipe: &Recipe) -> Result<usize> {
         let Some(bytes) = self.bytes else { return Ok(DEFAULT_TOKEN_BUDGET) };
-        let width = engine.with_model(&recipe.model, |m| m.config().encoder.hidden_dim)?;
+        if engine.entry(Some(&recipe.model))?.is_linear() {
+            return Ok(DEFAULT_TOKEN_BUDGET);
+        }
+        let width = engine.with_transformer(&recipe.model, "tokens", |config| config.encoder.hidden_dim)?;
         Ok((bytes as usize / (5 * 4 * width)).max(1))
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! A cell is held out if the first 64 bits of its content hash, as a fraction of 2^64, are below the share to hold out.
 //! So the same cells are held out in every run, whatever is ingested later, and cells with equal content are on the
-//! same side. This holds in every store with the same gene ids ([`numbering`]). A condition can hold out more cells,
-//! and with them all cells with the same content. Of cells with equal content that are not held out, one is trained on.
+//! same side. This holds in every store, because content hashes do not depend on the store. A condition can hold out
+//! more cells, and with them all cells with the same content. Of cells with equal content that are not held out, one is
+//! trained on.
 //!
 //! Depends on the store. Rows are kept as compressed sets of row addresses, which take a few bits per cell.
 
-use std::collections::{BTreeSet, BinaryHeap, HashSet};
+use std::collections::{BinaryHeap, HashSet};
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{UInt32Type, UInt64Type};
@@ -19,7 +20,6 @@ use roaring::RoaringTreemap;
 
 use crate::error::{Error, Result};
 use crate::query::condition;
-use cellql_store::genes::Catalogue;
 use cellql_store::{ContentHash, Store, is_one_of};
 
 /// Cells to train on and cells held out, as row addresses of `cells`.
@@ -125,25 +125,6 @@ pub async fn split(store: &Store, condition: Option<&str>, hold_out: &HoldOut, v
     Ok(split)
 }
 
-/// How a store numbers genes: the number of genes after each data set was ingested, ascending, with
-/// [`Catalogue::numbering`] of so many genes. In two stores that agree on it, equal cells have equal content hashes and
-/// the same cells are held out. Genes of the nomenclature have the same id in every store; features that resolve to no
-/// gene get ids in the order in which they are ingested.
-///
-/// # Errors
-/// A table cannot be read.
-pub async fn numbering(store: &Store) -> Result<Vec<(usize, String)>> {
-    let (genes, identified) = (store.genes().await?, Catalogue::from_nomenclature().len());
-    let mut counts = BTreeSet::from([genes.len()]);
-    for batch in store.read(datasets::TABLE, &[datasets::MEASURED_GENES], None).await? {
-        for list in batch.column(0).as_list::<i32>().iter().flatten() {
-            let last = list.as_primitive::<UInt32Type>().values().iter().max();
-            counts.insert(last.map_or(0, |last| *last as usize + 1).max(identified));
-        }
-    }
-    Ok(counts.into_iter().filter_map(|count| Some((count, genes.numbering(count)?))).collect())
-}
-
 fn content_hash(batch: &RecordBatch, row: usize) -> Option<ContentHash> {
     let hashes = batch.column_by_name(cells::CONTENT_HASH)?;
     ContentHash::from_hex(hashes.as_string::<i32>().value(row))
@@ -191,10 +172,12 @@ async fn each(
 mod tests {
     use super::*;
     use cellql_schemas::expr::Profile;
+    use cellql_store::CellHasher;
 
     #[test]
     fn the_share_of_hashes_below_a_share_is_that_share() {
-        let hash = |n: u32| ContentHash::of(Profile { gene_ids: &[n], values: &[1.0] });
+        let hasher = CellHasher::new(["HGNC:1"].into_iter());
+        let hash = |n: u32| hasher.hash(Profile { gene_ids: &[0], values: &[n as f32] });
         let below = (0..20_000).filter(|n| is_below(hash(*n), 0.1)).count();
         assert!((1800..2200).contains(&below), "{below}");
         assert!((0..100).all(|n| !is_below(hash(n), 0.0) && is_below(hash(n), 1.0)));

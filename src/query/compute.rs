@@ -36,7 +36,7 @@ impl StoreEngine {
         let n = cells.profiles.len();
         let sample = |row: usize| cells.profiles.get(row).map(|profile| Sample { profile, total: cells.total(row) });
         let hashes: Vec<Option<ContentHash>> =
-            (0..n).map(|row| sample(row).map(|s| ContentHash::of(s.profile))).collect();
+            (0..n).map(|row| sample(row).map(|s| self.hasher.hash(s.profile))).collect();
         let key = |row: usize| hashes[row].map(|hash| vector_cache::key(what, recipe, hash, cells.total(row)));
         let keys: Vec<Option<vector_cache::Key>> = (0..n).map(key).collect();
         // One caller at a time: a model call uses every core, and two that meet the same cell compute it once.

@@ -22,9 +22,9 @@ use super::vector_cache::VectorCache;
 use crate::error::{Error, Result};
 use crate::index::Searcher;
 use crate::model_registry::{self, ModelEntry};
-use cellql_model::{DEFAULT_TOKEN_BUDGET, Device, Model};
-use cellql_store::Store;
+use cellql_model::{Config, DEFAULT_TOKEN_BUDGET, Device, Model, ModelError};
 use cellql_store::genes::Catalogue;
+use cellql_store::{CellHasher, Store};
 
 /// What a person should know about an answer beside the answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,6 +51,7 @@ pub(super) struct Loaded {
 pub struct StoreEngine {
     store: Store,
     genes: Catalogue,
+    pub(super) hasher: CellHasher,
     models: Vec<ModelEntry>,
     loaded: Mutex<HashMap<String, Arc<Loaded>>>,
     /// Held while a model is called.
@@ -83,8 +84,10 @@ impl StoreEngine {
     /// # Errors
     /// The store cannot be read.
     pub async fn open(store: Store) -> Result<Self> {
+        let genes = store.genes().await?;
         Ok(Self {
-            genes: store.genes().await?,
+            hasher: genes.hasher(),
+            genes,
             models: model_registry::list(&store).await?,
             store,
             loaded: Mutex::default(),
@@ -208,12 +211,22 @@ impl StoreEngine {
         Ok(cells.iter().map(|cell| cell.map(total)).collect())
     }
 
-    /// The loaded model of a name.
+    /// The transformer of a name, or the one meant by none, for what linear models cannot do: `what`.
     ///
     /// # Errors
-    /// An unknown model, or one that cannot be loaded.
-    pub fn with_model<T>(&self, model: &str, read: impl FnOnce(&Model) -> T) -> Result<T> {
-        Ok(read(&self.loaded(model)?.model))
+    /// [`Error::Request`] with the names there are.
+    pub fn transformer_entry(&self, name: Option<&str>, what: &str) -> Result<&ModelEntry> {
+        model_registry::find_transformer(&self.models, name, what)
+    }
+
+    /// The sizes of a transformer, for what linear models cannot do: `what`.
+    ///
+    /// # Errors
+    /// An unknown or linear model, or one that cannot be loaded.
+    pub fn with_transformer<T>(&self, model: &str, what: &'static str, read: impl FnOnce(&Config) -> T) -> Result<T> {
+        let loaded = self.loaded(model)?;
+        let linear = || ModelError::IsLinear { model: model.to_owned(), what };
+        Ok(read(loaded.model.config().ok_or_else(linear)?))
     }
 
     /// Which genes each data set measured.
@@ -252,8 +265,14 @@ impl Engine for StoreEngine {
         Ok(self.entry(name)?.name.clone())
     }
 
+    fn transformer(&self, name: Option<&str>, what: &str) -> Result<String, EngineError> {
+        Ok(self.transformer_entry(name, what)?.name.clone())
+    }
+
     fn dim(&self, recipe: &Recipe) -> Result<usize, EngineError> {
-        Ok(self.entry(Some(&recipe.model))?.embedding_dim(recipe.pool))
+        let entry = self.entry(Some(&recipe.model))?;
+        entry.check_recipe(recipe)?;
+        Ok(entry.embedding_dim(recipe.pool))
     }
 
     fn embed(&self, recipe: &Recipe, cells: Cells) -> Result<Embedded, EngineError> {
@@ -271,7 +290,7 @@ impl Engine for StoreEngine {
     }
 
     fn context_dim(&self, model: &str) -> Result<usize, EngineError> {
-        Ok(self.with_model(model, |m| m.config().decoder.hidden_dim)?)
+        Ok(self.with_transformer(model, "gene embeddings", |config| config.decoder.hidden_dim)?)
     }
 
     fn embed_gene(&self, recipe: &Recipe, position: u32, cells: Cells) -> Result<Embedded, EngineError> {

@@ -10,6 +10,7 @@ use datafusion::catalog::{MemorySchemaProvider, SchemaProvider, TableProvider};
 use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -133,6 +134,7 @@ impl Session {
         physical.extend(PhysicalOptimizer::new().rules);
         let state = SessionStateBuilder::new()
             .with_config(config)
+            .with_runtime_env(runtime()?)
             .with_default_features()
             .with_physical_optimizer_rules(physical)
             .with_query_planner(Arc::new(Planner::new(Arc::clone(&engine))))
@@ -373,4 +375,18 @@ fn prepare(statement: &mut Statement, parameters: &Parameters) -> Result<(), Dat
         Statement::Explain(explain) => prepare(&mut explain.statement, parameters),
         _ => Ok(()),
     }
+}
+
+/// The part of the process's memory that sorts, joins and aggregates of a statement may use together.
+const MEMORY_SHARE: f64 = 0.6;
+
+/// Memory and temporary files of statements: sorts and aggregates beyond [`MEMORY_SHARE`] go on in temporary files, and
+/// what cannot do that fails instead of using up the machine's memory.
+fn runtime() -> Result<Arc<RuntimeEnv>> {
+    let builder = RuntimeEnvBuilder::new();
+    let builder = match crate::memory::limit() {
+        Some(bytes) => builder.with_memory_limit(bytes as usize, MEMORY_SHARE),
+        None => builder,
+    };
+    Ok(builder.build_arc()?)
 }

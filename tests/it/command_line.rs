@@ -252,7 +252,7 @@ fn tables_keep_to_a_hundred_columns_where_there_is_no_terminal() {
         "{described}"
     );
     let (all, _) = done(&["model", "list", &store, "--format", "csv"]);
-    assert!(all.starts_with("name,sha256,vocabulary_sha256,"), "{all}");
+    assert!(all.starts_with("name,kind,sha256,vocabulary_sha256,"), "{all}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod evaluate;
 mod fixtures;
 mod formats;
 mod interpretation;
+mod linear;
 mod mutations;
 mod nearest;
 mod oracle;

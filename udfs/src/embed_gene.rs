@@ -36,6 +36,9 @@ pub const DESCRIPTION: Description = Description {
     example: "SELECT cell_id, embed_gene(expr, 'INS') AS ins FROM cells LIMIT 5;",
 };
 
+/// What only transformers have.
+const WHAT: &str = "gene embeddings";
+
 #[derive(Debug)]
 pub(crate) struct EmbedGene;
 
@@ -50,13 +53,13 @@ impl OverCells for EmbedGene {
     const DESCRIPTION: &'static Description = &DESCRIPTION;
 
     fn data_type(engine: &dyn Engine, arguments: &Arguments) -> Result<DataType> {
-        let recipe = arguments.recipe(engine)?;
+        let recipe = arguments.transformer_recipe(engine, WHAT)?;
         gene(engine, arguments, &recipe.model)?;
         Ok(vector_type(engine.context_dim(&recipe.model)?))
     }
 
     fn call(engine: &dyn Engine, arguments: &Arguments, cells: Cells) -> Result<ArrayRef> {
-        let recipe = arguments.recipe(engine)?;
+        let recipe = arguments.transformer_recipe(engine, WHAT)?;
         let position = gene(engine, arguments, &recipe.model)?;
         let embedded = engine.embed_gene(&recipe, position, cells)?;
         Ok(Arc::new(vector_column(embedded, engine.context_dim(&recipe.model)?)?))

@@ -129,10 +129,16 @@ pub trait Engine: Debug + Send + Sync {
     /// [`EngineError::Request`] for an unknown name, or none where it is not clear which.
     fn model(&self, name: Option<&str>) -> Result<String, EngineError>;
 
-    /// Numbers in an embedding of this recipe.
+    /// The transformer of that name, or the one meant by none, for what linear models cannot do: `what`.
     ///
     /// # Errors
-    /// [`EngineError::Request`] for an unknown model.
+    /// As [`Engine::model`], and for the name of a linear model.
+    fn transformer(&self, name: Option<&str>, what: &str) -> Result<String, EngineError>;
+
+    /// Dimensions of an embedding of this recipe.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] for an unknown model, or an option that its kind of model does not have.
     fn dim(&self, recipe: &Recipe) -> Result<usize, EngineError>;
 
     /// Embeds cells. The result of a cell depends on that cell alone.

@@ -33,6 +33,9 @@ pub const DESCRIPTION: Description = Description {
     example: "SELECT cell_id, expression(enhance(expr, depth => 'f5'), 'INS') AS ins FROM cells LIMIT 5;",
 };
 
+/// What only transformers have.
+const WHAT: &str = "enhanced expression";
+
 #[derive(Debug)]
 pub(crate) struct Enhance;
 
@@ -40,12 +43,12 @@ impl OverCells for Enhance {
     const DESCRIPTION: &'static Description = &DESCRIPTION;
 
     fn data_type(engine: &dyn Engine, arguments: &Arguments) -> Result<DataType> {
-        arguments.recipe(engine)?;
+        arguments.transformer_recipe(engine, WHAT)?;
         Ok(data_type())
     }
 
     fn call(engine: &dyn Engine, arguments: &Arguments, cells: Cells) -> Result<ArrayRef> {
-        let enhanced = engine.enhance(&arguments.recipe(engine)?, cells)?;
+        let enhanced = engine.enhance(&arguments.transformer_recipe(engine, WHAT)?, cells)?;
         let genes = &enhanced.gene_ids;
         let mut profiles = ProfileBuilder::default();
         for (row, valid) in enhanced.valid.iter().enumerate() {

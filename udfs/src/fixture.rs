@@ -48,6 +48,10 @@ impl Engine for ThreeGenes {
         no_model()
     }
 
+    fn transformer(&self, _: Option<&str>, _: &str) -> Result<String, EngineError> {
+        no_model()
+    }
+
     fn dim(&self, _: &Recipe) -> Result<usize, EngineError> {
         no_model()
     }

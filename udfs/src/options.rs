@@ -143,6 +143,16 @@ impl<'a> Arguments<'a> {
 
     /// Reads `model`, `pool`, `depth`, `input` and `precision`, as far as the function has them.
     pub(crate) fn recipe(&self, engine: &dyn Engine) -> Result<Recipe> {
+        self.recipe_of(self.model(engine)?)
+    }
+
+    /// The same where the model must be a transformer: linear models have no `what`.
+    pub(crate) fn transformer_recipe(&self, engine: &dyn Engine, what: &str) -> Result<Recipe> {
+        let name = self.text("model")?;
+        self.recipe_of(engine.transformer(name, what).map_err(|e| e.about(name.unwrap_or_default()))?)
+    }
+
+    fn recipe_of(&self, model: String) -> Result<Recipe> {
         let function = self.function.name;
         let recipe = Recipe {
             pool: parsed(function, self.text("pool")?)?,
@@ -152,7 +162,7 @@ impl<'a> Arguments<'a> {
                 None => Dtype::default(),
                 Some(text) => dtype(text).map_err(|e| wrong_option(function, text, e))?,
             },
-            model: self.model(engine)?,
+            model,
         };
         let given = self.function.position(TOTAL_NAME).and_then(|at| self.constants.get(at));
         let is_given = given.is_some_and(|total| total.is_none_or(|value| !value.is_null()));

@@ -18,6 +18,35 @@ pub struct KnnGraph {
     pub distances: Vec<f64>,
 }
 
+/// The `k` nearest neighbours of each of `vectors` (`[n, dim]`) among those of other groups. Where there are fewer than
+/// `k`, the index `u32::MAX` and an infinite distance fill the row.
+///
+/// # Panics
+/// If `vectors` is not whole rows of at least one value, with a group for each.
+pub fn nearest_in_other_groups(vectors: &[f32], dim: usize, k: usize, groups: &[u32]) -> KnnGraph {
+    assert_eq!(vectors.len(), groups.len() * dim, "a group for every vector");
+    let rows = for_each_row(
+        vectors,
+        dim,
+        || Vec::with_capacity(k + 1),
+        |nearest, row, first, squared| {
+            for (other, &squared) in (first..).zip(squared) {
+                if groups[other] != groups[row] {
+                    offer(nearest, k, if squared.is_nan() { f64::INFINITY } else { squared }, other as u32);
+                }
+            }
+        },
+    );
+    let none = (f64::INFINITY, u32::MAX);
+    let nearest = || rows.iter().flat_map(|row| (0..k).map(|i| row.get(i).copied().unwrap_or(none)));
+    KnnGraph {
+        n: groups.len(),
+        k,
+        indices: nearest().map(|(_, other)| other).collect(),
+        distances: nearest().map(|(squared, _)| squared.sqrt()).collect(),
+    }
+}
+
 /// The `k` nearest neighbours of each of `vectors` (`[n, dim]`), without itself; all others if there are fewer than
 /// `k`.
 ///
@@ -90,6 +119,13 @@ mod tests {
             prop_assert_eq!(found.distances.len(), found.indices.len());
             prop_assert_eq!(found.k, k.min((values.len() / dim).saturating_sub(1)));
         }
+    }
+
+    #[test]
+    fn neighbours_of_other_groups_are_the_nearest_there() {
+        let found = nearest_in_other_groups(&[0.0, 1.0, 2.5, 9.0], 1, 2, &[0, 0, 1, 0]);
+        assert_eq!(found.indices, [2, u32::MAX, 2, u32::MAX, 1, 0, 2, u32::MAX]);
+        assert_eq!(found.distances[..2], [2.5, f64::INFINITY]);
     }
 
     #[test]

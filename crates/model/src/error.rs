@@ -41,6 +41,14 @@ pub enum ModelError {
         /// What is wrong.
         problem: String,
     },
+    /// A linear model cannot do what only a transformer can.
+    #[error("model '{model}' is linear and has no {what}; name a transformer")]
+    IsLinear {
+        /// Name of the model.
+        model: String,
+        /// What was asked for.
+        what: &'static str,
+    },
     /// Values of a cell do not fit the input that was asked for.
     #[error("model '{model}': {source}")]
     Values {

@@ -10,17 +10,43 @@ use sha2::{Digest, Sha256};
 
 use crate::Config;
 use crate::error::{ModelError, Result};
+use crate::linear::{self, LinearConfig, LinearWeights};
+use crate::output_map::{self, OutputMap};
 
 /// Key of the header entry that holds [`Header`] as JSON.
 const HEADER: &str = "cellql";
 
+/// What stands in the header of a file. The order of its fields is that in the file, and part of every model's hash.
 #[derive(Serialize, Deserialize)]
-struct Header {
-    config: Config,
+struct StoredHeader {
+    /// Of a transformer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    config: Option<Config>,
+    /// Of a linear model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    linear: Option<LinearConfig>,
     vocabulary: Vec<String>,
+    /// Dimensions after the output map, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mapped_dim: Option<usize>,
 }
 
-/// A model before it is loaded: sizes, genes and named f32 tensors, named as the authors name them.
+/// What kind of model it is, with its sizes.
+#[derive(Debug, Clone)]
+pub(crate) enum Architecture {
+    XTrimoGene(Config),
+    Linear(LinearConfig),
+}
+
+/// The header of a model's file.
+#[derive(Debug, Clone)]
+pub(crate) struct Header {
+    pub(crate) architecture: Architecture,
+    pub(crate) vocabulary: Vocabulary,
+    pub(crate) mapped_dim: Option<usize>,
+}
+
+/// A transformer before it is loaded: sizes, genes and named f32 tensors, named as the authors name them.
 #[derive(Debug, Clone)]
 pub struct Weights {
     /// Sizes.
@@ -67,10 +93,27 @@ pub enum Provenance {
         /// SHA-256 of the model of the store that it began with; of none where the weights were drawn.
         #[serde(default)]
         from: Option<String>,
-        /// How genes were numbered, which cells' hashes and so the held-out ones depend on: how many there were once
-        /// each data set was taken in, and the SHA-256 of what they are.
+        /// Version of the rule by which cells were hashed, which decides which cells were held out; 0 for hashes that
+        /// depended on the store.
         #[serde(default)]
-        numbering: Vec<(usize, String)>,
+        cell_hash: u32,
+    },
+    /// Fitted by `cellql model fit`.
+    Fitted {
+        /// `pca`, or `whiten` for a model with an output map.
+        method: String,
+        /// Version of the store whose cells it was fitted to.
+        store_version: u64,
+        /// Cells there were to fit to, and held out.
+        cells: (u64, u64),
+        /// SHA-256 of the model without the output map.
+        of: Option<String>,
+        /// Every setting of the fit.
+        settings: serde_json::Value,
+        /// Version of the rule by which cells were hashed, as for trained models.
+        cell_hash: u32,
+        /// Version of the program, and the commit it was built from where that is known.
+        program: String,
     },
     /// Drawn at random.
     Untrained {
@@ -82,66 +125,121 @@ pub enum Provenance {
 impl Weights {
     /// Number of weights, buffers aside.
     pub fn parameters(&self) -> usize {
-        let is_buffer = |name: &str| name.ends_with("projection_matrix");
-        self.tensors.iter().filter(|(n, _)| !is_buffer(n)).map(|(_, t)| t.elem_count()).sum()
+        self.tensors.iter().filter(|(name, _)| is_weight(name)).map(|(_, t)| t.elem_count()).sum()
     }
 }
 
-impl Weights {
-    /// The same in numbers of 16 bits.
-    ///
-    /// # Errors
-    /// Memory does not suffice.
-    pub fn halved(&self) -> candle_core::Result<Self> {
-        let half = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), tensor.to_dtype(DType::F16)?));
-        let tensors: candle_core::Result<HashMap<String, Tensor>> = self.tensors.iter().map(half).collect();
-        Ok(Self { tensors: tensors?, ..self.clone() })
-    }
+/// Whether a tensor is neither a buffer nor part of an output map nor a statistic of a linear model.
+pub(crate) fn is_weight(name: &str) -> bool {
+    !name.ends_with("projection_matrix") && !name.starts_with(output_map::PREFIX) && name != linear::VARIANCES
 }
 
-/// Serialises a model. Equal models give equal bytes, so their SHA-256 is their identity.
+/// Serialises a transformer. Equal models give equal bytes, so their SHA-256 is their identity.
 ///
 /// # Errors
 /// None that well-formed tensors can cause.
 pub fn encode(weights: &Weights) -> Result<(Vec<u8>, String)> {
+    let vocabulary = weights.vocabulary.names().to_vec();
+    let header = StoredHeader { config: Some(weights.config.clone()), linear: None, vocabulary, mapped_dim: None };
+    write(&weights.tensors, &header)
+}
+
+/// Serialises a linear model, as [`encode`] does a transformer.
+///
+/// # Errors
+/// Lengths that do not fit each other.
+pub fn encode_linear(weights: &LinearWeights) -> Result<(Vec<u8>, String)> {
+    let vocabulary = weights.vocabulary.names().to_vec();
+    let header = StoredHeader { config: None, linear: Some(weights.config.clone()), vocabulary, mapped_dim: None };
+    let tensors = weights.tensors().map_err(ModelError::compute("new", "writing a linear model"))?;
+    write(&tensors, &header)
+}
+
+/// The file of a model with another output map, or with its first one.
+///
+/// # Errors
+/// [`ModelError::Damaged`] where the bytes are no model.
+pub fn with_output_map(name: &str, bytes: &[u8], map: &OutputMap) -> Result<(Vec<u8>, String)> {
+    let doing = || ModelError::compute(name, "adding an output map");
+    let (mut header, mut tensors) = (stored_header(name, bytes)?, tensors(bytes).map_err(|e| damaged(name, &e))?);
+    let (inputs, outputs) = (map.inputs(), map.outputs());
+    header.mapped_dim = Some(outputs);
+    let mean = Tensor::from_slice(&map.mean, inputs, &Device::Cpu).map_err(doing())?;
+    let matrix = Tensor::from_slice(&map.matrix, (outputs, inputs), &Device::Cpu).map_err(doing())?;
+    tensors.extend([(output_map::MEAN.to_owned(), mean), (output_map::MATRIX.to_owned(), matrix)]);
+    write(&tensors, &header)
+}
+
+/// The file of a model with weights of 16 bits.
+///
+/// # Errors
+/// [`ModelError::Damaged`] where the bytes are no model.
+pub fn halved(name: &str, bytes: &[u8]) -> Result<(Vec<u8>, String)> {
+    let (header, tensors) = (stored_header(name, bytes)?, tensors(bytes).map_err(|e| damaged(name, &e))?);
+    let half = |(name, tensor): (String, Tensor)| Ok((name, tensor.to_dtype(DType::F16)?));
+    let tensors: candle_core::Result<HashMap<String, Tensor>> = tensors.into_iter().map(half).collect();
+    write(&tensors.map_err(ModelError::compute(name, "halving it"))?, &header)
+}
+
+fn write(tensors: &HashMap<String, Tensor>, header: &StoredHeader) -> Result<(Vec<u8>, String)> {
     let doing = || "writing the model file".to_owned();
-    let header = Header { config: weights.config.clone(), vocabulary: weights.vocabulary.names().to_vec() };
     // A single entry: the order of several would differ from run to run, and with it the hash.
     let header =
-        HashMap::from([(HEADER.to_owned(), serde_json::to_string(&header).map_err(ModelError::write(doing()))?)]);
-    let bytes = safetensors::serialize(&weights.tensors, Some(header)).map_err(ModelError::write(doing()))?;
+        HashMap::from([(HEADER.to_owned(), serde_json::to_string(header).map_err(ModelError::write(doing()))?)]);
+    let bytes = safetensors::serialize(tensors, Some(header)).map_err(ModelError::write(doing()))?;
     let sha256 = format!("{:x}", Sha256::digest(&bytes));
     Ok((bytes, sha256))
 }
 
-/// Sizes and genes of a model's bytes.
-///
-/// # Errors
-/// As [`decode`].
-pub(crate) fn header(name: &str, bytes: &[u8]) -> Result<(Config, Vocabulary)> {
+fn stored_header(name: &str, bytes: &[u8]) -> Result<StoredHeader> {
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(name, &e))?;
     let header = metadata.metadata().as_ref().and_then(|m| m.get(HEADER)).ok_or_else(|| damaged(name, &"no header"))?;
-    let header: Header = serde_json::from_str(header).map_err(|e| damaged(name, &e))?;
-    header.config.check()?;
-    let vocabulary = Vocabulary::new(header.vocabulary).map_err(|e| damaged(name, &e))?;
-    if vocabulary.len() != header.config.n_genes() {
-        let why = format!("{} genes but sizes for {}", vocabulary.len(), header.config.n_genes());
-        return Err(damaged(name, &why));
+    serde_json::from_str(header).map_err(|e| damaged(name, &e))
+}
+
+/// Kind, sizes and genes of a model's bytes.
+///
+/// # Errors
+/// [`ModelError::Damaged`] where the bytes are something else, [`ModelError::Config`] for impossible sizes.
+pub(crate) fn header(name: &str, bytes: &[u8]) -> Result<Header> {
+    let StoredHeader { config, linear, vocabulary, mapped_dim } = stored_header(name, bytes)?;
+    let vocabulary = Vocabulary::new(vocabulary).map_err(|e| damaged(name, &e))?;
+    let architecture = match (config, linear) {
+        (Some(config), None) => {
+            config.check()?;
+            if vocabulary.len() != config.n_genes() {
+                let why = format!("{} genes but sizes for {}", vocabulary.len(), config.n_genes());
+                return Err(damaged(name, &why));
+            }
+            Architecture::XTrimoGene(config)
+        }
+        (None, Some(config)) => {
+            config.check()?;
+            Architecture::Linear(config)
+        }
+        _ => return Err(damaged(name, &"its header has neither or both of 'config' and 'linear'")),
+    };
+    if mapped_dim == Some(0) {
+        return Err(damaged(name, &"its output map has no dimensions"));
     }
-    Ok((header.config, vocabulary))
+    Ok(Header { architecture, vocabulary, mapped_dim })
 }
 
 pub(crate) fn damaged(name: &str, why: &dyn std::fmt::Display) -> ModelError {
     ModelError::Damaged { model: name.to_owned(), problem: why.to_string() }
 }
 
-/// Reads what [`encode`] wrote.
+/// Reads what [`encode`] wrote; an output map is left out.
 ///
 /// # Errors
-/// [`ModelError::Damaged`] where the bytes are something else.
+/// [`ModelError::Damaged`] where the bytes are something else, [`ModelError::IsLinear`] for a linear model.
 pub fn decode(name: &str, bytes: &[u8]) -> Result<Weights> {
-    let (config, vocabulary) = header(name, bytes)?;
-    let tensors = tensors(bytes).map_err(|e| damaged(name, &e))?;
+    let Header { architecture, vocabulary, .. } = header(name, bytes)?;
+    let Architecture::XTrimoGene(config) = architecture else {
+        return Err(ModelError::IsLinear { model: name.to_owned(), what: "transformer weights" });
+    };
+    let mut tensors = tensors(bytes).map_err(|e| damaged(name, &e))?;
+    tensors.retain(|name, _| !name.starts_with(output_map::PREFIX));
     Ok(Weights { config, vocabulary, tensors })
 }
 

@@ -85,22 +85,10 @@ pub(crate) fn align(
     recipe: &Recipe,
     n_genes: usize,
 ) -> Result<Result<Tokens, NotEmbeddable>, NotCounts> {
-    let cell = sample.profile;
-    let mut placed: Vec<(u32, f32)> = Vec::with_capacity(cell.gene_ids.len() + 2);
-    for (&gene, &value) in cell.gene_ids.iter().zip(cell.values) {
-        if recipe.input.is_counts() && value.fract() != 0.0 {
-            return Err(NotCounts(value));
-        }
-        if let Some(position) = placement.position(gene)
-            && value > 0.0
-        {
-            placed.push((position, value));
-        }
-    }
+    let mut placed = placed(sample.profile, placement, recipe.input, n_genes)?;
     if placed.is_empty() {
         return Ok(Err(NotEmbeddable::NoGenes));
     }
-    sort_by_position(&mut placed, n_genes);
     let beside = sample.total.filter(|total| total.is_finite() && *total > 0.0);
     if recipe.input.needs_total() && beside.is_none() {
         return Ok(Err(NotEmbeddable::NoTotal));
@@ -116,6 +104,32 @@ pub(crate) fn align(
     placed.push((n_genes as u32 + 1, source as f32));
     let (positions, values) = placed.into_iter().unzip();
     Ok(Ok(Tokens { positions, values }))
+}
+
+/// The values above zero of a cell at the positions of a vocabulary of `n_genes`, ascending.
+///
+/// # Errors
+/// [`NotCounts`] for a fraction, also at another gene, where the input is counts.
+pub(crate) fn placed(
+    cell: Profile<'_>,
+    placement: &Placement,
+    input: Input,
+    n_genes: usize,
+) -> Result<Vec<(u32, f32)>, NotCounts> {
+    // Two more, for T and S.
+    let mut placed: Vec<(u32, f32)> = Vec::with_capacity(cell.gene_ids.len() + 2);
+    for (&gene, &value) in cell.gene_ids.iter().zip(cell.values) {
+        if input.is_counts() && value.fract() != 0.0 {
+            return Err(NotCounts(value));
+        }
+        if let Some(position) = placement.position(gene)
+            && value > 0.0
+        {
+            placed.push((position, value));
+        }
+    }
+    sort_by_position(&mut placed, n_genes);
+    Ok(placed)
 }
 
 /// Normalises values in place; returns S and T.

@@ -1,4 +1,5 @@
-//! The foundation model: scFoundation / xTrimoGene, a masked autoencoder over one cell's genes.
+//! Models that turn a cell into a vector. The foundation model is scFoundation / xTrimoGene, a masked autoencoder over
+//! one cell's genes; linear models ([`linear`]) are fitted principal components.
 //!
 //! Paper: Hao et al., Nature Methods 2024, doi 10.1038/s41592-024-02305-7; authors' code:
 //! github.com/biomap-research/scFoundation. Cells are aligned to the vocabulary ([`input`]), packed into ragged batches
@@ -42,6 +43,7 @@ mod custom_ops;
 mod decoder;
 mod device;
 mod embedding;
+mod embeddings;
 mod encoder;
 mod error;
 mod export;
@@ -51,11 +53,14 @@ mod fused;
 mod import;
 mod init;
 mod input;
+mod linear;
 mod model;
+mod output_map;
 mod pickle;
 mod pool;
 mod position_order;
 mod runner;
+mod transformer;
 mod value_bins;
 mod weights;
 mod xtrimogene;
@@ -64,15 +69,18 @@ pub use batch::DEFAULT_TOKEN_BUDGET;
 pub use batch::Packed;
 pub use config::{Config, DecoderConfig, EncoderConfig, Size};
 pub use device::Device;
+pub use embeddings::Embeddings;
 pub use error::{ModelError, Result};
 pub use export::write_checkpoint;
-pub use file::{Provenance, Weights, decode, encode};
+pub use file::{Provenance, Weights, decode, encode, encode_linear, halved, with_output_map};
 pub use file_bytes::FileBytes;
 pub use fused::FusedOps;
 pub use import::{CheckpointKey, read_checkpoint, read_safetensors};
 pub use init::initialise;
 pub use input::{NotCounts, NotEmbeddable, Sample, Tokens};
-pub use model::{Embeddings, Model};
+pub use linear::{LinearConfig, LinearWeights};
+pub use model::Model;
+pub use output_map::OutputMap;
 pub use position_order::sort_by_position;
 pub use value_bins::{LEAK, mix_bins, value_bins};
 pub use xtrimogene::{DecoderInput, XTrimoGene};

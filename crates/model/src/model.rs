@@ -1,72 +1,34 @@
-//! A model that is ready to run: embeddings, enhanced expression and gene context embeddings of cells.
+//! A model that is ready to run, a transformer or a linear one.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
-
-use candle_core::DType;
-use candle_nn::VarBuilder;
 use cellql_schemas::recipe::{Pool, Recipe};
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
 
-use crate::batch::{Packed, plan};
 use crate::config::Config;
-use crate::decoder::Decoder;
-use crate::embedding::Embedding;
-use crate::encoder::Encoder;
+use crate::embeddings::Embeddings;
 use crate::error::{ModelError, Result};
-use crate::file::decode;
+use crate::file::{Architecture, header};
 use crate::file_bytes::FileBytes;
-use crate::input::{NotEmbeddable, Sample, Tokens};
-use crate::runner::{OnCpu, Runner};
+use crate::input::Sample;
+use crate::linear::Linear;
+use crate::output_map::OutputMap;
+use crate::transformer::Transformer;
 use crate::weights::Tensors;
-use crate::xtrimogene::XTrimoGene;
-use crate::{file, input, pool};
-use cellql_kernels::{Dtype, Isa, Rows};
+use cellql_kernels::{Dtype, Isa};
 
-/// A model, ready to run. Weights are packed for a number format when it is first used, once per process.
+/// A model, ready to run.
 #[derive(Debug)]
 pub struct Model {
     name: String,
-    config: Config,
     vocabulary: Vocabulary,
-    bytes: FileBytes,
-    embedding: Embedding,
-    encoders: Parts<Encoder>,
-    decoders: Parts<Decoder>,
-    /// Where it runs, if not on the CPU's kernels.
-    device: Option<candle_core::Device>,
-    on_device: Parts<XTrimoGene>,
+    body: Body,
+    map: Option<OutputMap>,
+    parameters: usize,
 }
 
-/// A part of a model, packed once for each number format that was asked for.
-type Parts<T> = Mutex<BTreeMap<Dtype, Arc<T>>>;
-
-/// The part for a number format, loaded on first use.
-fn part<T>(parts: &Parts<T>, dtype: Dtype, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
-    // Held while loading, so that two callers load once.
-    let mut parts = parts.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(part) = parts.get(&dtype) {
-        return Ok(Arc::clone(part));
-    }
-    let part = Arc::new(load()?);
-    parts.insert(dtype, Arc::clone(&part));
-    Ok(part)
-}
-
-/// A vector per cell.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Embeddings {
-    /// `[cells, dim]`; zeros for cells without an embedding.
-    pub vectors: Vec<f32>,
-    /// Vocabulary genes expressed in each cell.
-    pub genes_seen: Vec<u32>,
-    /// Why a cell has no embedding; `None` where it has one.
-    pub refused: Vec<Option<NotEmbeddable>>,
-    /// Tokens that were encoded.
-    pub tokens: u64,
-    /// Batches they came in.
-    pub batches: u64,
+#[derive(Debug)]
+enum Body {
+    Transformer(Box<Transformer>),
+    Linear(Linear),
 }
 
 impl Model {
@@ -77,17 +39,34 @@ impl Model {
     /// misshapen.
     pub fn load(name: &str, bytes: impl Into<FileBytes>) -> Result<Self> {
         let bytes = bytes.into();
-        let (config, vocabulary) = file::header(name, &bytes)?;
-        let embedding = Embedding::load(&Tensors::of(name, &bytes)?, &config)?;
-        let (encoders, decoders, on_device) = (Parts::default(), Parts::default(), Parts::default());
-        let name = name.to_owned();
-        Ok(Self { name, config, vocabulary, bytes, embedding, encoders, decoders, device: None, on_device })
+        let header = header(name, &bytes)?;
+        let tensors = Tensors::of(name, &bytes)?;
+        let (vocabulary, parameters) = (header.vocabulary, tensors.parameters());
+        let map = |inputs: usize| match header.mapped_dim {
+            Some(outputs) => OutputMap::load(&tensors, inputs, outputs).map(Some),
+            None => Ok(None),
+        };
+        let (body, map) = match header.architecture {
+            Architecture::Linear(config) => {
+                let map = map(config.components)?;
+                (Body::Linear(Linear::load(name, &tensors, &config, vocabulary.len())?), map)
+            }
+            Architecture::XTrimoGene(config) => {
+                let map = map(config.embedding_dim(Pool::All))?;
+                (Body::Transformer(Box::new(Transformer::load(name, bytes.clone(), config)?)), map)
+            }
+        };
+        Ok(Self { name: name.to_owned(), vocabulary, body, map, parameters })
     }
 
-    /// Runs on a device from now on; `None` is the CPU.
+    /// Runs on a device from now on; `None` is the CPU. Linear models always run on the CPU.
     #[must_use]
     pub fn on(self, device: Option<candle_core::Device>) -> Self {
-        Self { device, on_device: Parts::default(), ..self }
+        let body = match self.body {
+            Body::Transformer(transformer) => Body::Transformer(Box::new(transformer.on(device))),
+            linear @ Body::Linear(_) => linear,
+        };
+        Self { body, ..self }
     }
 
     /// Loads every part, so that what is missing or misshapen is known.
@@ -95,9 +74,10 @@ impl Model {
     /// # Errors
     /// [`ModelError::Weight`] naming the weight.
     pub fn check(&self) -> Result<()> {
-        self.encoder(Dtype::F32)?;
-        self.decoder(Dtype::F32)?;
-        Ok(())
+        match &self.body {
+            Body::Transformer(transformer) => transformer.check(),
+            Body::Linear(_) => Ok(()),
+        }
     }
 
     /// Name under which it was loaded.
@@ -105,9 +85,12 @@ impl Model {
         &self.name
     }
 
-    /// Sizes.
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// Sizes of a transformer; `None` for a linear model.
+    pub fn config(&self) -> Option<&Config> {
+        match &self.body {
+            Body::Transformer(transformer) => Some(transformer.config()),
+            Body::Linear(_) => None,
+        }
     }
 
     /// Genes in order.
@@ -115,9 +98,24 @@ impl Model {
         &self.vocabulary
     }
 
-    /// Numbers in a cell embedding.
+    /// Number of weights, buffers and output map aside.
+    pub fn parameters(&self) -> usize {
+        self.parameters
+    }
+
+    /// Dimensions of a cell embedding with a pool.
     pub fn dim(&self, pool: Pool) -> usize {
-        self.config.embedding_dim(pool)
+        match (&self.map, &self.body) {
+            (Some(map), Body::Linear(_)) => map.outputs(),
+            (Some(map), Body::Transformer(_)) if pool == Pool::All => map.outputs(),
+            (None, Body::Linear(linear)) => linear.components(),
+            (_, Body::Transformer(transformer)) => transformer.config().embedding_dim(pool),
+        }
+    }
+
+    /// The output map, if the model has one.
+    pub fn output_map(&self) -> Option<&OutputMap> {
+        self.map.as_ref()
     }
 
     /// Name of the instructions that a number format runs on here, for display: `AVX-512 VNNI`.
@@ -125,45 +123,17 @@ impl Model {
         Isa::best().describe(dtype)
     }
 
-    fn encoder(&self, dtype: Dtype) -> Result<Arc<Encoder>> {
-        let load = || Encoder::load(&Tensors::of(&self.name, &self.bytes)?, &self.config, dtype);
-        part(&self.encoders, dtype, load)
-    }
-
-    fn decoder(&self, dtype: Dtype) -> Result<Arc<Decoder>> {
-        let load = || Decoder::load(&Tensors::of(&self.name, &self.bytes)?, &self.config, dtype);
-        part(&self.decoders, dtype, load)
-    }
-
-    fn on_device(&self, device: &candle_core::Device, dtype: Dtype) -> Result<Arc<XTrimoGene>> {
-        let candle_dtype = match dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::Bf16 => DType::BF16,
-            Dtype::Int8 => {
-                return Err(ModelError::Device("precision int8 is for the CPU; on a GPU use bf16".into()));
-            }
-        };
-        part(&self.on_device, dtype, || {
-            let weights = decode(&self.name, &self.bytes)?;
-            let vb = VarBuilder::from_tensors(weights.tensors, candle_dtype, device);
-            XTrimoGene::load(vb, &weights.config)
-                .map_err(ModelError::compute(&self.name, "moving weights to the device"))
-        })
-    }
-
-    fn runner(&self, dtype: Dtype, decodes: bool) -> Result<Box<dyn Runner + '_>> {
-        if let Some(device) = &self.device {
-            return Ok(Box::new(self.on_device(device, dtype)?));
+    /// The transformer that this model is.
+    fn transformer(&self, what: &'static str) -> Result<&Transformer> {
+        match &self.body {
+            Body::Transformer(transformer) => Ok(transformer),
+            Body::Linear(_) => Err(ModelError::IsLinear { model: self.name.clone(), what }),
         }
-        Ok(Box::new(OnCpu {
-            embedding: &self.embedding,
-            encoder: self.encoder(dtype)?,
-            decoder: if decodes { Some(self.decoder(dtype)?) } else { None },
-        }))
     }
 
-    /// Embeds cells. The result of a cell is a function of that cell alone; batches hold at most `token_budget` tokens
-    /// (or one cell), which bounds memory whatever the number of cells.
+    /// Embeds cells. The result of a cell is a function of that cell alone; batches of a transformer hold at most
+    /// `token_budget` tokens (or one cell), which bounds memory whatever the number of cells. The output map, if there
+    /// is one, is applied to embeddings of pool `all`.
     ///
     /// # Errors
     /// [`ModelError::Values`] where values are no counts but the recipe says so.
@@ -174,18 +144,20 @@ impl Model {
         placement: &Placement,
         token_budget: usize,
     ) -> Result<Embeddings> {
-        let runner = self.runner(recipe.precision, false)?;
-        let pool = |encoded: &Rows, cell: Range<usize>, _: &Tokens, out: &mut [f32]| {
-            pool::pool(encoded, cell, recipe.pool, out);
-            Ok(())
+        let found = match &self.body {
+            Body::Transformer(transformer) => transformer.embed(recipe, cells, placement, token_budget)?,
+            Body::Linear(linear) => linear.embed(recipe, cells, placement)?,
         };
-        self.run(runner.as_ref(), recipe, cells, placement, token_budget, self.dim(recipe.pool), pool)
+        match &self.map {
+            Some(map) if recipe.pool == Pool::All => Ok(found.mapped(map)),
+            _ => Ok(found),
+        }
     }
 
     /// Predicted log-normalised expression of every vocabulary gene, `[cells, genes]`.
     ///
     /// # Errors
-    /// As [`Model::embed`].
+    /// [`ModelError::IsLinear`], else as [`Model::embed`].
     pub fn enhance<'a>(
         &self,
         recipe: &Recipe,
@@ -193,18 +165,13 @@ impl Model {
         placement: &Placement,
         token_budget: usize,
     ) -> Result<Embeddings> {
-        let runner = self.runner(recipe.precision, true)?;
-        let enhance = |encoded: &Rows, cell: Range<usize>, tokens: &Tokens, out: &mut [f32]| {
-            out.copy_from_slice(&runner.enhance(tokens, encoded, cell.start)?);
-            Ok(())
-        };
-        self.run(runner.as_ref(), recipe, cells, placement, token_budget, self.vocabulary.len(), enhance)
+        self.transformer("enhanced expression")?.enhance(recipe, cells, placement, token_budget)
     }
 
     /// Context embeddings of the genes at `positions` of the vocabulary, `[cells, positions, decoder width]`.
     ///
     /// # Errors
-    /// As [`Model::embed`].
+    /// [`ModelError::IsLinear`], else as [`Model::embed`].
     pub fn contexts<'a>(
         &self,
         recipe: &Recipe,
@@ -213,59 +180,7 @@ impl Model {
         placement: &Placement,
         token_budget: usize,
     ) -> Result<Embeddings> {
-        let runner = self.runner(recipe.precision, true)?;
-        let decode = |encoded: &Rows, cell: Range<usize>, tokens: &Tokens, out: &mut [f32]| {
-            out.copy_from_slice(&runner.contexts(tokens, encoded, cell.start, positions)?);
-            Ok(())
-        };
-        let size = positions.len() * self.config.decoder.hidden_dim;
-        self.run(runner.as_ref(), recipe, cells, placement, token_budget, size, decode)
-    }
-
-    /// Aligns cells, encodes them in batches, and has `finish` make `size` numbers of each.
-    #[allow(clippy::too_many_arguments, reason = "what the three callers share")]
-    fn run<'a>(
-        &self,
-        runner: &dyn Runner,
-        recipe: &Recipe,
-        cells: impl Iterator<Item = Option<Sample<'a>>>,
-        placement: &Placement,
-        token_budget: usize,
-        size: usize,
-        finish: impl Fn(&Rows, Range<usize>, &Tokens, &mut [f32]) -> candle_core::Result<()>,
-    ) -> Result<Embeddings> {
-        let doing =
-            || ModelError::compute(&self.name, "running it over cells; less memory is needed with a smaller --memory");
-        let mut out = Embeddings::default();
-        let mut tokens = Vec::new();
-        for (row, cell) in cells.enumerate() {
-            let aligned = match cell {
-                None => Err(NotEmbeddable::Missing),
-                Some(cell) => input::align(cell, placement, recipe, self.vocabulary.len())
-                    .map_err(|source| ModelError::Values { model: self.name.clone(), source })?,
-            };
-            out.genes_seen.push(aligned.as_ref().map_or(0, |t| t.n_genes() as u32));
-            match aligned {
-                Ok(cell) => {
-                    out.refused.push(None);
-                    tokens.push((row, cell));
-                }
-                Err(why) => out.refused.push(Some(why)),
-            }
-        }
-        out.vectors = vec![0.0; out.refused.len() * size];
-        for batch in plan(&tokens, token_budget) {
-            let packed = Packed::new(batch.iter().map(|&i| &tokens[i].1));
-            let encoded = runner.encode(&packed).map_err(doing())?;
-            out.tokens += packed.positions.len() as u64;
-            out.batches += 1;
-            for (slot, &i) in batch.iter().enumerate() {
-                let (row, tokens) = &tokens[i];
-                let out = &mut out.vectors[row * size..(row + 1) * size];
-                finish(&encoded, packed.cell(slot), tokens, out).map_err(doing())?;
-            }
-        }
-        Ok(out)
+        self.transformer("gene embeddings")?.contexts(recipe, positions, cells, placement, token_budget)
     }
 }
 

@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use safetensors::SafeTensors;
 
 use crate::error::{ModelError, Result};
-use crate::file::damaged;
+use crate::file::{damaged, is_weight};
 use cellql_kernels::{Dtype, Isa, LayerNorm, Linear};
 
 /// The tensors of a model's file.
@@ -21,6 +21,12 @@ impl<'a> Tensors<'a> {
     /// Of a model's bytes.
     pub(crate) fn of(model: &'a str, bytes: &'a [u8]) -> Result<Self> {
         Ok(Self { model, tensors: SafeTensors::deserialize(bytes).map_err(|e| damaged(model, &e))? })
+    }
+
+    /// Number of weights, buffers and output map aside.
+    pub(crate) fn parameters(&self) -> usize {
+        let weights = self.tensors.iter().filter(|(name, _)| is_weight(name));
+        weights.map(|(_, view)| view.shape().iter().product::<usize>()).sum()
     }
 
     /// A tensor of exactly this shape; f32 is not copied.

@@ -46,7 +46,7 @@ mod verify;
 mod version;
 
 pub use compact::Compacted;
-pub use content_hash::ContentHash;
+pub use content_hash::{CellHasher, ContentHash, HASH_VERSION};
 pub use error::{Result, StoreError, causes, innermost};
 pub use store::{OnWait, Store, embedding_table, gene_embedding_table, is_one_of};
 pub use take::{RowReader, runs};

@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 
 use arrow::array::AsArray;
-use cellql_schemas::cells;
 use cellql_schemas::expr::Profiles;
+use cellql_schemas::{cells, genes};
 use futures::TryStreamExt;
 use lance::Dataset;
 
 use crate::checksums::Checksums;
-use crate::content_hash::ContentHash;
+use crate::content_hash::{CellHasher, ContentHash};
 use crate::error::{Result, StoreError};
 use crate::progress::OnProgress;
 use crate::store::Store;
@@ -108,6 +108,13 @@ impl Store {
     /// Compares the expression of each cell with its checksum.
     async fn verify_cells(&self, report: &mut Verified, on_progress: &OnProgress) -> Result<()> {
         let Ok(table) = self.table(cells::TABLE).await else { return Ok(()) };
+        let hasher = match self.genes().await {
+            Ok(genes) => genes.hasher(),
+            Err(error) => {
+                report.damage(format!("{}.lance", genes::TABLE), first_line(&error));
+                return Ok(());
+            }
+        };
         let total = table.count_rows(None).await.ok().map(|rows| rows as u64);
         for fragment in table.get_fragments() {
             let read = async {
@@ -116,7 +123,7 @@ impl Store {
                 let mut batches = scan.try_into_stream().await?;
                 while let Some(batch) = batches.try_next().await? {
                     report.cells += batch.num_rows() as u64;
-                    for cell in changed_cells(&batch) {
+                    for cell in changed_cells(&batch, &hasher) {
                         report.damaged_cells += 1;
                         if report.named_cells.len() < NAMED_CELLS {
                             report.named_cells.push(cell);
@@ -160,13 +167,13 @@ impl Verified {
 }
 
 /// Ids of the cells of a batch (`cell_id`, `expr`, `content_hash`) whose expression does not have its checksum.
-pub fn changed_cells(batch: &arrow::record_batch::RecordBatch) -> Vec<u64> {
+pub fn changed_cells(batch: &arrow::record_batch::RecordBatch, hasher: &CellHasher) -> Vec<u64> {
     let ids = batch.column_by_name(cells::CELL_ID).and_then(|c| c.as_primitive_opt::<arrow::datatypes::UInt64Type>());
     let hashes = batch.column_by_name(cells::CONTENT_HASH).and_then(|c| c.as_string_opt::<i32>());
     let profiles = batch.column_by_name(cells::EXPR).and_then(|c| Profiles::new(c).ok());
     let (Some(ids), Some(hashes), Some(profiles)) = (ids, hashes, profiles) else { return Vec::new() };
     let is_changed = |row: &usize| {
-        let found = profiles.get(*row).map(ContentHash::of);
+        let found = profiles.get(*row).map(|cell| hasher.hash(cell));
         found.is_none() || found != ContentHash::from_hex(hashes.value(*row))
     };
     (0..batch.num_rows()).filter(is_changed).map(|row| ids.value(row)).collect()

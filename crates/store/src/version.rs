@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, StoreError};
 
 /// Format of a store that this program reads and writes.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 const FOLDER: &str = "_versions";
 
 /// A version of a store: the Lance version of each table, and counters.

@@ -42,11 +42,12 @@ fn kernels_and_plain_tensors_agree() {
     let tensors = XTrimoGene::load(vb, &weights.config).unwrap();
     let packed = Packed::new(cells.iter());
     let plain = tensors.encode(&packed).unwrap();
-    let fast = model.encoder(Dtype::F32).unwrap().forward(&model.embedding, &packed);
+    let transformer = model.transformer("").unwrap();
+    let fast = transformer.encoder(Dtype::F32).unwrap().forward(&transformer.embedding, &packed);
     for (i, row) in plain.to_vec2::<f32>().unwrap().iter().enumerate() {
         assert!(worst(fast.row(i), row) < 1e-5);
     }
-    let decoder = model.decoder(Dtype::F32).unwrap();
+    let decoder = transformer.decoder(Dtype::F32).unwrap();
     for (slot, cell) in cells.iter().enumerate() {
         let range = packed.cell(slot);
         let encoded = plain.narrow(0, range.start, range.len()).unwrap();
@@ -54,10 +55,10 @@ fn kernels_and_plain_tensors_agree() {
         cell.positions.iter().zip(&cell.values).for_each(|(p, v)| values[*p as usize] = *v);
         let contexts = tensors.decode(&[DecoderInput { values, tokens: cell.clone() }], &encoded, None).unwrap();
         let predicted = tensors.predict(&contexts).unwrap().to_vec1::<f32>().unwrap();
-        let enhanced = decoder.enhance(&model.embedding, cell, fast.view(range.start));
+        let enhanced = decoder.enhance(&transformer.embedding, cell, fast.view(range.start));
         assert!(worst(&enhanced, &predicted[..90]) < 1e-5);
         let wanted: Vec<u32> = (0..90).rev().collect();
-        let found = decoder.contexts(&model.embedding, cell, fast.view(range.start), &wanted);
+        let found = decoder.contexts(&transformer.embedding, cell, fast.view(range.start), &wanted);
         for (found, p) in found.chunks(36).zip(&wanted) {
             assert!(worst(found, &contexts.get(*p as usize).unwrap().to_vec1::<f32>().unwrap()) < 1e-5);
         }

@@ -12,9 +12,9 @@ use cellql_schemas::genes as table;
 use cellql_schemas::nomenclature::{Nomenclature, Resolution, is_mitochondrial};
 use cellql_schemas::suggest::did_you_mean;
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
-use sha2::{Digest, Sha256};
 
 use super::error::GeneError;
+use crate::content_hash::CellHasher;
 use crate::error::{Result, StoreError};
 
 /// A row of the table `genes`.
@@ -121,19 +121,9 @@ impl Catalogue {
         id
     }
 
-    /// SHA-256 of the identities of the first `count` genes, in order. If two stores agree on it, these genes have the
-    /// same ids in both. `None` if there are fewer genes.
-    pub fn numbering(&self, count: usize) -> Option<String> {
-        let mut hash = Sha256::new();
-        for gene in self.genes.get(..count)? {
-            // Names of identified genes change with the nomenclature, the identity does not.
-            let line = match (&gene.hgnc_id, &gene.ensembl_id) {
-                (Some(hgnc), _) => format!("{hgnc}\n"),
-                (None, ensembl) => format!("{}\t{}\n", gene.symbol, ensembl.as_deref().unwrap_or_default()),
-            };
-            hash.update(line.as_bytes());
-        }
-        Some(format!("{:x}", hash.finalize()))
+    /// Computes content hashes of cells with these genes.
+    pub fn hasher(&self) -> CellHasher {
+        CellHasher::new(self.genes.iter().map(|gene| gene.hgnc_id.as_deref().unwrap_or(&gene.symbol)))
     }
 
     /// Number of genes.
