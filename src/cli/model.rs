@@ -310,6 +310,9 @@ async fn export(
         write_whole(out, |file| file.write_all(&bytes).map_err(Error::internal("writing the model")))?;
     } else {
         let weights = decode(&entry.name, &bytes)?;
+        if entry.dim_max.is_some_and(|width| entry.dim != 4 * width) {
+            console.say("its output map is left out: the authors' format has no place for it");
+        }
         let genes = out.with_extension("genes.tsv");
         let lines = weights.vocabulary.names().iter().enumerate().map(|(i, name)| format!("{name}\t{i}\n"));
         let list = format!("gene_name\tindex\n{}", lines.collect::<String>());

@@ -71,8 +71,11 @@ pub(crate) const EXPR: Parameter = Parameter::required(
     "expression of a cell: column `expr` of `cells`, or what was made of it",
     Accepts::Expr,
 );
-pub(crate) const MODEL: Parameter =
-    Parameter::optional("model", "name of a model; left out, the store's only one", Accepts::Text);
+pub(crate) const MODEL: Parameter = Parameter::optional(
+    "model",
+    "name of a model; left out, the only one beside the shipped models, else a shipped one",
+    Accepts::Text,
+);
 pub(crate) const POOL: Parameter = Parameter::optional(
     "pool",
     "`'all'` (S and T tokens, maximum and mean over genes, end to end; the default) or `'max'` (maximum over all \
