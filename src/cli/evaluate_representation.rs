@@ -165,11 +165,11 @@ const SCORES: [Score; 11] = [
     ("nmi", |s| Some(s.nmi)),
     ("ari", |s| Some(s.ari)),
     ("silhouette", |s| Some(s.silhouette)),
-    ("clisi", |s| Some(s.clisi)),
+    ("clisi", |s| s.clisi),
     ("across_acc", |s| Some(s.across_batches?.0)),
     ("across_f1", |s| Some(s.across_batches?.1)),
     ("batch_silhouette", |s| s.batches?.silhouette),
-    ("ilisi", |s| Some(s.batches?.ilisi)),
+    ("ilisi", |s| s.batches?.ilisi),
 ];
 
 /// The scores that are defined for at least one representation.

@@ -266,15 +266,11 @@ fn trained_on(entry: &ModelEntry) -> String {
             )
         }
         Ok(Provenance::Fitted { cells, method, settings, program, .. }) => {
-            let text =
-                |name: &str| settings.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
-            format!(
-                "{} cells of a store, {} held out: {method}, groups: {}, genes: {}; by {program}",
-                cells.0,
-                cells.1,
-                text("balance"),
-                text("genes")
-            )
+            let text = |name: &str| settings.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
+            let most = settings.get("cells").and_then(serde_json::Value::as_u64).unwrap_or(u64::MAX);
+            let genes = if method == "pca" { format!(", genes: {}", text("genes")) } else { String::new() };
+            let (fitted, balance) = (cells.0.min(most), text("balance"));
+            format!("{fitted} cells of a store, {} held out: {method}, groups: {balance}{genes}; by {program}", cells.1)
         }
         Ok(Provenance::Imported { file, sha256, key, .. }) => {
             let key = key.map_or_else(String::new, |key| format!(", key '{key}'"));

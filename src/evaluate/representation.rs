@@ -65,8 +65,8 @@ pub struct RepresentationScores {
     pub ari: f64,
     /// Mean silhouette of the labels by Euclidean distance, scaled from -1..1 to 0..1.
     pub silhouette: f64,
-    /// Graph cLISI, scaled: 1 where all cells of a neighbourhood have one label.
-    pub clisi: f64,
+    /// Graph cLISI, scaled: 1 where all cells of a neighbourhood have one label; `None` for 90 cells or fewer.
+    pub clisi: Option<f64>,
     /// Scores of batches that are mixed: 1 minus the absolute batch silhouette within labels, and scaled graph iLISI.
     pub batches: Option<BatchScores>,
 }
@@ -77,17 +77,18 @@ pub struct BatchScores {
     /// 1 minus the absolute silhouette of batches within each label, averaged over labels; `None` where no label has
     /// cells of two batches.
     pub silhouette: Option<f64>,
-    /// Graph iLISI, scaled: 1 where the batches of a neighbourhood are mixed evenly.
-    pub ilisi: f64,
+    /// Graph iLISI, scaled: 1 where the batches of a neighbourhood are mixed evenly; `None` for 90 cells or fewer.
+    pub ilisi: Option<f64>,
 }
 
 impl RepresentationScores {
     /// The mean of all scores.
     pub fn overall(&self) -> f64 {
-        let mut all = vec![self.knn_accuracy, self.knn_macro_f1, self.nmi, self.ari, self.silhouette, self.clisi];
+        let mut all = vec![self.knn_accuracy, self.knn_macro_f1, self.nmi, self.ari, self.silhouette];
+        all.extend(self.clisi);
         all.extend(self.across_batches.into_iter().flat_map(|(accuracy, f1)| [accuracy, f1]));
         if let Some(batches) = self.batches {
-            all.push(batches.ilisi);
+            all.extend(batches.ilisi);
             all.extend(batches.silhouette);
         }
         all.iter().sum::<f64>() / all.len() as f64
@@ -151,11 +152,11 @@ impl Judge {
         let ClusterAgreement { nmi, ari, .. } = cluster_agreement(&graph, &self.labels, self.seed);
         let undefined = || Error::Request(format!("{name}: these labels have no silhouette; choose others"));
         let across = |batches: &Vec<u32>| vote(&nearest_in_other_groups(compared, *dim, self.neighbours, batches));
-        let lisi = |labels: &[u32]| median_lisi(&graph, labels).unwrap_or(1.0);
+        let lisi = |labels: &[u32]| median_lisi(&graph, labels);
         let kinds = |labels: &[u32]| f64::from(labels.iter().max().map_or(0, |most| *most) + 1);
         let mixing = |batches: &Vec<u32>| BatchScores {
             silhouette: batch_silhouette(vectors, *dim, &self.labels, batches),
-            ilisi: (lisi(batches) - 1.0) / (kinds(batches) - 1.0),
+            ilisi: lisi(batches).map(|lisi| (lisi - 1.0) / (kinds(batches) - 1.0)),
         };
         Ok(RepresentationScores {
             name: name.clone(),
@@ -166,7 +167,7 @@ impl Judge {
             nmi,
             ari,
             silhouette: (silhouette(vectors, *dim, &self.labels).ok_or_else(undefined)? + 1.0) / 2.0,
-            clisi: (kinds(&self.labels) - lisi(&self.labels)) / (kinds(&self.labels) - 1.0),
+            clisi: lisi(&self.labels).map(|lisi| (kinds(&self.labels) - lisi) / (kinds(&self.labels) - 1.0)),
             batches: self.batches.as_ref().map(mixing),
         })
     }
@@ -301,7 +302,7 @@ mod tests {
         let (judge, representation) = judge();
         let scores = judge.scores(&representation).unwrap();
         assert_eq!((scores.knn_accuracy, scores.knn_macro_f1, scores.across_batches), (1.0, 1.0, Some((1.0, 1.0))));
-        assert!(scores.clisi > 0.99 && scores.silhouette > 0.8, "{scores:?}");
+        assert!(scores.clisi.unwrap() > 0.99 && scores.silhouette > 0.8, "{scores:?}");
         let mixed = scores.batches.unwrap();
         assert!((0.4..0.8).contains(&mixed.silhouette.unwrap()), "{mixed:?}");
         assert!(scores.overall() < 1.0 && scores.overall() > 0.5);

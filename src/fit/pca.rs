@@ -1,5 +1,6 @@
 //! Principal components of log-normalised counts.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use cellql_analysis::grouped_pca::{GroupMoments, PASSES, grouped_components};
@@ -51,7 +52,7 @@ pub async fn fit_pca(store: &Store, settings: &FitSettings, on_progress: OnProgr
     let mut rows = TrainingRows::open(store, chosen, &grouping, PASSES + 1, on_progress).await?;
     tokio::task::block_in_place(|| {
         let moments = GeneMoments::of(&mut rows, catalogue.len())?;
-        let chosen = moments.select(settings.genes);
+        let chosen = with_names_of_their_own(moments.select(settings.genes), |gene| catalogue.symbol(gene));
         if chosen.is_empty() {
             return Err(Error::Request(format!("--genes {}: no gene satisfies it", settings.genes)));
         }
@@ -93,8 +94,14 @@ pub(super) fn spread(rows: RoaringTreemap, at_most: Option<u64>) -> RoaringTreem
     }
 }
 
-/// Names of genes of the store, by which another store finds them again. Several features without identity may have the
-/// same name; the model takes the first.
+/// The genes whose name no gene before them has: a model knows genes by name, and several features without identity may
+/// have the same.
+fn with_names_of_their_own<'a>(genes: Vec<u32>, name: impl Fn(u32) -> Option<&'a str>) -> Vec<u32> {
+    let mut seen = HashSet::new();
+    genes.into_iter().filter(|gene| name(*gene).is_some_and(|name| seen.insert(name))).collect()
+}
+
+/// Names of genes of the store, by which another store finds them again.
 fn vocabulary(catalogue: &cellql_store::genes::Catalogue, genes: &[u32]) -> Result<Vocabulary> {
     let name = |gene: &u32| catalogue.symbol(*gene).unwrap_or_default().to_owned();
     let names = genes.iter().map(name).collect();
@@ -206,6 +213,13 @@ impl GeneMoments {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_genes_with_one_name_the_first_is_taken() {
+        let names = ["A", "B", "A", "C"];
+        let kept = with_names_of_their_own(vec![0, 2, 3, 9], |gene| names.get(gene as usize).copied());
+        assert_eq!(kept, [0, 3]);
+    }
 
     #[test]
     fn rows_are_spread_evenly() {

@@ -95,6 +95,12 @@ pub async fn fit_whitening(
         on_progress((done * BATCH_CELLS + part.len()) as u64, Some(rows.len() as u64));
     }
     let found = tokio::task::block_in_place(|| whitening(&vectors, dim, &groups, settings.components));
+    if found.count == 0 {
+        return Err(Error::Request(format!(
+            "the embeddings of {} cells do not vary within their groups; select more cells, or another --balance",
+            groups.len()
+        )));
+    }
     if found.count < settings.components {
         return Err(Error::Request(format!(
             "the embeddings of {} cells have {} directions, fewer than the {} components that were asked for; \
@@ -106,7 +112,12 @@ pub async fn fit_whitening(
     }
     Ok(FittedWhitening {
         map: OutputMap { mean: found.mean, matrix: found.matrix },
-        provenance: settings.provenance(store, "whiten", counts, Some(entry.sha256.clone()))?,
+        provenance: settings.provenance(
+            store,
+            "whiten",
+            SplitCounts { train: groups.len() as u64, ..counts },
+            Some(entry.sha256.clone()),
+        )?,
         cells: counts,
         embedded: groups.len() as u64,
         explained: found.explained,

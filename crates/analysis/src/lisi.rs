@@ -23,12 +23,16 @@ const TOLERANCE: f64 = 1e-5;
 ///
 /// The neighbours of a node are the 90 nodes with the shortest paths to it, where the length of an edge is its weight,
 /// as in scib. Their weights are `exp(-β d)` with β such that the perplexity is 30. As in scib, a node with fewer than
-/// 90 reachable nodes counts as 1, one without edges is left out. `None` if no node has edges.
+/// 90 reachable nodes counts as 1, one without edges is left out. `None` if no node has edges, or
+/// if there are not more than 90 nodes.
 ///
 /// # Panics
 /// If there is not a label for every node.
 pub fn median_lisi(graph: &WeightedGraph, labels: &[u32]) -> Option<f64> {
     assert_eq!(labels.len(), graph.nodes(), "a label for every node");
+    if graph.nodes() <= NEIGHBOURS {
+        return None;
+    }
     let of_node = |node: usize| {
         let nearest = nearest_by_path(graph, node);
         match nearest.len() {
@@ -156,9 +160,10 @@ mod tests {
     }
 
     #[test]
-    fn small_graphs_count_as_one_and_empty_ones_have_none() {
-        let pair = WeightedGraph::from_edges(3, [(0, 1, 1.0)]);
-        assert_eq!(median_lisi(&pair, &[0, 1, 1]), Some(1.0));
-        assert_eq!(median_lisi(&WeightedGraph::from_edges(2, []), &[0, 1]), None);
+    fn small_parts_count_as_one_and_small_graphs_have_none() {
+        let pair = |nodes: usize| WeightedGraph::from_edges(nodes, [(0, 1, 1.0)]);
+        assert_eq!(median_lisi(&pair(91), &[1; 91]), Some(1.0));
+        assert_eq!(median_lisi(&pair(90), &[1; 90]), None);
+        assert_eq!(median_lisi(&WeightedGraph::from_edges(200, []), &[0; 200]), None);
     }
 }
