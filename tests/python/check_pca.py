@@ -9,6 +9,7 @@ they differ. NAMES has the approved symbol of each gene (`symbol`) and its name 
 """
 
 import json
+import os
 import struct
 import sys
 
@@ -56,3 +57,6 @@ def main():
 
 
 main()
+sys.stdout.flush()
+# Threads of pyarrow may still run when the interpreter ends, which then aborts.
+os._exit(0)
