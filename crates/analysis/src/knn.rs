@@ -25,18 +25,7 @@ pub struct KnnGraph {
 /// If `vectors` is not whole rows of at least one value, with a group for each.
 pub fn nearest_in_other_groups(vectors: &[f32], dim: usize, k: usize, groups: &[u32]) -> KnnGraph {
     assert_eq!(vectors.len(), groups.len() * dim, "a group for every vector");
-    let rows = for_each_row(
-        vectors,
-        dim,
-        || Vec::with_capacity(k + 1),
-        |nearest, row, first, squared| {
-            for (other, &squared) in (first..).zip(squared) {
-                if groups[other] != groups[row] {
-                    offer(nearest, k, if squared.is_nan() { f64::INFINITY } else { squared }, other as u32);
-                }
-            }
-        },
-    );
+    let rows = nearest_of(vectors, dim, k, |row, other| groups[other] != groups[row]);
     let none = (f64::INFINITY, u32::MAX);
     let nearest = || rows.iter().flat_map(|row| (0..k).map(|i| row.get(i).copied().unwrap_or(none)));
     KnnGraph {
@@ -57,18 +46,7 @@ pub fn nearest_in_other_groups(vectors: &[f32], dim: usize, k: usize, groups: &[
 pub fn nearest_neighbours(vectors: &[f32], dim: usize, k: usize) -> KnnGraph {
     let n = vectors.len() / dim.max(1);
     let k = k.min(n.saturating_sub(1));
-    let rows = for_each_row(
-        vectors,
-        dim,
-        || Vec::with_capacity(k + 1),
-        |nearest, row, first, squared| {
-            for (other, &squared) in (first..).zip(squared) {
-                if other != row {
-                    offer(nearest, k, if squared.is_nan() { f64::INFINITY } else { squared }, other as u32);
-                }
-            }
-        },
-    );
+    let rows = nearest_of(vectors, dim, k, |row, other| other != row);
     let nearest = rows.iter().flatten();
     KnnGraph {
         n,
@@ -76,6 +54,27 @@ pub fn nearest_neighbours(vectors: &[f32], dim: usize, k: usize) -> KnnGraph {
         indices: nearest.clone().map(|(_, other)| *other).collect(),
         distances: nearest.map(|(squared, _)| squared.sqrt()).collect(),
     }
+}
+
+/// Squared distances and indices of the `k` nearest of the vectors that are candidates for each vector, nearest first.
+fn nearest_of(
+    vectors: &[f32],
+    dim: usize,
+    k: usize,
+    is_candidate: impl Fn(usize, usize) -> bool + Sync,
+) -> Vec<Vec<(f64, u32)>> {
+    for_each_row(
+        vectors,
+        dim,
+        || Vec::with_capacity(k + 1),
+        |nearest, row, first, squared| {
+            for (other, &squared) in (first..).zip(squared) {
+                if is_candidate(row, other) {
+                    offer(nearest, k, if squared.is_nan() { f64::INFINITY } else { squared }, other as u32);
+                }
+            }
+        },
+    )
 }
 
 /// Inserts a neighbour into the sorted list of the `k` nearest so far. Neighbours arrive by ascending index, and the

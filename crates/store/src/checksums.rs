@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
 
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
@@ -18,8 +17,6 @@ use crate::error::{Result, StoreError};
 use crate::store::Store;
 
 pub(crate) const FOLDER: &str = "_checksums";
-/// Bytes of a local file that are read at a time.
-const BUFFER: usize = 1 << 18;
 
 /// Size and BLAKE3 of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,22 +119,12 @@ impl Store {
 
 /// The checksum of a local file; `None` if there is none.
 fn hash_file(path: &std::path::Path) -> std::io::Result<Option<Checksum>> {
-    let mut file = match File::open(path) {
+    let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let (mut hash, mut bytes, mut buffer) = (blake3::Hasher::new(), 0u64, vec![0; BUFFER]);
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => {
-                hash.update(&buffer[..read]);
-                bytes += read as u64;
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(Some(Checksum { bytes, blake3: hash.finalize().to_hex().to_string() }))
+    let mut hash = blake3::Hasher::new();
+    hash.update_reader(file)?;
+    Ok(Some(Checksum { bytes: hash.count(), blake3: hash.finalize().to_hex().to_string() }))
 }
