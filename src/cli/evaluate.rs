@@ -257,6 +257,11 @@ async fn report_scaling(store: &Store, runs: &[PathBuf], out: Option<&Path>, for
             let problem = format!("the model '{name}' of the store was trained by another run");
             return Err(Error::input(run, "folder", problem));
         }
+        if progress.settings.objectives.use_views() {
+            let problem =
+                "its loss is of several objectives; operations are known of read-depth-aware regression alone";
+            return Err(Error::input(run, "folder", problem));
+        }
         let points = read_metrics(&run.join(METRICS))?.into_iter().filter_map(|measured| {
             let flops = training_flops(config, progress.mean_tokens, measured.cells as f64);
             Some((flops, measured.validation_loss?))

@@ -16,13 +16,14 @@ use super::shared_args::{CELLS, EXECUTION, one_of, open_to_write};
 use crate::error::{Error, Result};
 use crate::model_registry::{self, ModelEntry};
 use crate::pretrain::run::{METRICS, read_metrics};
-use crate::pretrain::{Loader, Run, RunResult, SplitCounts, split};
+use crate::pretrain::{CellReading, Loader, Run, RunResult, SplitCounts, Targets, split};
 use cellql_model::{Device, Provenance, Weights, decode, encode, initialise};
 use cellql_schemas::recipe::Dtype;
 use cellql_store::{HASH_VERSION, Store};
 use cellql_training::checkpoint;
 use cellql_training::{
-    Learner, LoaderPosition, Mixing, OnDevices, OnKernels, Schedule, Settings, SingleProcess, StepMetrics, curves,
+    Learner, LoaderPosition, Mixing, OnDevices, OnKernels, Schedule, Settings, SingleProcess, StepMetrics, add_heads,
+    curves, set_gene_embeddings,
 };
 
 /// File of a run with the curves of its losses.
@@ -199,6 +200,18 @@ async fn initial_weights(
     Ok(initialise(&args.size.config(vocabulary.len())?, vocabulary, settings.seed)?)
 }
 
+/// The linear model whose embeddings the objectives predict.
+async fn targets(settings: &Settings, store: &Store) -> Result<Option<Arc<Targets>>> {
+    let objectives = &settings.objectives;
+    match objectives.target.as_deref().filter(|_| objectives.components > 0.0 || objectives.genes_from_target) {
+        None => Ok(None),
+        Some(name) => {
+            let entry = model_registry::find(&model_registry::list(store).await?, Some(name))?.clone();
+            Ok(Some(Arc::new(Targets::of(store, &entry).await?)))
+        }
+    }
+}
+
 fn folder(args: &PretrainArgs, name: &str, store: &Store) -> Result<PathBuf> {
     let inside = || store.local_path(&format!("runs/{name}"));
     let folder = args.run.clone().or_else(inside).ok_or_else(|| {
@@ -229,7 +242,14 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
     if let Some(from) = &from {
         warn_of_other_cells(from, settings, console);
     }
-    let weights = initial_weights(args, settings, &store, from.as_ref()).await?;
+    let mut weights = initial_weights(args, settings, &store, from.as_ref()).await?;
+    let targets = targets(settings, &store).await?;
+    if let Some(targets) = targets.as_ref().filter(|_| settings.objectives.genes_from_target && from.is_none()) {
+        let placement = store.genes().await?.place(&weights.vocabulary);
+        set_gene_embeddings(&mut weights, &targets.loadings(&placement))?;
+    }
+    let components = targets.as_ref().map_or(0, |targets| targets.dim());
+    add_heads(&mut weights, &settings.objectives, components, settings.seed)?;
     let (_, sha256) = encode(&weights)?;
     // A resumed run reads the version of the store that it started with.
     let begun = checkpoint::progress(&folder)?;
@@ -254,6 +274,7 @@ async fn train(args: &PretrainArgs, name: &str, settings: &Settings, store: Stor
         settings,
         folder: &folder,
         start: &sha256,
+        targets,
         learner: learner.as_ref(),
         all_reduce: &SingleProcess,
         checkpoint_every: Duration::try_from_secs_f64(args.checkpoint_every)
@@ -331,6 +352,7 @@ fn provenance(ended: &RunResult, measured: &[StepMetrics], from: Option<String>)
         seconds: progress.seconds as u64,
         program: format!("cellql {} {}", env!("CARGO_PKG_VERSION"), env!("CELLQL_COMMIT")),
         from,
+        target: progress.target.clone(),
         cell_hash: HASH_VERSION,
     })
 }
@@ -355,7 +377,7 @@ fn report(ended: &RunResult, measured: &[StepMetrics], entry: &ModelEntry, folde
         ended.progress.step,
         ended.progress.settings.batch * ended.progress.settings.accumulate,
         ended.progress.seconds,
-        ended.progress.position.epoch,
+        ended.progress.epoch,
         folder.display(),
     ))
 }
@@ -369,7 +391,8 @@ async fn dry_run(args: &PretrainArgs, settings: &Settings, store: &Store) -> Res
     let cells = split(store, settings.condition.as_deref(), &settings.hold_out, 0).await?;
     let count = args.cells.unwrap_or(cells.train.len());
     let mixing = Mixing { block: settings.block, blocks: settings.blocks, seed: settings.seed, ..Mixing::default() };
-    let mut loader = Loader::start(store, &cells, placement, mixing, LoaderPosition::default()).await?;
+    let mut loader =
+        Loader::start(store, &cells, &CellReading::new(placement, None), mixing, LoaderPosition::default()).await?;
     let (mut first, mut entropy, mut batches, mut read) = (0.0, 0.0, 0u64, 0u64);
     tokio::task::block_in_place(|| -> Result<()> {
         while read < count {

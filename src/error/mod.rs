@@ -217,6 +217,7 @@ fn kind_of_store(error: &StoreError) -> ErrorKind {
         StoreError::Exists { .. }
         | StoreError::Missing { .. }
         | StoreError::Place { .. }
+        | StoreError::Clock { .. }
         | StoreError::NoVersion { .. }
         | StoreError::NoTable { .. }
         | StoreError::NoRows { .. }

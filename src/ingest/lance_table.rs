@@ -39,8 +39,12 @@ impl TableReader for LanceTable {
         Some(self.rows)
     }
 
-    fn batches(&self) -> Result<Batches, String> {
+    fn batches(&self, columns: &[&str], _: usize) -> Result<Batches, String> {
         let mut scan = self.dataset.scan();
+        let fields = &self.dataset.schema().fields;
+        let columns: Vec<&str> =
+            fields.iter().map(|field| &*field.name).filter(|name| columns.contains(name)).collect();
+        scan.project(&columns).map_err(|e| e.to_string())?;
         scan.batch_size(BATCH_ROWS).scan_in_order(true);
         let runtime = self.runtime.clone();
         // Called on a reader's thread, never on an async one.

@@ -6,8 +6,10 @@
 //! ([`LoaderPosition`]), and a loader that starts at a place yields the same cells as one that reached it. Chunks are
 //! assigned to ranks in turn. While a chunk is used, the next ones are read, the blocks of a chunk in parallel.
 //!
+//! Cells may come with their embedding by a linear model ([`Targets`]).
+//!
 //! Depends on the store and on the vocabulary's placement; the order of cells ([`Mixing`], [`LoaderPosition`]) is
-//! defined by `cellql_training`. Knows nothing of models.
+//! defined by `cellql_training`. Knows nothing of what is trained.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use arrow::array::AsArray;
 use arrow::datatypes::UInt32Type;
 use arrow::record_batch::RecordBatch;
 use cellql_schemas::cells;
-use cellql_schemas::expr::Profiles;
+use cellql_schemas::expr::{Profile, Profiles};
 use cellql_schemas::vocabulary::Placement;
 use futures::{StreamExt, TryStreamExt};
 use rand::seq::SliceRandom;
@@ -25,6 +27,7 @@ use roaring::RoaringTreemap;
 use tokio::sync::mpsc;
 
 use super::split::Split;
+use super::targets::Targets;
 use crate::error::{Error, Result};
 use cellql_store::{RowReader, Store, runs};
 use cellql_training::{Cell, LoaderPosition, Mixing, counts_by_position, seeded};
@@ -39,6 +42,24 @@ const AHEAD: usize = 1;
 const PIECE: u64 = 256;
 /// Number of concurrent tasks: enough to keep every core busy while others wait for the disk.
 const TASKS: usize = 16;
+
+/// Why there is nothing to read.
+pub(super) const NO_CELLS: &str =
+    "there are no cells to train on: none has counts, satisfies the condition and is not held out";
+
+/// What cells are read as.
+#[derive(Debug, Clone)]
+pub struct CellReading {
+    placement: Placement,
+    targets: Option<Arc<Targets>>,
+}
+
+impl CellReading {
+    /// Counts at the positions of a vocabulary and, where there are targets, embeddings.
+    pub fn new(placement: Placement, targets: Option<Arc<Targets>>) -> Self {
+        Self { placement, targets }
+    }
+}
 
 /// Cells that are shuffled together.
 struct Chunk {
@@ -59,7 +80,7 @@ pub struct Loader {
 struct Source {
     reader: RowReader,
     rows: RoaringTreemap,
-    placement: Placement,
+    reading: CellReading,
     mixing: Mixing,
 }
 
@@ -71,7 +92,7 @@ impl Loader {
     pub async fn start(
         store: &Store,
         split: &Split,
-        placement: Placement,
+        reading: &CellReading,
         mixing: Mixing,
         from: LoaderPosition,
     ) -> Result<Self> {
@@ -81,12 +102,10 @@ impl Loader {
             )));
         }
         let reader = store.row_reader(cells::TABLE, &COLUMNS).await?;
-        let source = Source { reader, rows: split.train.clone(), placement, mixing };
+        let source = Source { reader, rows: split.train.clone(), reading: reading.clone(), mixing };
         let chunks = source.chunks();
         if source.rows.is_empty() {
-            return Err(Error::Request(
-                "there are no cells to train on: none has counts, satisfies the condition and is not held out".into(),
-            ));
+            return Err(Error::Request(NO_CELLS.into()));
         }
         if (chunks as usize) < mixing.ranks {
             let (cells, ranks) = (source.rows.len(), mixing.ranks);
@@ -134,19 +153,26 @@ impl Loader {
 ///
 /// # Errors
 /// The table cannot be read.
-pub async fn read_cells(store: &Store, rows: &[u64], placement: &Placement) -> Result<Vec<Cell>> {
+pub async fn read_cells(store: &Store, rows: &[u64], reading: &CellReading) -> Result<Vec<Cell>> {
     let batch = store.take(cells::TABLE, &COLUMNS, rows).await?;
-    to_cells(&batch, rows.iter().copied().map(Some), placement)
+    to_cells(&batch, rows.iter().copied().map(Some), reading)
 }
 
 /// Converts rows of [`COLUMNS`] to cells. Rows without an address are left out.
-fn to_cells(batch: &RecordBatch, rows: impl Iterator<Item = Option<u64>>, placement: &Placement) -> Result<Vec<Cell>> {
+fn to_cells(batch: &RecordBatch, rows: impl Iterator<Item = Option<u64>>, reading: &CellReading) -> Result<Vec<Cell>> {
     let ids = batch.column(0).as_primitive::<UInt32Type>();
     let profiles = Profiles::new(batch.column(1)).map_err(Error::internal("reading cells to train on"))?;
-    let cell = |(i, row): (usize, Option<u64>)| {
-        Some(Cell { row: row?, dataset_id: ids.value(i), counts: counts_by_position(placement, &profiles.get(i)?) })
+    let wanted: Vec<(u64, u32, Profile)> =
+        rows.enumerate().filter_map(|(i, row)| Some((row?, ids.value(i), profiles.get(i)?))).collect();
+    let targets = match &reading.targets {
+        None => vec![Vec::new(); wanted.len()],
+        Some(targets) => targets.embed(wanted.iter().map(|(_, _, profile)| *profile))?,
     };
-    Ok(rows.enumerate().filter_map(cell).collect())
+    let cell = |((row, dataset_id, profile), target): ((u64, u32, Profile), Vec<f32>)| {
+        let counts = counts_by_position(&reading.placement, &profile);
+        Cell { row, dataset_id, counts, target }
+    };
+    Ok(wanted.into_iter().zip(targets).map(cell).collect())
 }
 
 fn pieces(run: Range<u64>) -> impl Iterator<Item = Range<u64>> {
@@ -242,6 +268,6 @@ impl Source {
     async fn read_run(&self, run: Range<u64>, wanted: Vec<u64>) -> Result<Vec<Cell>> {
         let mut wanted = wanted.into_iter().peekable();
         let addresses: Vec<Option<u64>> = run.clone().map(|row| wanted.next_if_eq(&row)).collect();
-        to_cells(&self.reader.run(run).await?, addresses.into_iter(), &self.placement)
+        to_cells(&self.reader.run(run).await?, addresses.into_iter(), &self.reading)
     }
 }

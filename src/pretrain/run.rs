@@ -5,25 +5,30 @@
 //! cell. Masks are drawn from the seed, the step and the number of the cell in the step. So a run that is killed and
 //! started again repeats the same steps; on one thread the weights are bit for bit the same.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use cellql_schemas::vocabulary::Placement;
 use rayon::prelude::*;
 
-use super::loader::{Loader, read_cells};
+use super::batches::{CellBatches, Positions};
+use super::loader::{CellReading, read_cells};
 use super::measured::MeasuredGenes;
 use super::split::{Split, SplitCounts, split};
+use super::targets::Targets;
 use crate::error::{Error, Result};
 use cellql_model::Weights;
 use cellql_store::Store;
 use cellql_training::checkpoint::{self, Progress, write_whole};
 use cellql_training::learner::{AllReduce, Learner};
 use cellql_training::optimiser::{Moments, norm};
-use cellql_training::{Cell, Example, FlatWeights, LoaderPosition, Loss, Mixing, Settings, StepMetrics, seeded};
+use cellql_training::{
+    Cell, CellViews, Example, FlatWeights, LoaderPosition, Loss, LossParts, Mixing, Settings, StepMetrics, seeded,
+};
 
 /// File of metrics: one JSON object per step and line.
 pub const METRICS: &str = "metrics.jsonl";
@@ -46,6 +51,8 @@ pub struct Run<'a> {
     pub folder: &'a Path,
     /// SHA-256 of the model with the initial weights.
     pub start: &'a str,
+    /// The linear model whose embeddings are predicted, where the objectives ask for it.
+    pub targets: Option<Arc<Targets>>,
     /// Computes losses and gradients.
     pub learner: &'a dyn Learner,
     /// Sums gradients over processes.
@@ -83,6 +90,12 @@ struct TrainingState {
     progress: Progress,
 }
 
+/// The held-out cells of a run as the objectives read them.
+struct Validation {
+    examples: Vec<Example>,
+    views: Vec<CellViews>,
+}
+
 impl Run<'_> {
     /// Trains from initial weights, or continues from the checkpoint of the folder.
     ///
@@ -96,11 +109,14 @@ impl Run<'_> {
         let mut state = self.state(weights, &split.digest)?;
         let placement = self.store.genes().await?.place(&weights.vocabulary);
         let measured = MeasuredGenes::of(self.store, &placement, weights.vocabulary.len()).await?;
-        let validation = read_cells(self.store, &split.validation, &placement).await?;
-        let validation = self.validation_examples(&validation, &measured, &state)?;
+        let reading = CellReading::new(placement, self.targets.clone());
+        let validation = read_cells(self.store, &split.validation, &reading).await?;
+        let validation = self.validation(&validation, &measured, &state)?;
         let cells = split.counts();
         if state.progress.step < self.settings.steps {
-            let mut loader = self.loader(&split, placement, state.progress.position).await?;
+            let Progress { position, positions_by_dataset, .. } = &state.progress;
+            let from = Positions { mixed: *position, of_datasets: positions_by_dataset.clone() };
+            let mut loader = self.loader(&split, &reading, &from).await?;
             tokio::task::block_in_place(|| self.steps(&mut state, &mut loader, &measured, &validation))?;
         }
         Ok(RunResult { weights: state.parameters.to_weights()?, progress: state.progress, cells })
@@ -115,11 +131,11 @@ impl Run<'_> {
         split(self.store, condition.as_deref(), hold_out, *validate_cells).await
     }
 
-    async fn loader(&self, split: &Split, placement: Placement, from: LoaderPosition) -> Result<Loader> {
-        let Settings { block, blocks, seed, .. } = *self.settings;
+    async fn loader(&self, split: &Split, reading: &CellReading, from: &Positions) -> Result<CellBatches> {
+        let Settings { block, blocks, seed, batches, .. } = *self.settings;
         let (rank, ranks) = (self.all_reduce.rank(), self.all_reduce.ranks());
-        let from = if from == LoaderPosition::default() { LoaderPosition { chunk: rank as u64, ..from } } else { from };
-        Loader::start(self.store, split, placement, Mixing { block, blocks, seed, rank, ranks }, from).await
+        let mixing = Mixing { block, blocks, seed, rank, ranks };
+        CellBatches::start(self.store, split, reading, batches, mixing, from).await
     }
 
     /// Locks the folder for this process. The system releases the lock when the process ends.
@@ -147,7 +163,10 @@ impl Run<'_> {
             store_version,
             cells_read: cells_read.to_owned(),
             step: 0,
+            target: self.targets.as_ref().map(|targets| targets.sha256().to_owned()),
             position: LoaderPosition::default(),
+            positions_by_dataset: BTreeMap::new(),
+            epoch: 0,
             cells: 0,
             mean_loss: 0.0,
             validation_loss: None,
@@ -162,6 +181,8 @@ impl Run<'_> {
             "settings"
         } else if progress.start != fresh.start || values.len() != parameters.values.len() {
             "initial weights"
+        } else if progress.target != fresh.target {
+            "target model"
         } else if progress.store_version != store_version || !["", cells_read].contains(&&*progress.cells_read) {
             "cells"
         } else {
@@ -193,9 +214,9 @@ impl Run<'_> {
     fn steps(
         &self,
         state: &mut TrainingState,
-        loader: &mut Loader,
+        loader: &mut CellBatches,
         measured_genes: &MeasuredGenes,
-        validation: &[Example],
+        validation: &Validation,
     ) -> Result<()> {
         let mut metrics = Metrics::open(&self.folder.join(METRICS), state.progress.step)?;
         let mut saved = Instant::now();
@@ -205,9 +226,8 @@ impl Run<'_> {
             let seconds = began.elapsed().as_secs_f64();
             state.progress.seconds += seconds;
             let (step, last) = (state.progress.step, state.progress.step == self.settings.steps);
-            if (step.is_multiple_of(self.settings.validate_every) || last) && !validation.is_empty() {
-                let loss = self.learner.loss(&state.parameters, validation)?.mean();
-                (measured.validation_loss, state.progress.validation_loss) = (Some(loss), Some(loss));
+            if step.is_multiple_of(self.settings.validate_every) || last {
+                self.validate(state, validation, &mut measured)?;
             }
             measured.cells_per_second = self.cells_of_step() as f64 / seconds;
             measured.seconds = state.progress.seconds;
@@ -234,39 +254,74 @@ impl Run<'_> {
         self.settings.batch * self.settings.accumulate * self.all_reduce.ranks()
     }
 
+    /// Computes the loss of held-out cells, if there are any.
+    fn validate(&self, state: &mut TrainingState, held_out: &Validation, measured: &mut StepMetrics) -> Result<()> {
+        let objectives = &self.settings.objectives;
+        let mut loss = Loss::default();
+        if !held_out.examples.is_empty() {
+            loss = loss.and(self.learner.loss(&state.parameters, &held_out.examples)?);
+        }
+        if !held_out.views.is_empty() {
+            loss = loss.and(self.learner.loss_of_views(&state.parameters, &held_out.views, objectives)?);
+        }
+        if loss != Loss::default() {
+            measured.validation_parts = LossParts::of(&loss, objectives);
+            measured.validation_loss = Some(loss.total(objectives));
+            state.progress.validation_loss = measured.validation_loss;
+        }
+        Ok(())
+    }
+
     /// One optimiser step.
-    fn step(&self, state: &mut TrainingState, loader: &mut Loader, measured: &MeasuredGenes) -> Result<StepMetrics> {
+    fn step(
+        &self,
+        state: &mut TrainingState,
+        loader: &mut CellBatches,
+        measured: &MeasuredGenes,
+    ) -> Result<StepMetrics> {
         let (settings, step) = (self.settings, state.progress.step);
-        let mut gradient = vec![0f32; state.parameters.values.len()];
         let (mut loss, mut batches, mut tokens) = (Loss::default(), Vec::new(), 0);
+        let mut gradients = StepGradients::new(state.parameters.values.len(), settings);
         for part in 0..settings.accumulate {
-            let cells = loader.next(settings.batch)?;
-            let examples = self.examples(&cells, (step, part), measured, &state.parameters)?;
-            tokens += examples.iter().map(|example| example.seen().count() + 2).sum::<usize>();
-            loss = loss.and(self.learner.learn(&state.parameters, &examples, &mut gradient)?);
+            let cells = loader.next(settings.batch, (step, part))?;
+            if settings.objectives.read_depth > 0.0 {
+                let learned = settings.objectives.read_depth_cells.unwrap_or(cells.len()).min(cells.len());
+                let examples = self.examples(&cells[..learned], (step, part), measured, &state.parameters)?;
+                tokens += examples.iter().map(|example| example.seen().count() + 2).sum::<usize>();
+                loss = loss.and(self.learner.learn(&state.parameters, &examples, &mut gradients.read_depth)?);
+            }
+            if settings.objectives.use_views() {
+                let views = self.views(&cells, (step, part), &state.parameters)?;
+                tokens += views.iter().flat_map(|cell| &cell.views).map(|view| view.len()).sum::<usize>();
+                let (objectives, flat) = (&settings.objectives, &mut gradients.views);
+                loss = loss.and(self.learner.learn_views(&state.parameters, &views, objectives, flat)?);
+            }
             batches.push(cells);
         }
-        let loss = self.all_reduce.sum(&mut gradient, loss)?;
-        let scale = 1.0 / loss.masked.max(1) as f64;
-        let gradient_norm = norm(&gradient) * scale;
-        self.check(state, loss.mean(), gradient_norm, &batches)?;
+        let (gradient, loss, scale) = gradients.sum(self.all_reduce, loss, settings)?;
+        let (total, gradient_norm) = (loss.total(&settings.objectives), norm(&gradient) * scale);
+        self.check(state, total, gradient_norm, &batches)?;
         let rate = settings.adam.rate(step, settings.steps);
         let clipped = scale * (settings.adam.clip / gradient_norm).min(1.0);
         let weights = &mut state.parameters.values;
         state.moments.step(&settings.adam, step, rate, &gradient, clipped, weights);
         let progress = &mut state.progress;
         progress.step += 1;
-        progress.position = loader.place();
+        let Positions { mixed, of_datasets } = loader.positions();
+        (progress.position, progress.positions_by_dataset) = (mixed, of_datasets);
         let here = (settings.batch * settings.accumulate) as f64;
         progress.mean_tokens += (tokens as f64 / here - progress.mean_tokens) / progress.step as f64;
         progress.cells += self.cells_of_step() as u64;
+        progress.epoch = loader.epoch(progress.cells);
         let memory = (progress.step as f64).min(LOSS_WINDOW);
-        progress.mean_loss += (loss.mean() - progress.mean_loss) / memory;
+        progress.mean_loss += (total - progress.mean_loss) / memory;
         Ok(StepMetrics {
             step: progress.step,
             cells: progress.cells,
-            epoch: progress.position.epoch,
-            loss: loss.mean(),
+            epoch: progress.epoch,
+            loss: total,
+            parts: LossParts::of(&loss, &settings.objectives),
+            validation_parts: None,
             validation_loss: None,
             learning_rate: rate,
             gradient_norm,
@@ -326,22 +381,68 @@ impl Run<'_> {
         Ok(cells.par_iter().enumerate().filter_map(example).collect::<Result<_, _>>()?)
     }
 
-    /// The examples of the validation cells. Masks depend only on the content of a cell, so they are the same in every
-    /// run.
-    fn validation_examples(
-        &self,
-        cells: &[Cell],
-        measured: &MeasuredGenes,
-        state: &TrainingState,
-    ) -> Result<Vec<Example>> {
-        let genes = state.parameters.config().n_genes();
-        let example = |cell: &Cell| {
+    /// The views of a batch. Cells of fewer than two counts have none.
+    fn views(&self, cells: &[Cell], (step, part): (u64, usize), parameters: &FlatWeights) -> Result<Vec<CellViews>> {
+        let (genes, settings) = (parameters.config().n_genes(), self.settings);
+        let views = |(i, cell): (usize, &Cell)| {
+            let number = (part * settings.batch + i) * self.all_reduce.ranks() + self.all_reduce.rank();
+            let numbers = [settings.seed, step, number as u64].map(u64::to_le_bytes);
+            let mut rng = seeded(&[b"views", &numbers.concat()]);
+            settings.objectives.views_of(&settings.task, &cell.counts, &cell.target, genes, &mut rng).transpose()
+        };
+        Ok(cells.par_iter().enumerate().filter_map(views).collect::<Result<_, _>>()?)
+    }
+
+    /// The validation cells as the objectives read them. Masks and views depend only on the content of a cell, so they
+    /// are the same in every run.
+    fn validation(&self, cells: &[Cell], measured: &MeasuredGenes, state: &TrainingState) -> Result<Validation> {
+        let (genes, settings) = (state.parameters.config().n_genes(), self.settings);
+        let drawn = |what: &[u8], cell: &Cell| {
             let counts: Vec<u8> =
                 cell.counts.iter().flat_map(|(p, v)| [p.to_le_bytes(), v.to_le_bytes()].concat()).collect();
-            let (mut rng, measured) = (seeded(&[b"held out", &counts]), measured.of_dataset(cell.dataset_id));
-            self.settings.task.example(&cell.counts, genes, measured, &mut rng).transpose()
+            seeded(&[what, &counts])
         };
-        Ok(cells.par_iter().filter_map(example).collect::<Result<_, _>>()?)
+        let example = |cell: &Cell| {
+            let (mut rng, measured) = (drawn(b"held out", cell), measured.of_dataset(cell.dataset_id));
+            settings.task.example(&cell.counts, genes, measured, &mut rng).transpose()
+        };
+        let views = |cell: &Cell| {
+            let mut rng = drawn(b"held-out views", cell);
+            settings.objectives.views_of(&settings.task, &cell.counts, &cell.target, genes, &mut rng).transpose()
+        };
+        let learned = if settings.objectives.read_depth > 0.0 { cells } else { &[] };
+        let viewed = if settings.objectives.use_views() { cells } else { &[] };
+        Ok(Validation {
+            examples: learned.par_iter().filter_map(example).collect::<Result<_, _>>()?,
+            views: viewed.par_iter().filter_map(views).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// Gradients of a step before they are averaged: of the sum of squares of RDA, and of the losses of views.
+struct StepGradients {
+    read_depth: Vec<f32>,
+    views: Vec<f32>,
+}
+
+impl StepGradients {
+    fn new(weights: usize, settings: &Settings) -> Self {
+        let views = if settings.objectives.use_views() { weights } else { 0 };
+        Self { read_depth: vec![0.0; weights], views: vec![0.0; views] }
+    }
+
+    /// The gradient of the step over all processes, the factor that makes it a mean, and the loss.
+    fn sum(mut self, all: &dyn AllReduce, loss: Loss, settings: &Settings) -> Result<(Vec<f32>, Loss, f64)> {
+        let loss = all.sum(&mut self.read_depth, loss)?;
+        let scale = settings.objectives.read_depth / loss.masked.max(1) as f64;
+        if self.views.is_empty() {
+            return Ok((self.read_depth, loss, scale));
+        }
+        all.sum(&mut self.views, Loss::default())?;
+        let of_views = 1.0 / loss.view_batches.max(1) as f64;
+        let both = self.read_depth.par_iter_mut().zip(&self.views);
+        both.for_each(|(g, v)| *g = (f64::from(*g) * scale + f64::from(*v) * of_views) as f32);
+        Ok((self.read_depth, loss, 1.0))
     }
 }
 

@@ -9,7 +9,7 @@ use cellql::error::ErrorKind;
 use cellql::model_registry;
 use cellql::pretrain::loader::read_cells;
 use cellql::pretrain::run::{BAD_BATCH, METRICS, read_metrics};
-use cellql::pretrain::{Loader, Split, split};
+use cellql::pretrain::{CellReading, Loader, Split, split};
 use cellql_model::Provenance;
 use cellql_schemas::expr::Profiles;
 use cellql_schemas::vocabulary::{Placement, Vocabulary};
@@ -18,7 +18,7 @@ use cellql_training::{Cell, HoldOut, LoaderPosition, Mixing};
 use rand::{Rng, SeedableRng};
 
 use crate::crash::is_killed_after;
-use crate::stores::{any_cell, demo_cells, demo_file, take_in};
+use crate::stores::{any_cell, demo_cells, demo_file, take_in, test_data};
 
 /// A list of some genes that the demo's cells express, and the file of it.
 fn genes(folder: &Path) -> (Vocabulary, PathBuf) {
@@ -33,13 +33,17 @@ async fn placement(store: &Store) -> Placement {
     store.genes().await.unwrap().place(&Vocabulary::default_human())
 }
 
+async fn reading(store: &Store) -> CellReading {
+    CellReading::new(placement(store).await, None)
+}
+
 async fn divided(store: &Store, share: f64, condition: Option<&str>) -> Split {
     let hold_out = HoldOut { share, condition: condition.map(str::to_owned) };
     split(store, None, &hold_out, 10).await.unwrap()
 }
 
 async fn loader(store: &Store, split: &Split, mixing: Mixing, from: LoaderPosition) -> Loader {
-    Loader::start(store, split, placement(store).await, mixing, from).await.unwrap()
+    Loader::start(store, split, &reading(store).await, mixing, from).await.unwrap()
 }
 
 fn next(loader: &mut Loader, count: usize) -> Vec<Cell> {
@@ -103,7 +107,7 @@ async fn every_epoch_gives_every_cell_once_in_another_order() {
     let near = rows(&first).windows(2).filter(|pair| pair[0].abs_diff(pair[1]) == 1).count();
     assert!(near < cells / 4, "{near} of {cells}");
     // What a cell holds is what the table holds.
-    let again = read_cells(&store, &rows(&first)[..20], &placement(&store).await).await.unwrap();
+    let again = read_cells(&store, &rows(&first)[..20], &reading(&store).await).await.unwrap();
     assert_eq!(again, first[..20]);
     let other = Mixing { seed: 4, ..mixing };
     assert_ne!(rows(&next(&mut loader(&store, &split, other, LoaderPosition::default()).await, cells)), rows(&first));
@@ -176,7 +180,7 @@ async fn ranks_share_the_cells() {
     assert_eq!(seen.len(), 320);
     assert_eq!(seen.into_iter().collect::<HashSet<u64>>().len(), 320);
     let refused =
-        Loader::start(&store, &Split::default(), placement(&store).await, Mixing::default(), LoaderPosition::default())
+        Loader::start(&store, &Split::default(), &reading(&store).await, Mixing::default(), LoaderPosition::default())
             .await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Request);
 }
@@ -221,6 +225,79 @@ async fn model(store: &Path, name: &str) -> model_registry::ModelEntry {
     model_registry::find(&model_registry::list(&store).await.unwrap(), Some(name)).unwrap().clone()
 }
 
+/// Kills runs of the model `killed`, at a random time each, until one ends or its model is there. Returns how many were
+/// killed, at least two.
+async fn killed_until_done(store: &Path, command: impl Fn(u64) -> Command) -> u64 {
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(8);
+    let mut kills = 0;
+    loop {
+        // Longer from kill to kill: beside other tests a run may take seconds to begin.
+        let time = Duration::from_millis(random.random_range(300..1500) + 30 * kills);
+        if !is_killed_after(&mut command(kills), time) {
+            break;
+        }
+        kills += 1;
+        assert!(kills < 100, "a run gets on between kills");
+        // The kill may have come after the model was added and before the process ended.
+        let entries = model_registry::list(&Store::open(store.to_str().unwrap()).await.unwrap()).await.unwrap();
+        if entries.iter().any(|entry| entry.name == "killed") {
+            break;
+        }
+    }
+    assert!(kills >= 2, "{kills} kills");
+    kills
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_over_views_predicts_components_and_may_be_killed() {
+    let Some(other) = test_data("wu2020_200_v0_11.h5ad") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = demo_cells(folder.path()).await;
+    // A second data set, so that batches are drawn.
+    take_in(&store, &other, any_cell()).await.unwrap();
+    let store = folder.path().join("store");
+    let (_, genes) = genes(folder.path());
+    let mut fit = Command::new(env!("CARGO_BIN_EXE_cellql"));
+    fit.args(["-q", "model", "fit"]).arg(&store).args(["--kind", "pca", "--name", "linear", "--components", "8"]);
+    assert!(fit.args(["--genes", "hvg:200"]).stdout(Stdio::null()).status().unwrap().success());
+    let settings = folder.path().join("settings.json");
+    let text = r#"{
+        "objectives": { "read_depth": 0, "components": 1, "target": "linear", "contrast": 0.2, "view_genes": [20, 60] },
+        "batches": { "of_one_dataset": true }, "block": 8, "blocks": 4
+    }"#;
+    std::fs::write(&settings, text).unwrap();
+    let options = ["--config", settings.to_str().unwrap(), "--steps", "60"];
+    assert!(pretrain(&store, &genes, "whole", &options).status().unwrap().success());
+    let whole = model(&store, "whole").await;
+    let linear = model(&store, "linear").await.sha256;
+    let Provenance::Trained { target, .. } = whole.provenance().unwrap() else { panic!("{whole:?}") };
+    assert_eq!(target, Some(linear));
+    let kills = killed_until_done(&store, |_| pretrain(&store, &genes, "killed", &options)).await;
+    assert_eq!(model(&store, "killed").await.sha256, whole.sha256, "after {kills} kills");
+    // It learned to predict the components of cells it never saw: predicting their mean has a loss of 1.
+    let measured = read_metrics(&store.join("runs/whole").join(METRICS)).unwrap();
+    let held_out: Vec<f64> = measured.iter().filter_map(|m| Some(m.validation_parts?.components)).collect();
+    assert!(held_out.len() == 6 && held_out[5] < 0.9 * held_out[0] && held_out[5] < 1.0, "{held_out:?}");
+    assert!(measured.iter().all(|m| m.parts.is_some_and(|parts| parts.read_depth == 0.0)));
+    assert!(std::fs::read_to_string(store.join("runs/whole/curves.svg")).unwrap().contains("weighted sum"));
+    // RDA goes on from its weights, and beside it the head that was trained.
+    let both = text.replace("\"read_depth\": 0,", "\"read_depth\": 1, \"read_depth_cells\": 2,");
+    std::fs::write(&settings, both).unwrap();
+    let mut next = Command::new(env!("CARGO_BIN_EXE_cellql"));
+    next.arg("pretrain").arg(&store).args(["--name", "both", "--from", "whole", "--batch", "8", "--steps", "3"]);
+    next.args(["--config", settings.to_str().unwrap(), "--validate-every", "1", "--warm-up", "0"]);
+    assert!(next.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    let measured = read_metrics(&store.join("runs/both").join(METRICS)).unwrap();
+    let first = measured[0].parts.unwrap();
+    assert!(first.read_depth > 0.0 && first.components < 1.0 && measured[0].cells == 8, "{measured:?}");
+    // A target that is no linear model is refused before the work.
+    std::fs::write(&settings, text.replace("\"linear\"", "\"whole\"")).unwrap();
+    let refused = pretrain(&store, &genes, "other", &options).stderr(Stdio::piped()).output().unwrap();
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("not a linear model") && refused.status.code() == Some(1)
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_is_killed_anywhere_ends_with_the_same_weights() {
     let folder = tempfile::tempdir().unwrap();
@@ -234,25 +311,13 @@ async fn a_run_that_is_killed_anywhere_ends_with_the_same_weights() {
     let Provenance::Trained { steps: 40, program, .. } = whole.provenance().unwrap() else { panic!("{whole:?}") };
     assert!(program.contains("commit"), "{program}");
 
-    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(8);
-    let mut kills = 0;
-    loop {
-        // Longer from kill to kill: beside other tests a run may take seconds to begin.
-        let time = Duration::from_millis(random.random_range(300..1500) + 30 * kills);
+    let kills = killed_until_done(&store, |kills| {
         // What a run keeps in memory may change as it goes on.
         let mut command = pretrain(&store, &genes, "killed", &steps);
-        if !is_killed_after(command.args((kills % 2 == 1).then_some("--recompute")), time) {
-            break;
-        }
-        kills += 1;
-        assert!(kills < 100, "a run gets on between kills");
-        // The kill may have come after the model was added and before the process ended.
-        let entries = model_registry::list(&Store::open(store.to_str().unwrap()).await.unwrap()).await.unwrap();
-        if entries.iter().any(|entry| entry.name == "killed") {
-            break;
-        }
-    }
-    assert!(kills >= 2, "{kills} kills");
+        command.args((kills % 2 == 1).then_some("--recompute"));
+        command
+    })
+    .await;
     assert_eq!(model(&store, "killed").await.sha256, whole.sha256, "after {kills} kills");
     let of = |name: &str| read_metrics(&store.join("runs").join(name).join(METRICS)).unwrap();
     let (whole, killed) = (of("whole"), of("killed"));

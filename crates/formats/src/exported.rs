@@ -12,8 +12,9 @@ use cellql_schemas::feature::Feature;
 use crate::block::{Block, CellSource, ObsColumn};
 use crate::error::{FormatError, Result};
 use crate::h5::file::H5;
+use crate::parquet_file::Parquet;
 use crate::recognise::{Format, recognise};
-use crate::table::{Parquet, TableReader};
+use crate::table::TableReader;
 
 /// Place of the provenance in an `.h5ad` file.
 const H5AD_DATASETS: &str = "uns/cellql/datasets";

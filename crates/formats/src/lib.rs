@@ -44,6 +44,7 @@ mod name_tables;
 mod npz;
 mod open;
 mod options;
+mod parquet_file;
 mod recognise;
 mod rows;
 mod spill;

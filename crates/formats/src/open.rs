@@ -16,8 +16,9 @@ use crate::loom::Loom;
 use crate::matrix_market::MatrixMarket;
 use crate::npz::Npz;
 use crate::options::OpenOptions;
+use crate::parquet_file::Parquet;
 use crate::recognise::{Format, recognise};
-use crate::table::{Parquet, TableSource};
+use crate::table::TableSource;
 use crate::tenx::TenX;
 
 /// Opens a file of any format except [`Format::Lance`].

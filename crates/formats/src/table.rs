@@ -2,7 +2,6 @@
 //! form (one row per value: cell, gene, value) in any order.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, ArrayRef, AsArray, StringArray};
@@ -13,7 +12,6 @@ use cellql_schemas::cells;
 use cellql_schemas::exported::{self, ExportedGene};
 use cellql_schemas::expr::{Profiles, is_expr};
 use cellql_schemas::feature::Feature;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::block::{BLOCK_CELLS, Block, CellSource, ObsColumn, categorical_type};
 use crate::error::{FormatError, Result};
@@ -26,8 +24,6 @@ use crate::spill::{Spill, spill_problem};
 const CELL: &[&str] = &["cell", "cell_id", "barcode", "obs", "cell_name", "obs_names"];
 const GENE: &[&str] = &["gene", "gene_name", "symbol", "gene_id", "feature", "var", "var_names", "gene_symbol"];
 const VALUE: &[&str] = &["value", "count", "counts", "expression", "umi", "x"];
-/// Rows in a batch. It is small because the expression of a cell has thousands of values.
-const BATCH_ROWS: usize = 1024;
 
 /// Record batches of a table, each with the text of its error.
 pub type Batches = Box<dyn Iterator<Item = Result<RecordBatch, String>> + Send>;
@@ -38,47 +34,12 @@ pub trait TableReader: Send {
     fn schema(&self) -> SchemaRef;
     /// Number of rows, if it is known.
     fn rows(&self) -> Option<u64>;
-    /// Record batches from the first row.
+    /// Record batches from the first row, with at least the named columns. No cell has more than `most_values` values
+    /// in its expression.
     ///
     /// # Errors
     /// The table cannot be read; the text says why.
-    fn batches(&self) -> Result<Batches, String>;
-}
-
-/// A Parquet file.
-pub(crate) struct Parquet {
-    path: PathBuf,
-    schema: SchemaRef,
-    rows: u64,
-}
-
-impl Parquet {
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        let builder = builder(path).map_err(|e| FormatError::new(path, "file", e))?;
-        let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or_default();
-        Ok(Self { path: path.to_owned(), schema: builder.schema().clone(), rows })
-    }
-}
-
-fn builder(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, String> {
-    let file = File::open(path).map_err(|e| format!("cannot be opened: {e}"))?;
-    ParquetRecordBatchReaderBuilder::try_new(file)
-        .map_err(|e| format!("is not a readable Parquet file, perhaps cut short: {e}"))
-}
-
-impl TableReader for Parquet {
-    fn schema(&self) -> SchemaRef {
-        self.schema.clone()
-    }
-
-    fn rows(&self) -> Option<u64> {
-        Some(self.rows)
-    }
-
-    fn batches(&self) -> Result<Batches, String> {
-        let reader = builder(&self.path)?.with_batch_size(BATCH_ROWS).build().map_err(|e| e.to_string())?;
-        Ok(Box::new(reader.map(|b| b.map_err(|e| format!("cannot be read: {e}")))))
-    }
+    fn batches(&self, columns: &[&str], most_values: usize) -> Result<Batches, String>;
 }
 
 /// A table that is read as cells.
@@ -130,7 +91,8 @@ impl TableSource {
             .map_err(|e| wrong(exported::GENES, format!("is not a JSON list of genes: {e}")))?;
         let gene_ids: Vec<u32> = genes.iter().map(|gene| gene.gene_id).collect();
         let positions = gene_ids.iter().copied().zip(0..).collect();
-        let features = genes.into_iter().map(|g| Feature { name: g.symbol, ensembl_id: g.ensembl_id }).collect();
+        let features: Vec<Feature> =
+            genes.into_iter().map(|g| Feature { name: g.symbol, ensembl_id: g.ensembl_id }).collect();
         let (mut columns, mut skipped) = (Vec::new(), Vec::new());
         // The data sets of an export are told by this column.
         let is_divided = !datasets_of(schema).is_empty();
@@ -145,7 +107,7 @@ impl TableSource {
             true => Vec::new(),
             false => vec![format!("columns left out because their type is not an obs type: {}", skipped.join(", "))],
         };
-        let batches = table.batches().map_err(|e| wrong("rows", e))?;
+        let batches = export_batches(path, table.as_ref(), &columns, features.len())?;
         let layout = Layout::Export(Export { table, batches, positions, gene_ids });
         Ok(Self { path: path.to_owned(), features, columns, notes, layout })
     }
@@ -167,7 +129,7 @@ impl TableSource {
         let mut names = Interner::default();
         let mut genes = Interner::default();
         let mut spill = Spill::new(None).map_err(|e| FormatError::new(path, "rows", spill_problem(&e)))?;
-        for batch in table.batches().map_err(|e| FormatError::new(path, "rows", e))? {
+        for batch in table.batches(&[&cell, &gene, &value], 1).map_err(|e| FormatError::new(path, "rows", e))? {
             let batch = batch.map_err(|e| FormatError::new(path, "rows", e))?;
             let column = |name: &str, of: &DataType| complete(path, &batch, name, of);
             let (cells, named) = (column(&cell, &DataType::Utf8)?, column(&gene, &DataType::Utf8)?);
@@ -236,6 +198,12 @@ impl TableSource {
         let barcodes = StringArray::from_iter_values(&barcodes[start..start + rows.len()]);
         Ok(Some(Block { barcodes, obs: Vec::new(), starts: rows.starts, features: rows.features, values: rows.values }))
     }
+}
+
+/// The rows of an export with its obs columns.
+fn export_batches(path: &Path, table: &dyn TableReader, obs: &[ObsColumn], genes: usize) -> Result<Batches> {
+    let columns: Vec<&str> = [cells::BARCODE, cells::EXPR].into_iter().chain(obs.iter().map(|c| &*c.name)).collect();
+    table.batches(&columns, genes).map_err(|e| FormatError::new(path, "rows", e))
 }
 
 /// A column cast to a type, without missing values.
@@ -338,7 +306,7 @@ impl CellSource for TableSource {
     fn rewind(&mut self) -> Result<()> {
         match &mut self.layout {
             Layout::Export(export) => {
-                export.batches = export.table.batches().map_err(|e| FormatError::new(&self.path, "rows", e))?;
+                export.batches = export_batches(&self.path, export.table.as_ref(), &self.columns, self.features.len())?;
             }
             Layout::Long { cells, next, .. } => {
                 cells.rewind();

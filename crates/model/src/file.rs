@@ -93,6 +93,9 @@ pub enum Provenance {
         /// SHA-256 of the model of the store that it began with; of none where the weights were drawn.
         #[serde(default)]
         from: Option<String>,
+        /// SHA-256 of the linear model whose embeddings it predicted; of none where it predicted none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target: Option<String>,
         /// Version of the rule by which cells were hashed, which decides which cells were held out; 0 for hashes that
         /// depended on the store.
         #[serde(default)]

@@ -116,6 +116,11 @@ impl Linear {
         self.components
     }
 
+    /// `[genes, components]`: the vector that one unit of each gene adds.
+    pub(crate) fn loadings(&self) -> &[f32] {
+        &self.loadings
+    }
+
     /// Embeds cells, `[cells, components]`; each result is a function of its cell alone.
     pub(crate) fn embed<'a>(
         &self,

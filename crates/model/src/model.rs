@@ -131,6 +131,15 @@ impl Model {
         }
     }
 
+    /// Loadings of a linear model, `[genes, components]`: what one unit of each gene's log-normalised value adds to the
+    /// vector of a cell before an output map; `None` for a transformer.
+    pub fn loadings(&self) -> Option<&[f32]> {
+        match &self.body {
+            Body::Transformer(_) => None,
+            Body::Linear(linear) => Some(linear.loadings()),
+        }
+    }
+
     /// Embeds cells. The result of a cell is a function of that cell alone; batches of a transformer hold at most
     /// `token_budget` tokens (or one cell), which bounds memory whatever the number of cells. The output map, if there
     /// is one, is applied to embeddings of pool `all`.

@@ -20,6 +20,14 @@ pub enum StoreError {
         /// Location of the store.
         uri: String,
     },
+    /// The clock of the machine stands before 1970, where the times of Lance and DataFusion begin.
+    #[error("opening {uri}: the clock of this machine is {days} days before 1970; set it and try again")]
+    Clock {
+        /// URI of the store.
+        uri: String,
+        /// Days before 1970.
+        days: u64,
+    },
     /// The location is not a directory or object-store URI that can be used.
     #[error("opening {uri}: not a usable location for a store ({problem}); give a directory")]
     Place {

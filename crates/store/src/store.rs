@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
@@ -83,6 +84,7 @@ impl Store {
     }
 
     pub(crate) async fn connect(uri: &str) -> Result<Self> {
+        check_clock(uri, SystemTime::now())?;
         let (objects, base) = ObjectStore::from_uri(uri)
             .await
             .map_err(|e| StoreError::Place { uri: uri.to_owned(), problem: e.to_string() })?;
@@ -207,4 +209,29 @@ pub fn gene_embedding_table(recipe: &str) -> String {
 /// Name of the table with the embeddings of a recipe.
 pub fn embedding_table(recipe: &str) -> String {
     format!("{}/{recipe}", schemas::embeddings::SCHEMA)
+}
+
+/// Refuses a time before 1970, at which Lance and DataFusion panic.
+fn check_clock(uri: &str, now: SystemTime) -> Result<()> {
+    now.duration_since(SystemTime::UNIX_EPOCH)
+        .map(drop)
+        .map_err(|early| StoreError::Clock { uri: uri.to_owned(), days: early.duration().as_secs() / 86_400 + 1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_before_1970_is_refused() {
+        let five_years = Duration::from_secs(157_766_400);
+        let refused = check_clock("atlas", SystemTime::UNIX_EPOCH - five_years).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "opening atlas: the clock of this machine is 1827 days before 1970; set it and try again"
+        );
+        check_clock("atlas", SystemTime::now()).unwrap();
+    }
 }

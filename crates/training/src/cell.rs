@@ -15,6 +15,8 @@ pub struct Cell {
     pub dataset_id: u32,
     /// Counts at ascending positions of the vocabulary. Genes that the vocabulary lacks are left out.
     pub counts: Vec<(u32, f32)>,
+    /// Its embedding by the linear model that is predicted; empty where none is.
+    pub target: Vec<f32>,
 }
 
 /// Counts of a cell at ascending positions of a vocabulary. Genes that the vocabulary lacks are left out.

@@ -1,6 +1,6 @@
 //! Checkpoints: the state of a run after a step, in one file that is replaced atomically.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -34,9 +34,18 @@ pub struct Progress {
     pub cells_read: String,
     /// Completed steps.
     pub step: u64,
-    /// The next cell.
+    /// SHA-256 of the linear model whose embeddings are predicted.
+    #[serde(default)]
+    pub target: Option<String>,
+    /// The next cell, where batches mix data sets.
     #[serde(rename = "place")]
     pub position: LoaderPosition,
+    /// The next cell of each data set by id, where batches are of one.
+    #[serde(rename = "places", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub positions_by_dataset: BTreeMap<u32, LoaderPosition>,
+    /// Completed passes over the cells.
+    #[serde(default)]
+    pub epoch: u64,
     /// Cells learned from.
     pub cells: u64,
     /// Exponential moving average of the loss.

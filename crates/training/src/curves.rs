@@ -23,7 +23,11 @@ pub fn curves(title: &str, measured: &[StepMetrics]) -> Result<String> {
         return Err(TrainingError::Nothing("nothing was measured yet"));
     };
     let mut svg = String::new();
-    draw(&mut svg, title, (last.cells as f64, low.max(1e-9), high), &learned, &held)
+    let loss = match last.parts {
+        None => "mean squared error at masked genes",
+        Some(_) => "weighted sum of the objectives",
+    };
+    draw(&mut svg, (title, loss), (last.cells as f64, low.max(1e-9), high), &learned, &held)
         .map_err(|e| TrainingError::file("drawing the curves")(e.to_string()))?;
     Ok(svg)
 }
@@ -63,7 +67,7 @@ pub(crate) fn draw_legend<'a, DB: DrawingBackend + 'a, CT: CoordTranslate>(
 
 fn draw(
     svg: &mut String,
-    title: &str,
+    (title, loss): (&str, &str),
     (cells, low, high): (f64, f64, f64),
     learned: &[(f64, f64)],
     held: &[(f64, f64)],
@@ -79,7 +83,7 @@ fn draw(
     chart
         .configure_mesh()
         .x_desc("cells learned from")
-        .y_desc("mean squared error at masked genes")
+        .y_desc(loss)
         .x_label_formatter(&|cells| format!("{cells:.0}"))
         .y_label_formatter(&|loss| format!("{loss:.3}"))
         .draw()?;

@@ -13,11 +13,14 @@ use cellql_kernels::Dtype;
 
 use crate::error::{Result, TrainingError};
 use crate::flat_weights::FlatWeights;
-use crate::learner::Learner;
+use crate::heads::{COMPONENTS, CONTRAST};
+use crate::learner::{Learner, target_len};
 #[cfg(feature = "nccl")]
 use crate::nccl::Communicators;
-use crate::network::Loss;
+use crate::network::{Loss, spread};
+use crate::objectives::Objectives;
 use crate::read_depth::Example;
+use crate::views::CellViews;
 use cellql_model::{DecoderInput, FusedOps, Packed, Tokens, XTrimoGene};
 
 /// Numbers in rows of the decoder, over all its layers, of the cells learned from at once: 32 cells of 3M, 16 of 10M, 2
@@ -129,17 +132,13 @@ impl OnDevices {
         for cells in mine.chunks((room / numbers_of_cell).max(1)) {
             let squares = squares(&model, device, parameters, cells)?;
             if with_gradient {
-                let gradients = squares.backward()?;
-                let of = |var: &Var| match gradients.get(var) {
-                    Some(gradient) => gradient.to_dtype(DType::F32)?.flatten_all(),
-                    None => Tensor::zeros(var.elem_count(), DType::F32, device),
-                };
-                let of_cells = Tensor::cat(&vars.iter().map(of).collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+                let of_cells = gradient_row(&squares, &vars)?;
                 row = Some(row.map_or_else(|| Ok(of_cells.clone()), |row: Tensor| row + &of_cells)?);
             }
             // Read last, so that this thread does not wait for the device before it has sent the backward pass.
             let masked = cells.iter().map(|example| example.masked.len() as u64).sum();
-            loss = loss.and(Loss { squares: squares.to_scalar::<f32>()?.into(), masked });
+            let squares = squares.to_scalar::<f32>()?.into();
+            loss = loss.and(Loss { squares, masked, ..Loss::default() });
         }
         let none = || Tensor::zeros(parameters.values.len(), DType::F32, device);
         Ok((loss, if with_gradient { Some(row.map_or_else(none, Ok)?) } else { None }))
@@ -174,6 +173,31 @@ impl OnDevices {
         Ok(loss)
     }
 
+    /// Losses of a batch of views and, where asked for, their gradient, on the first device: contrast needs all views
+    /// in one place, and they are few tokens.
+    fn run_views(
+        &self,
+        parameters: &FlatWeights,
+        batch: &[CellViews],
+        objectives: &Objectives,
+        flat: Option<&mut [f32]>,
+    ) -> candle_core::Result<Loss> {
+        let (fused, _) = self.functions(0, parameters)?;
+        let (model, vars) = self.model(0, parameters, fused)?;
+        let head = |name: &str| -> Option<(&Var, &Var)> {
+            let var = |part: &str| {
+                let at = parameters.slots().iter().position(|slot| slot.name == format!("{name}.{part}"))?;
+                vars.get(at)
+            };
+            Some((var("weight")?, var("bias")?))
+        };
+        let (total, loss) = losses_of_views(&model, batch, objectives, head)?;
+        if let Some(flat) = flat {
+            cellql_kernels::add_scaled(flat, &gradient_row(&total, &vars)?.to_vec1::<f32>()?, 1.0);
+        }
+        Ok(loss)
+    }
+
     /// Rows in memory whose sum is that of all devices' rows.
     fn summed(&self, rows: Vec<Tensor>) -> candle_core::Result<Vec<Vec<f32>>> {
         #[cfg(feature = "nccl")]
@@ -182,6 +206,16 @@ impl OnDevices {
         }
         rows.iter().map(Tensor::to_vec1::<f32>).collect()
     }
+}
+
+/// The gradient of a loss as one row, in the variables' order.
+fn gradient_row(loss: &Tensor, vars: &[Var]) -> candle_core::Result<Tensor> {
+    let gradients = loss.backward()?;
+    let of = |var: &Var| match gradients.get(var) {
+        Some(gradient) => gradient.to_dtype(DType::F32)?.flatten_all(),
+        None => Tensor::zeros(var.elem_count(), DType::F32, loss.device()),
+    };
+    Tensor::cat(&vars.iter().map(of).collect::<candle_core::Result<Vec<_>>>()?, 0)
 }
 
 /// The sum of squared errors of some cells.
@@ -212,6 +246,63 @@ fn squares(
     (predicted - Tensor::new(target, device)?)?.sqr()?.sum_all()
 }
 
+/// The weighted sum of the losses of a batch of views, and each of them.
+fn losses_of_views<'a>(
+    model: &XTrimoGene,
+    batch: &[CellViews],
+    objectives: &Objectives,
+    head: impl Fn(&str) -> Option<(&'a Var, &'a Var)>,
+) -> candle_core::Result<(Tensor, Loss)> {
+    let device = model.device();
+    let pooled = pooled(model, &Packed::new(batch.iter().flat_map(|cell| &cell.views)))?;
+    let through = |name: &str| -> candle_core::Result<Tensor> {
+        let Some((weight, bias)) = head(name) else { candle_core::bail!("the model lacks {name}") };
+        pooled.matmul(&weight.t()?)?.broadcast_add(bias)
+    };
+    let mut total = Tensor::zeros((), DType::F32, device)?;
+    let mut loss = Loss { view_batches: 1, ..Loss::default() };
+    if objectives.components > 0.0 {
+        let repeated = |cell: &CellViews| cell.target.repeat(cell.views.len());
+        let targets: Vec<f32> = batch.iter().flat_map(repeated).collect();
+        let dim = target_len(batch);
+        let spread = spread(&targets, dim);
+        if spread > 0.0 {
+            let targets = Tensor::from_vec(targets, ((), dim), device)?;
+            let part = ((through(COMPONENTS)? - targets)?.sqr()?.sum_all()? / spread)?;
+            loss.components = part.to_scalar::<f32>()?.into();
+            total = (total + (part * objectives.components)?)?;
+        }
+    }
+    if objectives.contrast > 0.0 && pooled.dim(0)? >= 4 {
+        let part = contrast(&through(CONTRAST)?, objectives.temperature)?;
+        loss.contrast = part.to_scalar::<f32>()?.into();
+        total = (total + (part * objectives.contrast)?)?;
+    }
+    Ok((total, loss))
+}
+
+/// Pooled vectors of cells, `[cells, 4·dim]`, f32: S, T, maximum and mean over genes.
+fn pooled(model: &XTrimoGene, packed: &Packed) -> candle_core::Result<Tensor> {
+    let encoded = model.encode(packed)?.to_dtype(DType::F32)?;
+    let of_cell = |cell: &[usize]| {
+        let genes = encoded.narrow(0, cell[0], cell[1] - cell[0] - 2)?;
+        let row = |at: usize| encoded.narrow(0, at, 1)?.squeeze(0);
+        Tensor::cat(&[row(cell[1] - 1)?, row(cell[1] - 2)?, genes.max(0)?, genes.mean(0)?], 0)
+    };
+    Tensor::stack(&packed.starts.windows(2).map(of_cell).collect::<candle_core::Result<Vec<_>>>()?, 0)
+}
+
+/// The normalised temperature-scaled cross-entropy of vectors of which 2i and 2i + 1 are views of one cell.
+fn contrast(z: &Tensor, temperature: f64) -> candle_core::Result<Tensor> {
+    let (n, device) = (z.dim(0)?, z.device());
+    let unit = z.broadcast_div(&z.sqr()?.sum_keepdim(1)?.sqrt()?)?;
+    let itself = (Tensor::eye(n, DType::F32, device)? * 1e9)?;
+    let logits = ((unit.matmul(&unit.t()?)? / temperature)? - itself)?;
+    let pairs: Vec<u32> = (0..n as u32).map(|i| i ^ 1).collect();
+    let of_pairs = candle_nn::ops::log_softmax(&logits, 1)?.gather(&Tensor::from_vec(pairs, (n, 1), device)?, 1)?;
+    of_pairs.mean_all()?.neg()
+}
+
 impl Learner for OnDevices {
     fn learn(&self, parameters: &FlatWeights, examples: &[Example], flat: &mut [f32]) -> Result<Loss> {
         self.run(parameters, examples, Some(flat)).map_err(TrainingError::compute("a step on devices"))
@@ -219,5 +310,21 @@ impl Learner for OnDevices {
 
     fn loss(&self, parameters: &FlatWeights, examples: &[Example]) -> Result<Loss> {
         self.run(parameters, examples, None).map_err(TrainingError::compute("a loss on devices"))
+    }
+
+    fn learn_views(
+        &self,
+        parameters: &FlatWeights,
+        batch: &[CellViews],
+        objectives: &Objectives,
+        flat: &mut [f32],
+    ) -> Result<Loss> {
+        let learnt = self.run_views(parameters, batch, objectives, Some(flat));
+        learnt.map_err(TrainingError::compute("a step on views on a device"))
+    }
+
+    fn loss_of_views(&self, parameters: &FlatWeights, batch: &[CellViews], objectives: &Objectives) -> Result<Loss> {
+        let loss = self.run_views(parameters, batch, objectives, None);
+        loss.map_err(TrainingError::compute("a loss of views on a device"))
     }
 }

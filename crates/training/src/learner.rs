@@ -5,8 +5,10 @@ use cellql_kernels::Dtype;
 
 use crate::error::{Result, TrainingError};
 use crate::flat_weights::FlatWeights;
-use crate::network::{BufferPool, Loss, Network};
+use crate::network::{BufferPool, Loss, Network, ViewBuffers, ViewNetwork};
+use crate::objectives::Objectives;
 use crate::read_depth::Example;
+use crate::views::CellViews;
 
 /// Computes the loss of examples and the gradient of its sum of squares.
 pub trait Learner: Send + Sync {
@@ -21,6 +23,29 @@ pub trait Learner: Send + Sync {
     /// # Errors
     /// As [`Learner::learn`].
     fn loss(&self, parameters: &FlatWeights, examples: &[Example]) -> Result<Loss>;
+
+    /// Adds the gradient of the weighted losses of a batch of views to `flat`, in the parameters' order.
+    ///
+    /// # Errors
+    /// As [`Learner::learn`].
+    fn learn_views(
+        &self,
+        parameters: &FlatWeights,
+        batch: &[CellViews],
+        objectives: &Objectives,
+        flat: &mut [f32],
+    ) -> Result<Loss>;
+
+    /// The losses alone.
+    ///
+    /// # Errors
+    /// As [`Learner::learn`].
+    fn loss_of_views(&self, parameters: &FlatWeights, batch: &[CellViews], objectives: &Objectives) -> Result<Loss>;
+}
+
+/// Length of the targets of a batch.
+pub(crate) fn target_len(batch: &[CellViews]) -> usize {
+    batch.first().map_or(0, |cell| cell.target.len())
 }
 
 /// Learns with the kernels of the CPU.
@@ -29,6 +54,7 @@ pub struct OnKernels {
     dtype: Dtype,
     recomputes: bool,
     buffers: BufferPool,
+    view_buffers: ViewBuffers,
 }
 
 impl OnKernels {
@@ -39,7 +65,7 @@ impl OnKernels {
     /// [`TrainingError::Setting`] for int8.
     pub fn new(dtype: Dtype, recomputes: bool) -> Result<Self> {
         TrainingError::check_dtype(dtype)?;
-        Ok(Self { dtype, recomputes, buffers: BufferPool::default() })
+        Ok(Self { dtype, recomputes, buffers: BufferPool::default(), view_buffers: ViewBuffers::default() })
     }
 }
 
@@ -51,6 +77,21 @@ impl Learner for OnKernels {
 
     fn loss(&self, parameters: &FlatWeights, examples: &[Example]) -> Result<Loss> {
         Ok(Network::pack(parameters, self.dtype)?.loss(examples))
+    }
+
+    fn learn_views(
+        &self,
+        parameters: &FlatWeights,
+        batch: &[CellViews],
+        objectives: &Objectives,
+        flat: &mut [f32],
+    ) -> Result<Loss> {
+        let network = ViewNetwork::pack(parameters, self.dtype, objectives, target_len(batch))?;
+        Ok(network.recomputing(self.recomputes).learn(batch, flat, &self.view_buffers))
+    }
+
+    fn loss_of_views(&self, parameters: &FlatWeights, batch: &[CellViews], objectives: &Objectives) -> Result<Loss> {
+        Ok(ViewNetwork::pack(parameters, self.dtype, objectives, target_len(batch))?.loss(batch))
     }
 }
 

@@ -143,22 +143,28 @@ impl ReadDepthAware {
         measured: Option<&[bool]>,
         rng: &mut impl Rng,
     ) -> Result<Option<Example>> {
-        let mut full = vec![0u64; genes];
-        for &(at, value) in counts {
-            let place = full.get_mut(at as usize).filter(|_| (0.0..=MOST).contains(&value) && value.fract() == 0.0);
-            let place = place.ok_or(TrainingError::NotCounts { value, position: at, genes })?;
-            *place = value as u64;
-        }
-        let total: u64 = full.iter().sum();
-        if total < 2 {
-            return Ok(None);
-        }
+        let Some((full, total)) = whole_counts(counts, genes)? else { return Ok(None) };
         let input = self.downsample(&full, total, rng)?;
         let left: u64 = input.iter().sum();
         let target = self.log_normalised(&full, total);
         let input = self.log_normalised(&input, left);
         let depths = ((total as f64).log10() as f32, (left as f64).log10() as f32);
         Ok(Some(self.mask(input, target, depths, measured, rng)))
+    }
+
+    /// The expressed genes of a cell as RDA draws its input, before masking: positions with ln(1 + x), then T and S.
+    /// `None` for a cell of fewer than two counts.
+    ///
+    /// # Errors
+    /// As [`ReadDepthAware::example`].
+    pub(crate) fn input(&self, counts: &[(u32, f32)], genes: usize, rng: &mut impl Rng) -> Result<Option<Input>> {
+        let Some((full, total)) = whole_counts(counts, genes)? else { return Ok(None) };
+        let input = self.downsample(&full, total, rng)?;
+        let left: u64 = input.iter().sum();
+        let scale = self.scale / left as f64;
+        let expressed = (0u32..).zip(&input).filter(|(_, count)| **count > 0);
+        let values = expressed.map(|(at, count)| (at, (*count as f64 * scale).ln_1p() as f32)).collect();
+        Ok(Some((values, (total as f64).log10() as f32, (left as f64).log10() as f32)))
     }
 
     /// x → Binomial(x, b) gene by gene, b ~ Beta, or x as it is.
@@ -214,6 +220,21 @@ impl ReadDepthAware {
         }
         Example { input, target, masked, hidden, target_depth: depth, source_depth: source }
     }
+}
+
+/// Expressed genes with their values, T, and S.
+type Input = (Vec<(u32, f32)>, f32, f32);
+
+/// Counts of every gene, and their total; `None` for a total below two.
+fn whole_counts(counts: &[(u32, f32)], genes: usize) -> Result<Option<(Vec<u64>, u64)>> {
+    let mut full = vec![0u64; genes];
+    for &(at, value) in counts {
+        let place = full.get_mut(at as usize).filter(|_| (0.0..=MOST).contains(&value) && value.fract() == 0.0);
+        let place = place.ok_or(TrainingError::NotCounts { value, position: at, genes })?;
+        *place = value as u64;
+    }
+    let total: u64 = full.iter().sum();
+    Ok((total >= 2).then_some((full, total)))
 }
 
 #[cfg(test)]

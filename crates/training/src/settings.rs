@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainingError};
 use crate::loader_position::Mixing;
+use crate::objectives::{Batches, Objectives};
 use crate::optimiser::Adam;
 use crate::read_depth::ReadDepthAware;
 
@@ -48,6 +49,10 @@ pub struct Settings {
     pub blocks: usize,
     /// The pretraining task.
     pub task: ReadDepthAware,
+    /// What the model is trained for.
+    pub objectives: Objectives,
+    /// How cells get into batches.
+    pub batches: Batches,
     /// The optimiser.
     pub adam: Adam,
     /// Steps between two validations on held-out cells.
@@ -72,6 +77,8 @@ impl Default for Settings {
             block: mixing.block,
             blocks: mixing.blocks,
             task: ReadDepthAware::default(),
+            objectives: Objectives::default(),
+            batches: Batches::default(),
             adam: Adam::default(),
             validate_every: 100,
             validate_cells: 256,
@@ -111,6 +118,8 @@ impl Settings {
         }
         TrainingError::check_dtype(self.precision)?;
         self.task.check()?;
+        self.objectives.check()?;
+        self.batches.check()?;
         self.adam.check()
     }
 }

@@ -66,14 +66,12 @@ impl Network<'_> {
         scratch.encoder.keeps = !self.recomputes;
         scratch.decoder.keeps = !self.recomputes;
         let gradient = Gradient {
-            values: self.values.gradient(),
-            encoder: self.encoder.gradient(),
+            tokens: self.tokens.gradient(),
             embed: self.embed.gradient(),
             layers: self.layers.iter().map(decoder::Layer::gradient).collect(),
             norms: [self.norms[0].gradient(), self.norms[1].gradient()],
             last: (vec![0.0; self.width], 0.0),
             zero: vec![0.0; self.dim],
-            positions: vec![0.0; (self.seq_len + 1) * self.dim],
         };
         ThreadState {
             gradient,
@@ -88,7 +86,7 @@ impl Network<'_> {
     pub(super) fn loss_of_cell(&self, example: &Example, shared: &SharedRows, scratch: &mut Scratch) -> Loss {
         let cell = Cell::new(example);
         let forward = self.forward(&cell, shared, scratch);
-        let mut loss = Loss { squares: 0.0, masked: example.masked.len() as u64 };
+        let mut loss = Loss { masked: example.masked.len() as u64, ..Loss::default() };
         self.for_each_prediction(&cell, &forward.answers, |_, _, _, error| loss.squares += f64::from(error).powi(2));
         loss
     }
@@ -99,20 +97,15 @@ impl Network<'_> {
         let forward = self.forward(&cell, shared, &mut state.scratch);
         state.loss.masked += example.masked.len() as u64;
         let mut d = self.loss_backward(&cell, &forward, state);
-        let d_encoded = self.decode_backward(&cell, &forward, &mut d, shared, state);
-        self.encode_backward(&cell, d_encoded, state);
+        let mut d_encoded = self.decode_backward(&cell, &forward, &mut d, shared, state);
+        let ThreadState { gradient, scratch: Scratch { values, encoder, .. }, .. } = state;
+        let tokens = (&*cell.positions, &*cell.values);
+        self.tokens.backward(tokens, &mut d_encoded, &mut gradient.tokens, values, encoder);
     }
 
     fn forward(&self, cell: &Cell, shared: &SharedRows, scratch: &mut Scratch) -> Forward {
-        let tokens = cell.positions.len();
-        let mut x = Rows::new(tokens, self.dim);
-        for (first, rows) in blocks(tokens) {
-            self.values.forward(&cell.values[first..first + rows], x.view_mut(first), &mut scratch.values);
-        }
-        for (i, p) in cell.positions.iter().enumerate() {
-            add_scaled(x.row_mut(i), self.position(*p as usize), 1.0);
-        }
-        let encoded = self.encoder.forward(x, tokens, &mut scratch.encoder);
+        let Scratch { values, encoder, .. } = scratch;
+        let encoded = self.tokens.forward(&cell.positions, &cell.values, values, encoder);
         let own_tokens = self.own_tokens(cell, &encoded);
         let mut own = Rows::new(own_tokens.1, self.width);
         for (first, rows) in blocks(own_tokens.1) {
@@ -130,7 +123,7 @@ impl Network<'_> {
         for (i, p) in own.enumerate() {
             let row = rows.row_mut(i);
             row.copy_from_slice(if i < tokens { encoded.row(i) } else { self.mask });
-            add_scaled(row, self.position(p), 1.0);
+            add_scaled(row, self.tokens.position(p), 1.0);
         }
         (rows, count)
     }
@@ -310,26 +303,13 @@ impl Network<'_> {
             self.embed.linear.backward(d_own.view(first), rows, Then::Bias, d_tokens.view_mut(0), activations);
             for i in 0..rows {
                 let d = d_tokens.row(i);
-                gradient.add_position(own[first + i], d);
+                gradient.tokens.add_position(own[first + i], d);
                 match first + i < tokens {
                     true => d_encoded.row_mut(first + i).copy_from_slice(d),
-                    false => add_scaled(&mut gradient.values.mask, d, 1.0),
+                    false => add_scaled(&mut gradient.tokens.values.mask, d, 1.0),
                 }
             }
         }
         d_encoded
-    }
-
-    fn encode_backward(&self, cell: &Cell, mut d: Rows, state: &mut ThreadState) {
-        let (gradient, scratch) = (&mut state.gradient, &mut state.scratch);
-        let tokens = cell.positions.len();
-        self.encoder.backward(tokens, &mut d, &mut gradient.encoder, &mut scratch.encoder);
-        for (i, p) in cell.positions.iter().enumerate() {
-            gradient.add_position(*p as usize, d.row(i));
-        }
-        for (first, rows) in blocks(tokens) {
-            let values = &cell.values[first..first + rows];
-            self.values.backward(values, d.view(first), &mut gradient.values, &mut scratch.values);
-        }
     }
 }

@@ -12,47 +12,84 @@ mod cell;
 mod decoder;
 mod encoder;
 mod layers;
+mod pooling;
 mod shared_rows;
 #[cfg(test)]
 mod tests;
 mod thread_state;
+mod tokens;
 mod values;
+mod view_losses;
+#[cfg(test)]
+mod view_tests;
+mod views;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use cellql_kernels::{Dtype, Rows, RowsView};
+use cellql_kernels::{Dtype, Rows};
 use rayon::prelude::*;
 
 use crate::error::{Result, TrainingError};
 use crate::flat_weights::FlatWeights;
+use crate::objectives::Objectives;
 use crate::read_depth::Example;
 use decoder::Layer;
-use encoder::Encoder;
 use layers::{Linear, Norm};
 use shared_rows::SharedRows;
 use thread_state::{Buffers, Scratch, ThreadState};
-use values::Values;
+use tokens::TokenEncoder;
+pub(crate) use view_losses::spread;
+pub use views::{ViewBuffers, ViewNetwork};
 
-/// Squared errors at masked positions.
+/// Losses of some cells, as sums, so that those of parts of a batch add up.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Loss {
-    /// Their sum, of ln(1 + x) values.
+    /// Squared errors at masked positions, of ln(1 + x) values.
     pub squares: f64,
     /// Number of masked positions.
     pub masked: u64,
+    /// Losses of the components, one per batch of views.
+    pub components: f64,
+    /// Contrasts, one per batch of views.
+    pub contrast: f64,
+    /// Number of batches of views.
+    pub view_batches: u64,
 }
 
 impl Loss {
-    /// The mean squared error.
+    /// The mean squared error at masked positions.
     pub fn mean(&self) -> f64 {
         self.squares / self.masked.max(1) as f64
     }
 
-    /// The loss over the positions of both.
+    /// The mean loss of the components.
+    pub fn mean_components(&self) -> f64 {
+        self.components / self.view_batches.max(1) as f64
+    }
+
+    /// The mean contrast.
+    pub fn mean_contrast(&self) -> f64 {
+        self.contrast / self.view_batches.max(1) as f64
+    }
+
+    /// The weighted sum of all.
+    pub fn total(&self, objectives: &Objectives) -> f64 {
+        objectives.read_depth * self.mean()
+            + objectives.components * self.mean_components()
+            + objectives.contrast * self.mean_contrast()
+    }
+
+    /// The loss over the cells of both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        Self { squares: self.squares + other.squares, masked: self.masked + other.masked }
+        Self {
+            squares: self.squares + other.squares,
+            masked: self.masked + other.masked,
+            components: self.components + other.components,
+            contrast: self.contrast + other.contrast,
+            view_batches: self.view_batches + other.view_batches,
+        }
     }
 }
 
@@ -73,17 +110,13 @@ impl BufferPool {
 /// A model, packed for a step.
 #[derive(Debug)]
 pub struct Network<'a> {
-    values: Values,
-    encoder: Encoder,
+    tokens: TokenEncoder<'a>,
     embed: Linear,
     layers: Vec<Layer>,
     norms: [Norm; 2],
     /// `to_final`, from context to expression: weight, `[width]`, and bias.
     last: (&'a [f32], f32),
     last_at: [Range<usize>; 2],
-    /// Gene embeddings, `[seq_len + 1, dim]`.
-    positions: &'a [f32],
-    positions_at: Range<usize>,
     /// The vector of the mask token, `[dim]`.
     mask: &'a [f32],
     /// The vector of the value zero, `[dim]`.
@@ -105,24 +138,20 @@ impl<'a> Network<'a> {
         TrainingError::check_dtype(dtype)?;
         let config = parameters.config();
         let (dim, width) = (config.encoder.hidden_dim, config.decoder.hidden_dim);
-        let values = Values::pack(parameters)?;
+        let tokens = TokenEncoder::pack(parameters, dtype)?;
         let last_at = [parameters.at("to_final.weight", &[1, width])?, parameters.at("to_final.bias", &[1])?];
-        let positions_at = parameters.at("pos_emb.weight", &[config.seq_len + 1, dim])?;
         let mut zero = Rows::new(1, dim);
-        values.forward(&[0.0], zero.view_mut(0), &mut values::Scratch::default());
+        tokens.values.forward(&[0.0], zero.view_mut(0), &mut values::Scratch::default());
         let layer = |n| Layer::pack(parameters, dtype, n);
         Ok(Self {
-            encoder: Encoder::pack(parameters, dtype)?,
             embed: Linear::pack(parameters, dtype, "decoder_embed", dim, width)?,
             layers: (0..config.decoder.depth).map(layer).collect::<Result<_>>()?,
             norms: [Norm::pack(parameters, "decoder.norm", width)?, Norm::pack(parameters, "norm", width)?],
             last: (&parameters.values[last_at[0].clone()], parameters.values[last_at[1].start]),
             last_at,
-            positions: &parameters.values[positions_at.clone()],
-            positions_at,
-            mask: &parameters.values[values.mask_at()],
+            mask: &parameters.values[tokens.values.mask_at()],
             zero: zero.row(0).to_vec(),
-            values,
+            tokens,
             dim,
             width,
             seq_len: config.seq_len,
@@ -135,10 +164,6 @@ impl<'a> Network<'a> {
     #[must_use]
     pub fn recomputing(self, recomputes: bool) -> Self {
         Self { recomputes, ..self }
-    }
-
-    fn position(&self, position: usize) -> &[f32] {
-        &self.positions[position * self.dim..][..self.dim]
     }
 
     /// The loss of some cells.
@@ -177,9 +202,8 @@ impl<'a> Network<'a> {
     /// Adds a thread's gradient to the flat vector of all gradients; returns its loss.
     fn add_to(&self, state: &mut ThreadState, flat: &mut [f32]) -> Loss {
         let ThreadState { gradient, scratch, loss, .. } = state;
-        self.values.backward(&[0.0], RowsView::of_row(&gradient.zero), &mut gradient.values, &mut scratch.values);
-        self.values.add_to(&gradient.values, flat);
-        self.encoder.add_to(&gradient.encoder, flat);
+        self.tokens.zero_backward(&gradient.zero, &mut gradient.tokens, &mut scratch.values);
+        self.tokens.add_to(&gradient.tokens, flat);
         self.embed.add_to(&gradient.embed, flat);
         for (layer, gradient) in self.layers.iter().zip(&gradient.layers) {
             layer.add_to(gradient, flat);
@@ -190,7 +214,6 @@ impl<'a> Network<'a> {
         let [weight, bias] = &self.last_at;
         cellql_kernels::add_scaled(&mut flat[weight.clone()], &gradient.last.0, 1.0);
         flat[bias.start] += gradient.last.1;
-        cellql_kernels::add_scaled(&mut flat[self.positions_at.clone()], &gradient.positions, 1.0);
         *loss
     }
 }

@@ -45,7 +45,7 @@ impl Network<'_> {
     fn zero_tokens(&self, at: Range<usize>) -> Rows {
         let mut tokens = Rows::new(at.len(), self.dim);
         for (i, p) in at.enumerate() {
-            let token = tokens.row_mut(i).iter_mut().zip(self.zero.iter().zip(self.position(p)));
+            let token = tokens.row_mut(i).iter_mut().zip(self.zero.iter().zip(self.tokens.position(p)));
             token.for_each(|(t, (z, g))| *t = z + g);
         }
         tokens
@@ -137,7 +137,7 @@ impl Network<'_> {
                 self.embed.linear.backward(d.view(first), rows, Then::Bias, d_tokens.view_mut(0), activations);
                 for i in 0..rows {
                     let d = d_tokens.row(i);
-                    gradient.add_position(at.start + first + i, d);
+                    gradient.tokens.add_position(at.start + first + i, d);
                     add_scaled(&mut gradient.zero, d, 1.0);
                 }
             }

@@ -13,11 +13,11 @@ use crate::learner::Learner;
 use crate::read_depth::{Example, ReadDepthAware};
 use cellql_model::{Config, DecoderConfig, EncoderConfig, Size, Weights, initialise};
 
-const GENES: usize = 300;
+pub(super) const GENES: usize = 300;
 
 /// Two decoder layers, no size a multiple of what kernels like, and weights as training would leave them: none is 0 or
 /// 1.
-fn small(depth: usize) -> Weights {
+pub(super) fn small(depth: usize) -> Weights {
     let vocabulary = Vocabulary::new((0..GENES).map(|i| format!("gene{i}")).collect()).unwrap();
     let mut config = Config::of_size(Size::M3, GENES);
     config.bin_num = 11;
@@ -74,7 +74,7 @@ fn by_hand(weights: &Weights, dtype: Dtype, examples: &[Example]) -> (Loss, Flat
     (loss, parameters, flat)
 }
 
-fn length(values: &[f32]) -> f64 {
+pub(super) fn length(values: &[f32]) -> f64 {
     values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
 }
 

@@ -1,18 +1,18 @@
 //! What a thread holds while it goes through its cells of a batch: gradients, loss and buffers.
 
-use cellql_kernels::{Activations, KeyGradient, LinearGradient, LinearScratch, Rows, add_scaled};
+use cellql_kernels::{Activations, KeyGradient, LinearGradient, LinearScratch, Rows};
 
 use super::Loss;
 use super::decoder::{self, LayerGradient};
-use super::encoder::{self, EncoderGradient};
+use super::encoder;
 use super::layers::NormGradient;
-use super::values::{self, ValuesGradient};
+use super::tokens::TokenGradient;
+use super::values;
 
 /// Gradients of every weight, in the layouts in which products sum them.
 #[derive(Debug)]
 pub(super) struct Gradient {
-    pub(super) values: ValuesGradient,
-    pub(super) encoder: EncoderGradient,
+    pub(super) tokens: TokenGradient,
     pub(super) embed: LinearGradient,
     pub(super) layers: Vec<LayerGradient>,
     pub(super) norms: [NormGradient; 2],
@@ -20,14 +20,6 @@ pub(super) struct Gradient {
     pub(super) last: (Vec<f32>, f32),
     /// Of the vector that embeds the value zero, `[dim]`.
     pub(super) zero: Vec<f32>,
-    /// Of the gene embeddings, `[seq_len + 1, dim]`.
-    pub(super) positions: Vec<f32>,
-}
-
-impl Gradient {
-    pub(super) fn add_position(&mut self, position: usize, d: &[f32]) {
-        add_scaled(&mut self.positions[position * d.len()..][..d.len()], d, 1.0);
-    }
 }
 
 /// Buffers of one thread.
