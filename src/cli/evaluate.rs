@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use super::console::Console;
 use super::evaluate_representation::{self, RepresentationArgs};
 use super::output::{self, Format};
-use super::shared_args::{CELLS, OUTPUT};
+use super::shared_args::{CELLS, OUTPUT, check_picture};
 use crate::error::{Error, Result};
 use crate::evaluate::cells::{CellQuery, HeldOutStatus, LabelledCell, select_cells};
 use crate::evaluate::clustering::{self, ClusteringScores, dense_counts, embeddings, evaluate, pca_scores};
@@ -160,13 +160,19 @@ async fn evaluate_enhancement(store: &Store, args: &EvaluatedArgs, rates: &[f64]
     let Evaluated { model, placement, cells, .. } = load(store, args, None, console).await?;
     let progress = console.on_progress("enhancing cells", "cells");
     let found = tokio::task::block_in_place(|| enhancement(&model, &placement, &cells, rates, args.seed, &progress))?;
-    let both = || found.iter().flat_map(|at| [(at, "model", at.model), (at, "downsampled cells", at.downsampled)]);
-    let of = |get: fn(&RecoveryScores) -> f64| figures(both().map(|(_, _, recovery)| get(&recovery)));
-    let of_rate = |get: fn(&RateScores) -> f64| figures(both().map(|(at, ..)| get(at)));
+    let all = || {
+        found.iter().flat_map(|at| {
+            let mean = at.mean_of_others.map(|mean| ("mean of other cells", mean));
+            let given = [("model", at.model), ("downsampled cells", at.downsampled)];
+            given.into_iter().chain(mean).map(move |(name, scores)| (at, name, scores))
+        })
+    };
+    let of = |get: fn(&RecoveryScores) -> f64| figures(all().map(|(_, _, recovery)| get(&recovery)));
+    let of_rate = |get: fn(&RateScores) -> f64| figures(all().map(|(at, ..)| get(at)));
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("kept", of_rate(|at| at.rate)),
-        ("cells", Arc::new(both().map(|(at, ..)| at.cells as u64).collect::<UInt64Array>())),
-        ("of", Arc::new(both().map(|(_, name, _)| Some(name)).collect::<StringArray>())),
+        ("cells", Arc::new(all().map(|(at, ..)| at.cells as u64).collect::<UInt64Array>())),
+        ("of", Arc::new(all().map(|(_, name, _)| Some(name)).collect::<StringArray>())),
         ("mae", of(|r| r.mae)),
         ("mre", of(|r| r.mre)),
         ("pearson", of(|r| r.pearson)),
@@ -238,6 +244,7 @@ async fn evaluate_clustering(
 
 /// Writes the held-out loss over training FLOPs of runs. The model of each run is in the store under the run's name.
 async fn report_scaling(store: &Store, runs: &[PathBuf], out: Option<&Path>, format: Format) -> Result<()> {
+    out.map_or(Ok(()), check_picture)?;
     let entries = model_registry::list(store).await?;
     let mut lines = Vec::new();
     for run in runs {

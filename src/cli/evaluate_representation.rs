@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use super::console::Console;
 use super::evaluate::{held_out_words, write};
 use super::output::Format;
-use super::shared_args::{CELLS, OUTPUT};
+use super::shared_args::{CELLS, OUTPUT, check_picture};
 use crate::error::{Error, Result};
 use crate::evaluate::bar_chart::bar_chart;
 use crate::evaluate::cells::{CellQuery, LabelledCell, check_held_out, select_cells};
@@ -79,6 +79,7 @@ pub(super) async fn run(store: &Store, args: RepresentationArgs, console: &Conso
     if args.neighbours == 0 {
         return Err(Error::Request("--neighbours 0: one neighbour at least must vote".into()));
     }
+    args.picture.iter().try_for_each(|path| check_picture(path))?;
     let engine = StoreEngine::open(store.clone()).await?;
     let mut recipes = Vec::new();
     for name in &args.of {
@@ -100,6 +101,10 @@ pub(super) async fn run(store: &Store, args: RepresentationArgs, console: &Conso
     };
     let (cells, known) = select_cells(store, engine.models(), &models?, &query).await?;
     console.say(&format!("{} cells{}", cells.len(), held_out_words(known)));
+    if args.neighbours >= cells.len() {
+        let (neighbours, others) = (args.neighbours, cells.len().saturating_sub(1));
+        return Err(Error::Request(format!("--neighbours {neighbours}: a cell has {others} others here; give fewer")));
+    }
     let metric = match args.metric {
         MetricArg::Cosine => NeighbourMetric::Cosine,
         MetricArg::Euclidean => NeighbourMetric::Euclidean,

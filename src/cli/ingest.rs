@@ -1,7 +1,7 @@
 //! `cellql ingest`.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use cellql_formats::OpenOptions;
 use cellql_schemas::recipe::Input;
@@ -10,7 +10,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use super::console::Console;
 use super::output::TEXT_WIDTH;
-use super::shared_args::{CELLS, OUTPUT, one_of, open_to_write};
+use super::shared_args::{CELLS, OUTPUT, check_writable, one_of, open_to_write};
 use crate::error::{Error, Result};
 use crate::ingest::{IngestOptions, IngestReport, ObsReport, ingest, inputs};
 
@@ -79,7 +79,7 @@ pub(super) async fn run(args: IngestArgs, console: &Console) -> Result<()> {
         },
     };
     if let Some(path) = &args.report {
-        check_writable(path)?;
+        check_writable(path, "report", "--report")?;
     }
     let mut store = open_to_write(&args.store, console).await?;
     let mut reports = Vec::new();
@@ -104,12 +104,6 @@ pub(super) async fn run(args: IngestArgs, console: &Console) -> Result<()> {
         std::fs::write(&path, json).map_err(Error::internal(format!("writing the report to {}", path.display())))?;
     }
     Ok(())
-}
-
-/// Fails if a file cannot be written at a path, before any work. What is in the file stays.
-fn check_writable(path: &Path) -> Result<()> {
-    let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
-    opened.map(drop).map_err(|e| Error::input(path, "report", format!("cannot be written: {e}; give another --report")))
 }
 
 fn renamed(column: &ObsReport) -> String {

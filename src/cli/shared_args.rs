@@ -1,13 +1,14 @@
 //! Arguments that several verbs take, how they are parsed, and how the store they name is opened.
 
 use std::error::Error as StdError;
+use std::path::Path;
 use std::str::FromStr;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::console::Console;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use cellql_model::Device;
 use cellql_store::Store;
 
@@ -85,6 +86,21 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     };
     let number: f64 = digits.parse().map_err(|_| wrong())?;
     Ok((number * f64::from(unit)) as u64)
+}
+
+/// Fails if a file cannot be written at a path, before any work. What is in the file stays. `object` is what will be
+/// written, and `option` that which named the path.
+pub(super) fn check_writable(path: &Path, object: &str, option: &str) -> Result<()> {
+    let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+    opened.map(drop).map_err(|e| Error::input(path, object, format!("cannot be written: {e}; give another {option}")))
+}
+
+/// Fails if a picture cannot be written at the path of `--picture`, before any work.
+pub(super) fn check_picture(path: &Path) -> Result<()> {
+    if path.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("svg")) {
+        return Err(Error::input(path, "picture", "pictures are SVG files; give --picture a name that ends in .svg"));
+    }
+    check_writable(path, "picture", "--picture")
 }
 
 #[cfg(test)]

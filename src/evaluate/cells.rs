@@ -87,6 +87,11 @@ pub async fn select_cells(
             let hint = did_you_mean(column, table.schema().fields.iter().map(|f| f.name.as_str()));
             return Err(Error::Request(format!("{option} {column}: the table cells has no such column.{hint}")));
         }
+        if table.schema().field(column).is_some_and(|field| field.data_type().is_floating()) {
+            return Err(Error::Request(format!(
+                "{option} {column}: this column holds numbers; name a column with labels, for example cell_type"
+            )));
+        }
         if column == cells::EXPR {
             return Err(Error::Request(format!(
                 "{option} expr: this column holds expression; name a column with labels, for example cell_type"

@@ -7,10 +7,12 @@
 //! Depends on `training` and `store`. Knows nothing of SQL or the terminal.
 
 pub mod batches;
+mod examples;
 pub mod loader;
 pub mod measured;
 pub mod run;
 pub mod split;
+mod step_gradients;
 pub mod targets;
 
 pub use batches::CellBatches;

@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rayon::prelude::*;
-
 use super::batches::{CellBatches, Positions};
+use super::examples::{ExampleMaker, Validation};
 use super::loader::{CellReading, read_cells};
 use super::measured::MeasuredGenes;
 use super::split::{Split, SplitCounts, split};
+use super::step_gradients::StepGradients;
 use super::targets::Targets;
 use crate::error::{Error, Result};
 use cellql_model::Weights;
@@ -27,7 +27,7 @@ use cellql_training::checkpoint::{self, Progress, write_whole};
 use cellql_training::learner::{AllReduce, Learner};
 use cellql_training::optimiser::{Moments, norm};
 use cellql_training::{
-    Cell, CellViews, Example, FlatWeights, LoaderPosition, Loss, LossParts, Mixing, Settings, StepMetrics, seeded,
+    Cell, Example, FlatWeights, GenePanel, LoaderPosition, Loss, LossParts, Mixing, Settings, StepMetrics,
 };
 
 /// File of metrics: one JSON object per step and line.
@@ -90,12 +90,6 @@ struct TrainingState {
     progress: Progress,
 }
 
-/// The held-out cells of a run as the objectives read them.
-struct Validation {
-    examples: Vec<Example>,
-    views: Vec<CellViews>,
-}
-
 impl Run<'_> {
     /// Trains from initial weights, or continues from the checkpoint of the folder.
     ///
@@ -111,7 +105,7 @@ impl Run<'_> {
         let measured = MeasuredGenes::of(self.store, &placement, weights.vocabulary.len()).await?;
         let reading = CellReading::new(placement, self.targets.clone());
         let validation = read_cells(self.store, &split.validation, &reading).await?;
-        let validation = self.validation(&validation, &measured, &state)?;
+        let validation = self.examples(&state.parameters).validation(&validation, &measured)?;
         let cells = split.counts();
         if state.progress.step < self.settings.steps {
             let Progress { position, positions_by_dataset, .. } = &state.progress;
@@ -272,6 +266,23 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// The loss of examples, over a part of the vocabulary if there is one. Adds the gradient to `flat`.
+    fn learn(
+        &self,
+        state: &TrainingState,
+        panel: Option<&GenePanel>,
+        examples: &[Example],
+        flat: &mut [f32],
+    ) -> Result<Loss> {
+        let Some(panel) = panel else { return Ok(self.learner.learn(&state.parameters, examples, flat)?) };
+        let parameters = panel.weights(&state.parameters)?;
+        let examples: Vec<Example> = examples.iter().map(|example| panel.restrict(example)).collect();
+        let mut gradient = vec![0.0; parameters.values.len()];
+        let loss = self.learner.learn(&parameters, &examples, &mut gradient)?;
+        panel.add_gradient(&state.parameters, &gradient, flat)?;
+        Ok(loss)
+    }
+
     /// One optimiser step.
     fn step(
         &self,
@@ -282,16 +293,18 @@ impl Run<'_> {
         let (settings, step) = (self.settings, state.progress.step);
         let (mut loss, mut batches, mut tokens) = (Loss::default(), Vec::new(), 0);
         let mut gradients = StepGradients::new(state.parameters.values.len(), settings);
+        let maker = self.examples(&state.parameters);
         for part in 0..settings.accumulate {
             let cells = loader.next(settings.batch, (step, part))?;
             if settings.objectives.read_depth > 0.0 {
                 let learned = settings.objectives.read_depth_cells.unwrap_or(cells.len()).min(cells.len());
-                let examples = self.examples(&cells[..learned], (step, part), measured, &state.parameters)?;
+                let examples = maker.of_batch(&cells[..learned], (step, part), measured)?;
                 tokens += examples.iter().map(|example| example.seen().count() + 2).sum::<usize>();
-                loss = loss.and(self.learner.learn(&state.parameters, &examples, &mut gradients.read_depth)?);
+                let panel = maker.panel((step, part));
+                loss = loss.and(self.learn(state, panel.as_ref(), &examples, &mut gradients.read_depth)?);
             }
             if settings.objectives.use_views() {
-                let views = self.views(&cells, (step, part), &state.parameters)?;
+                let views = maker.views(&cells, (step, part))?;
                 tokens += views.iter().flat_map(|cell| &cell.views).map(|view| view.len()).sum::<usize>();
                 let (objectives, flat) = (&settings.objectives, &mut gradients.views);
                 loss = loss.and(self.learner.learn_views(&state.parameters, &views, objectives, flat)?);
@@ -363,86 +376,9 @@ impl Run<'_> {
         )))
     }
 
-    /// The examples of a batch. Cells of fewer than two counts have none.
-    fn examples(
-        &self,
-        cells: &[Cell],
-        (step, part): (u64, usize),
-        measured: &MeasuredGenes,
-        parameters: &FlatWeights,
-    ) -> Result<Vec<Example>> {
-        let genes = parameters.config().n_genes();
-        let example = |(i, cell): (usize, &Cell)| {
-            let number = (part * self.settings.batch + i) * self.all_reduce.ranks() + self.all_reduce.rank();
-            let mut rng = seeded(&[&self.settings.seed.to_le_bytes(), &step.to_le_bytes(), &number.to_le_bytes()]);
-            let measured = measured.of_dataset(cell.dataset_id);
-            self.settings.task.example(&cell.counts, genes, measured, &mut rng).transpose()
-        };
-        Ok(cells.par_iter().enumerate().filter_map(example).collect::<Result<_, _>>()?)
-    }
-
-    /// The views of a batch. Cells of fewer than two counts have none.
-    fn views(&self, cells: &[Cell], (step, part): (u64, usize), parameters: &FlatWeights) -> Result<Vec<CellViews>> {
-        let (genes, settings) = (parameters.config().n_genes(), self.settings);
-        let views = |(i, cell): (usize, &Cell)| {
-            let number = (part * settings.batch + i) * self.all_reduce.ranks() + self.all_reduce.rank();
-            let numbers = [settings.seed, step, number as u64].map(u64::to_le_bytes);
-            let mut rng = seeded(&[b"views", &numbers.concat()]);
-            settings.objectives.views_of(&settings.task, &cell.counts, &cell.target, genes, &mut rng).transpose()
-        };
-        Ok(cells.par_iter().enumerate().filter_map(views).collect::<Result<_, _>>()?)
-    }
-
-    /// The validation cells as the objectives read them. Masks and views depend only on the content of a cell, so they
-    /// are the same in every run.
-    fn validation(&self, cells: &[Cell], measured: &MeasuredGenes, state: &TrainingState) -> Result<Validation> {
-        let (genes, settings) = (state.parameters.config().n_genes(), self.settings);
-        let drawn = |what: &[u8], cell: &Cell| {
-            let counts: Vec<u8> =
-                cell.counts.iter().flat_map(|(p, v)| [p.to_le_bytes(), v.to_le_bytes()].concat()).collect();
-            seeded(&[what, &counts])
-        };
-        let example = |cell: &Cell| {
-            let (mut rng, measured) = (drawn(b"held out", cell), measured.of_dataset(cell.dataset_id));
-            settings.task.example(&cell.counts, genes, measured, &mut rng).transpose()
-        };
-        let views = |cell: &Cell| {
-            let mut rng = drawn(b"held-out views", cell);
-            settings.objectives.views_of(&settings.task, &cell.counts, &cell.target, genes, &mut rng).transpose()
-        };
-        let learned = if settings.objectives.read_depth > 0.0 { cells } else { &[] };
-        let viewed = if settings.objectives.use_views() { cells } else { &[] };
-        Ok(Validation {
-            examples: learned.par_iter().filter_map(example).collect::<Result<_, _>>()?,
-            views: viewed.par_iter().filter_map(views).collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-/// Gradients of a step before they are averaged: of the sum of squares of RDA, and of the losses of views.
-struct StepGradients {
-    read_depth: Vec<f32>,
-    views: Vec<f32>,
-}
-
-impl StepGradients {
-    fn new(weights: usize, settings: &Settings) -> Self {
-        let views = if settings.objectives.use_views() { weights } else { 0 };
-        Self { read_depth: vec![0.0; weights], views: vec![0.0; views] }
-    }
-
-    /// The gradient of the step over all processes, the factor that makes it a mean, and the loss.
-    fn sum(mut self, all: &dyn AllReduce, loss: Loss, settings: &Settings) -> Result<(Vec<f32>, Loss, f64)> {
-        let loss = all.sum(&mut self.read_depth, loss)?;
-        let scale = settings.objectives.read_depth / loss.masked.max(1) as f64;
-        if self.views.is_empty() {
-            return Ok((self.read_depth, loss, scale));
-        }
-        all.sum(&mut self.views, Loss::default())?;
-        let of_views = 1.0 / loss.view_batches.max(1) as f64;
-        let both = self.read_depth.par_iter_mut().zip(&self.views);
-        both.for_each(|(g, v)| *g = (f64::from(*g) * scale + f64::from(*v) * of_views) as f32);
-        Ok((self.read_depth, loss, 1.0))
+    fn examples(&self, parameters: &FlatWeights) -> ExampleMaker<'_> {
+        let (rank, ranks) = (self.all_reduce.rank(), self.all_reduce.ranks());
+        ExampleMaker { settings: self.settings, genes: parameters.config().n_genes(), rank, ranks }
     }
 }
 

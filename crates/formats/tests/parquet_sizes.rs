@@ -21,13 +21,15 @@ use parquet::file::properties::{WriterProperties, WriterVersion};
 /// Writes an export of two genes with these obs columns, cells of these lengths, and barcodes.
 fn export(path: &Path, lengths: &[usize], barcodes: ArrayRef, more: Option<(&str, ArrayRef)>, version: WriterVersion) {
     let total = lengths.iter().sum();
-    let DataType::List(item) = expr::data_type() else { panic!("expr is a list") };
-    let DataType::Struct(fields) = item.data_type() else { panic!("of structs") };
-    let ids: ArrayRef = Arc::new(UInt32Array::from(vec![1; total]));
-    let values: ArrayRef = Arc::new(Float32Array::from(vec![1.0; total]));
-    let entries = StructArray::new(fields.clone(), vec![ids, values], None);
-    let offsets = OffsetBuffer::from_lengths(lengths.iter().copied());
-    let expr: ArrayRef = Arc::new(ListArray::new(item.clone(), offsets, Arc::new(entries), None));
+    let DataType::Struct(fields) = expr::data_type() else { panic!("expr is a struct") };
+    let parts: [ArrayRef; 2] =
+        [Arc::new(UInt32Array::from(vec![1; total])), Arc::new(Float32Array::from(vec![1.0; total]))];
+    let list = |(field, values): (&Arc<Field>, ArrayRef)| -> ArrayRef {
+        let DataType::List(item) = field.data_type() else { panic!("of lists") };
+        Arc::new(ListArray::new(item.clone(), OffsetBuffer::from_lengths(lengths.iter().copied()), values, None))
+    };
+    let lists = fields.iter().zip(parts).map(list).collect();
+    let expr: ArrayRef = Arc::new(StructArray::new(fields.clone(), lists, None));
     let mut columns = vec![("barcode", barcodes), ("expr", expr)];
     columns.extend(more);
     let fields: Vec<Field> =

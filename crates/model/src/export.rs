@@ -10,15 +10,15 @@ use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
 use crate::error::{ModelError, Result};
-use crate::{CheckpointKey, Config, Weights};
+use crate::{CheckpointKey, Config, HEADS, Weights};
 
-/// Writes a checkpoint of one model under its key.
+/// Writes a checkpoint of one model under its key, without layers that only training reads ([`HEADS`]).
 ///
 /// # Errors
 /// `out` cannot be written.
 pub fn write_checkpoint<W: Write + Seek>(weights: &Weights, key: CheckpointKey, out: W) -> Result<W> {
     let doing = || "writing the checkpoint".to_owned();
-    let mut names: Vec<&String> = weights.tensors.keys().collect();
+    let mut names: Vec<&String> = weights.tensors.keys().filter(|name| !name.starts_with(HEADS)).collect();
     names.sort();
     let mut pickle = Pickle::default();
     pickle.bytes(&[0x80, 2]);

@@ -15,6 +15,8 @@ use crate::output_map::{self, OutputMap};
 
 /// Key of the header entry that holds [`Header`] as JSON.
 const HEADER: &str = "cellql";
+/// What the names of tensors begin with that only training reads. They are not part of the authors' model.
+pub const HEADS: &str = "heads.";
 
 /// What stands in the header of a file. The order of its fields is that in the file, and part of every model's hash.
 #[derive(Serialize, Deserialize)]

@@ -72,7 +72,7 @@ pub use device::Device;
 pub use embeddings::Embeddings;
 pub use error::{ModelError, Result};
 pub use export::write_checkpoint;
-pub use file::{Provenance, Weights, decode, encode, encode_linear, halved, with_output_map};
+pub use file::{HEADS, Provenance, Weights, decode, encode, encode_linear, halved, with_output_map};
 pub use file_bytes::FileBytes;
 pub use fused::FusedOps;
 pub use import::{CheckpointKey, read_checkpoint, read_safetensors};

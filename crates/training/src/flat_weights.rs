@@ -79,6 +79,31 @@ impl FlatWeights {
         Ok(Weights { config: self.config.clone(), vocabulary: self.vocabulary.clone(), tensors })
     }
 
+    /// The same weights with another tensor in the place of one, and the sizes and gene names that go with it.
+    ///
+    /// # Errors
+    /// [`TrainingError::Weight`] where there is no such tensor, or two genes have one name.
+    pub(crate) fn with_tensor(
+        &self,
+        name: &str,
+        (config, genes): (Config, Vec<String>),
+        shape: Vec<usize>,
+        tensor: Vec<f32>,
+    ) -> Result<Self> {
+        let wrong = |problem: String| TrainingError::Weight { weight: name.to_owned(), problem };
+        let place = *self.places.get(name).ok_or_else(|| wrong("is missing".into()))?;
+        let vocabulary = Vocabulary::new(genes).map_err(|e| wrong(e.to_string()))?;
+        let (old, new) = (self.slots[place].at.clone(), tensor.len());
+        let values = [&self.values[..old.start], &tensor, &self.values[old.end..]].concat();
+        let mut slots = self.slots.clone();
+        slots[place].shape = shape;
+        slots[place].at = old.start..old.start + new;
+        for slot in &mut slots[place + 1..] {
+            slot.at = slot.at.start - old.len() + new..slot.at.end - old.len() + new;
+        }
+        Ok(Self { config, vocabulary, slots, values, places: self.places.clone(), buffers: self.buffers.clone() })
+    }
+
     /// Tensors that are not learned.
     pub fn buffers(&self) -> &HashMap<String, Tensor> {
         &self.buffers

@@ -103,8 +103,10 @@ impl HeadPlace {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Cursor, Read, Seek};
+
     use super::*;
-    use cellql_model::{Config, Size, initialise};
+    use cellql_model::{CheckpointKey, Config, Size, initialise};
     use cellql_schemas::vocabulary::Vocabulary;
 
     fn weights() -> Weights {
@@ -139,6 +141,13 @@ mod tests {
         assert_eq!(all.tensors["heads.components.weight"].to_vec2::<f32>().unwrap(), drawn, "kept");
         add_heads(&mut all, &objectives, 6, 2).unwrap();
         assert_eq!(all.tensors["heads.components.weight"].dims(), [6, 512], "of another target: drawn anew");
+        // The authors' layout has no place for them.
+        let mut file = cellql_model::write_checkpoint(&all, CheckpointKey::Cell, Cursor::new(Vec::new())).unwrap();
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        let holds = |name: &[u8]| bytes.windows(name.len()).any(|window| window == name);
+        assert!(holds(b"pos_emb.weight") && !holds(b"heads."));
         let mut without = weights();
         add_heads(&mut without, &Objectives::default(), 0, 1).unwrap();
         assert_eq!(without.tensors.len(), plain);

@@ -96,6 +96,8 @@ impl H5 {
     }
 
     pub(crate) fn error(&self, object: &str, problem: impl ToString) -> FormatError {
+        // The path of the root group is empty where it is put together from parts.
+        let object = if object.is_empty() { "/" } else { object };
         FormatError::new(self.path.as_ref(), object, problem)
     }
 
@@ -350,4 +352,23 @@ pub(crate) fn is_bool(dtype: &DType) -> bool {
 pub(crate) fn is_integer(dtype: &DType) -> bool {
     use DType::{I8, I16, I32, I64, U8, U16, U32, U64};
     matches!(dtype, I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_the_root_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cells.h5ad");
+        let mut file = hdf5_pure::FileBuilder::new();
+        file.create_dataset("X").with_f32_data(&[1.0]).with_shape(&[1]);
+        file.write(path.to_str().unwrap()).unwrap();
+        let h5 = H5::open(&path).unwrap();
+        assert_eq!(
+            (h5.error("", "is damaged").object.as_str(), h5.error("X", "is damaged").object.as_str()),
+            ("/", "X")
+        );
+    }
 }
