@@ -21,6 +21,7 @@ use crate::pretrain::run::{METRICS, read_metrics};
 use crate::query::Session;
 use cellql_model::{Model, Provenance, encode, initialise};
 use cellql_store::Store;
+use cellql_training::Objectives;
 use cellql_training::checkpoint;
 use cellql_training::training_cost::{Line, picture, training_flops};
 
@@ -264,9 +265,8 @@ async fn report_scaling(store: &Store, runs: &[PathBuf], out: Option<&Path>, for
             let problem = format!("the model '{name}' of the store was trained by another run");
             return Err(Error::input(run, "folder", problem));
         }
-        if progress.settings.objectives.use_views() {
-            let problem =
-                "its loss is of several objectives; operations are known of read-depth-aware regression alone";
+        if progress.settings.objectives != Objectives::default() {
+            let problem = "its objectives are not the default ones, for which alone operations are known";
             return Err(Error::input(run, "folder", problem));
         }
         let points = read_metrics(&run.join(METRICS))?.into_iter().filter_map(|measured| {

@@ -307,7 +307,10 @@ impl Run<'_> {
                 let views = maker.views(&cells, (step, part))?;
                 tokens += views.iter().flat_map(|cell| &cell.views).map(|view| view.len()).sum::<usize>();
                 let (objectives, flat) = (&settings.objectives, &mut gradients.views);
-                loss = loss.and(self.learner.learn_views(&state.parameters, &views, objectives, flat)?);
+                // A data set may have no cell with two counts at the model's genes.
+                if !views.is_empty() {
+                    loss = loss.and(self.learner.learn_views(&state.parameters, &views, objectives, flat)?);
+                }
             }
             batches.push(cells);
         }

@@ -13,12 +13,13 @@ use crate::error::{Result, TrainingError};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Objectives {
-    /// Weight of RDA, the mean squared error at masked genes. At 0 the decoder is neither run nor trained.
+    /// Weight of RDA, the mean squared error at masked genes. At 0 the decoder is not run; only weight
+    /// decay changes it.
     pub read_depth: f64,
     /// Cells of a batch that RDA learns from, the first ones; `None`: all.
     pub read_depth_cells: Option<usize>,
-    /// Genes of the vocabulary that RDA computes in a batch, drawn anew for each; `None`: all. A quarter of the genes
-    /// takes about a quarter of the time.
+    /// Genes of the vocabulary that RDA reads and predicts in a batch, drawn anew for each; `None`: all. Depths are
+    /// those of the whole cell. Held-out cells are always judged over all genes.
     pub read_depth_genes: Option<usize>,
     /// Weight of the components: squared errors of a linear model's embedding, as a part of its variance in the batch.
     pub components: f64,

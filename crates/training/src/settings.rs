@@ -117,6 +117,9 @@ impl Settings {
             return Err(TrainingError::setting("spike", self.spike, "above 1"));
         }
         TrainingError::check_dtype(self.precision)?;
+        if self.objectives.use_views() && self.batch < 2 {
+            return Err(TrainingError::setting("batch", self.batch, "2 or more where components or contrast are used"));
+        }
         self.task.check()?;
         self.objectives.check()?;
         self.batches.check()?;

@@ -19,7 +19,7 @@ pub(super) fn component_loss(predicted: &[f32], targets: &[f32], dim: usize, wei
     squares / spread
 }
 
-/// Σ |t − t̄|² of rows of `dim` numbers.
+/// Σ |t − t̄|² of rows of `dim` numbers; 0 where that is no more than rounding leaves of equal rows.
 pub(crate) fn spread(rows: &[f32], dim: usize) -> f64 {
     let count = (rows.len() / dim.max(1)) as f64;
     let mut means = vec![0f64; dim];
@@ -27,7 +27,9 @@ pub(crate) fn spread(rows: &[f32], dim: usize) -> f64 {
         means.iter_mut().zip(row).for_each(|(mean, value)| *mean += f64::from(*value) / count);
     }
     let of_row = |row: &[f32]| row.iter().zip(&means).map(|(v, m)| (f64::from(*v) - m).powi(2)).sum::<f64>();
-    rows.chunks_exact(dim).map(of_row).sum()
+    let spread: f64 = rows.chunks_exact(dim.max(1)).map(of_row).sum();
+    let squares: f64 = rows.iter().map(|value| f64::from(*value).powi(2)).sum();
+    if spread > 1e-9 * squares { spread } else { 0.0 }
 }
 
 /// The normalised temperature-scaled cross-entropy of SimCLR (Chen et al. 2020, equation 1) of `[views, dim]` vectors,
@@ -80,6 +82,8 @@ mod tests {
         assert_eq!(d[0], 0.5 * 2.0 * 2.0 / 32.0);
         assert_eq!(component_loss(&targets, &targets, 2, 1.0, &mut [0.0; 6]), 0.0);
         assert_eq!(component_loss(&mean[..2], &targets[..2], 2, 1.0, &mut d), 0.0, "one cell has no variance");
+        let equal = [0.1, -0.7].repeat(7);
+        assert_eq!(spread(&equal, 2), 0.0, "rounding is no variance");
     }
 
     #[test]
