@@ -237,19 +237,16 @@ impl ListLengths {
         let mut left = u64::from(count);
         while left > 0 {
             let header = varint(&mut levels)?;
+            if header >> 1 == 0 {
+                return Err("a run of its repetition levels is empty".into());
+            }
             if header & 1 == 0 {
                 let run = (header >> 1).min(left);
-                let level = *levels.split_off_first().ok_or_else(cut_short)?;
-                match level & 1 {
-                    0 if run > 0 => self.entries = 1,
-                    0 => {}
+                match *levels.split_off_first().ok_or_else(cut_short)? & 1 {
+                    0 => self.entries = 1,
                     _ => self.go_on(run)?,
                 }
                 left -= run;
-                // A run of nothing has no end.
-                if run == 0 {
-                    return Err("a run of its repetition levels is empty".into());
-                }
                 continue;
             }
             for _ in 0..header >> 1 {
@@ -264,9 +261,6 @@ impl ListLengths {
                 if left == 0 {
                     break;
                 }
-            }
-            if header == 1 {
-                return Err("a run of its repetition levels is empty".into());
             }
         }
         Ok(())

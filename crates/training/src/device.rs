@@ -14,13 +14,13 @@ use cellql_kernels::Dtype;
 use crate::error::{Result, TrainingError};
 use crate::flat_weights::FlatWeights;
 use crate::heads::{COMPONENTS, CONTRAST};
-use crate::learner::{Learner, target_len};
+use crate::learner::Learner;
 #[cfg(feature = "nccl")]
 use crate::nccl::Communicators;
 use crate::network::{Loss, spread};
 use crate::objectives::Objectives;
 use crate::read_depth::Example;
-use crate::views::CellViews;
+use crate::views::{CellViews, target_len, targets};
 use cellql_model::{DecoderInput, FusedOps, Packed, Tokens, XTrimoGene};
 
 /// Numbers in rows of the decoder, over all its layers, of the cells learned from at once: 32 cells of 3M, 16 of 10M, 2
@@ -262,8 +262,7 @@ fn losses_of_views<'a>(
     let mut total = Tensor::zeros((), DType::F32, device)?;
     let mut loss = Loss { view_batches: 1, ..Loss::default() };
     if objectives.components > 0.0 {
-        let repeated = |cell: &CellViews| cell.target.repeat(cell.views.len());
-        let targets: Vec<f32> = batch.iter().flat_map(repeated).collect();
+        let targets = targets(batch);
         let dim = target_len(batch);
         let spread = spread(&targets, dim);
         if spread > 0.0 {
@@ -319,8 +318,8 @@ impl Learner for OnDevices {
         objectives: &Objectives,
         flat: &mut [f32],
     ) -> Result<Loss> {
-        let learnt = self.run_views(parameters, batch, objectives, Some(flat));
-        learnt.map_err(TrainingError::compute("a step on views on a device"))
+        let loss = self.run_views(parameters, batch, objectives, Some(flat));
+        loss.map_err(TrainingError::compute("a step on views on a device"))
     }
 
     fn loss_of_views(&self, parameters: &FlatWeights, batch: &[CellViews], objectives: &Objectives) -> Result<Loss> {

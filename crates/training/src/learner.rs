@@ -8,7 +8,7 @@ use crate::flat_weights::FlatWeights;
 use crate::network::{BufferPool, Loss, Network, ViewBuffers, ViewNetwork};
 use crate::objectives::Objectives;
 use crate::read_depth::Example;
-use crate::views::CellViews;
+use crate::views::{CellViews, target_len};
 
 /// Computes the loss of examples and the gradient of its sum of squares.
 pub trait Learner: Send + Sync {
@@ -41,11 +41,6 @@ pub trait Learner: Send + Sync {
     /// # Errors
     /// As [`Learner::learn`].
     fn loss_of_views(&self, parameters: &FlatWeights, batch: &[CellViews], objectives: &Objectives) -> Result<Loss>;
-}
-
-/// Length of the targets of a batch.
-pub(crate) fn target_len(batch: &[CellViews]) -> usize {
-    batch.first().map_or(0, |cell| cell.target.len())
 }
 
 /// Learns with the kernels of the CPU.

@@ -20,6 +20,16 @@ pub struct CellViews {
     pub target: Vec<f32>,
 }
 
+/// Length of the targets of a batch.
+pub(crate) fn target_len(batch: &[CellViews]) -> usize {
+    batch.first().map_or(0, |cell| cell.target.len())
+}
+
+/// The target of every view of a batch, `[views, target_len]`.
+pub(crate) fn targets(batch: &[CellViews]) -> Vec<f32> {
+    batch.iter().flat_map(|cell| cell.target.repeat(cell.views.len())).collect()
+}
+
 impl Objectives {
     /// Views of a cell, from counts at ascending positions of a vocabulary of `genes` genes. `None` for a cell of fewer
     /// than two counts.

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::flat_weights::FlatWeights;
 use crate::heads::{COMPONENTS, CONTRAST, HeadPlace};
 use crate::objectives::Objectives;
-use crate::views::CellViews;
+use crate::views::{CellViews, targets};
 
 /// Activations of views that are used again in the next step.
 #[derive(Debug, Default)]
@@ -153,10 +153,7 @@ impl<'a> ViewNetwork<'a> {
         let mut loss = Loss { view_batches: 1, ..Loss::default() };
         let (mut d_components, mut d_contrast) = (Vec::new(), Vec::new());
         if let Some(head) = &self.components {
-            let repeated = |cell: &CellViews| {
-                std::iter::repeat_n(&cell.target, cell.views.len()).flatten().copied().collect::<Vec<_>>()
-            };
-            let targets: Vec<f32> = batch.iter().flat_map(repeated).collect();
+            let targets = targets(batch);
             d_components = vec![0.0; targets.len()];
             let (predicted, weight) = (head.forward(views), self.objectives.components);
             loss.components = component_loss(&predicted, &targets, head.place.outputs, weight, &mut d_components);
